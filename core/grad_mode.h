@@ -1,0 +1,72 @@
+#ifndef TORCHLIFT_CORE_GRAD_MODE_H_
+#define TORCHLIFT_CORE_GRAD_MODE_H_
+
+// File: core/grad_mode.h
+//
+// NOTE [grad mode of outer domains]
+// GradMode is one flag for all domains. That is right while a user's function runs: no_grad inside f
+// means "do not differentiate this", at every level. It is wrong in two places, where we ourselves change
+// the flag for the sake of one domain:
+//  - the backward pass of an inner gradient runs with GradMode off (no second derivative is wanted in
+//    *this* domain), while outer domains still have to record what it does to the values;
+//  - grad(f) called under no_grad must record f in its own domain, but outer domains must not record.
+// So a level carries an override, OuterGradMode, which every rule of that level applies to GradMode before
+// it touches values. Being part of the level, it reaches the threads of the autograd engine too.
+
+#include <ATen/core/grad_mode.h>
+
+#include <optional>
+
+#include "core/level.h"
+
+namespace torchlift {
+
+// GradMode as the domains around `level` must see it now.
+inline bool outer_grad_enabled(const Level& level) {
+  switch (level.outer_grad_mode()) {
+    case OuterGradMode::kOn:
+      return true;
+    case OuterGradMode::kOff:
+      return false;
+    case OuterGradMode::kInherit:
+      break;
+  }
+  return c10::GradMode::is_enabled();
+}
+
+// Held while a rule of `level` works on values.
+class OuterGradScope {
+ public:
+  explicit OuterGradScope(const Level& level) {
+    if (C10_UNLIKELY(level.outer_grad_mode() != OuterGradMode::kInherit)) {
+      guard_.emplace(outer_grad_enabled(level));
+    }
+  }
+
+ private:
+  std::optional<c10::AutoGradMode> guard_;
+};
+
+// Sets the override of a level (nothing when level is null: there is no outer domain then).
+class OuterGradModeGuard {
+ public:
+  OuterGradModeGuard(Level* level, OuterGradMode mode) : level_(level) {
+    if (level_ != nullptr) {
+      saved_ = level_->outer_grad_mode();
+      level_->set_outer_grad_mode(mode);
+    }
+  }
+  ~OuterGradModeGuard() {
+    if (level_ != nullptr) level_->set_outer_grad_mode(saved_);
+  }
+  OuterGradModeGuard(const OuterGradModeGuard&) = delete;
+  OuterGradModeGuard& operator=(const OuterGradModeGuard&) = delete;
+
+ private:
+  Level* level_;
+  OuterGradMode saved_ = OuterGradMode::kInherit;
+};
+
+}  // namespace torchlift
+
+#endif  // TORCHLIFT_CORE_GRAD_MODE_H_

@@ -1,0 +1,84 @@
+#include "core/level.h"
+
+#include <c10/util/StringUtil.h>
+
+#include <utility>
+
+#include "core/error.h"
+#include "core/keys.h"
+#include "core/runtime.h"
+
+namespace torchlift {
+namespace {
+
+struct ThreadState {
+  std::vector<LevelPtr> levels;
+  // Random operators belong to levels[0 .. random_limit - 1]; -1 stands for all of them.
+  int64_t random_limit = -1;
+};
+
+ThreadState& thread_state() {
+  static thread_local ThreadState state;
+  return state;
+}
+
+LevelPtr push_level(Level::Options options) {
+  initialize_runtime();
+  check_no_torch_func("a torchlift transform");
+  auto& levels = thread_state().levels;
+  auto level = c10::make_intrusive<Level>(static_cast<int64_t>(levels.size()) + 1, options);
+  levels.push_back(level);
+  return level;
+}
+
+c10::DispatchKeySet mode_keys(LevelKind kind) {
+  return kind == LevelKind::kVmap ? c10::DispatchKeySet(kModeKey) : c10::DispatchKeySet();
+}
+
+}  // namespace
+
+std::string Level::describe() const {
+  return c10::str("vmap level ", depth_, " (size ", options_.size, ")");
+}
+
+LevelScope::LevelScope(Level::Options options)
+    : level_(push_level(options)), mode_guard_(mode_keys(options.kind)) {}
+
+LevelScope::~LevelScope() {
+  level_->alive_.store(false, std::memory_order_relaxed);
+  // Scopes are destroyed in the reverse of their order, so ours is the last.
+  thread_state().levels.pop_back();
+}
+
+Level* current_level() {
+  auto& levels = thread_state().levels;
+  return levels.empty() ? nullptr : levels.back().get();
+}
+
+const std::vector<LevelPtr>& level_stack() { return thread_state().levels; }
+
+Level* random_level() {
+  const ThreadState& state = thread_state();
+  const auto open = static_cast<int64_t>(state.levels.size());
+  const int64_t limit =
+      state.random_limit < 0 || state.random_limit > open ? open : state.random_limit;
+  return limit == 0 ? nullptr : state.levels[limit - 1].get();
+}
+
+RandomHandledScope::RandomHandledScope(const Level& handled)
+    : saved_(std::exchange(thread_state().random_limit, handled.depth() - 1)) {}
+
+RandomHandledScope::~RandomHandledScope() { thread_state().random_limit = saved_; }
+
+void check_no_torch_func(const char* what) {
+  const auto included = c10::impl::tls_local_dispatch_key_set().included_;
+  if (C10_UNLIKELY(included.has_any(
+          c10::DispatchKeySet({c10::DispatchKey::FuncTorchDynamicLayerFrontMode,
+                               c10::DispatchKey::FuncTorchDynamicLayerBackMode})))) {
+    unsupported_error("torchlift", what,
+                      " was used inside a transform of torch.func, which gives its tensors a meaning "
+                      "torchlift cannot see. Use torchlift's vmap, grad, vjp for the whole composition.");
+  }
+}
+
+}  // namespace torchlift

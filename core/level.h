@@ -1,0 +1,131 @@
+#ifndef TORCHLIFT_CORE_LEVEL_H_
+#define TORCHLIFT_CORE_LEVEL_H_
+
+// File: core/level.h
+//
+// NOTE [levels]
+// A level is one "meaning" that libtorch's autograd cannot keep apart by itself: one vmap, one jvp
+// inside another, one trace. It is an object with identity, owned by an RAII scope, so an exception
+// at any depth leaves none behind. Tensors that belong to a level are LiftedTensors
+// (core/lifted_tensor.h); they hold the level by pointer and can outlive its scope, but the level
+// is then no longer alive and every use of them throws.
+//
+// grad, vjp and everything else in reverse mode push no level: libtorch's autograd already nests.
+// What autograd sees are tensors of one level at a time: the *domain* of that level.
+//
+//   {
+//     LevelScope scope({.kind = LevelKind::kVmap, .size = 8});
+//     at::Tensor x = lift(batch, /*bdim=*/0, scope.level());   // looks like one example
+//     at::Tensor y = x.sin() * x;                              // runs once on the whole batch
+//     Lowered out = lower(y, *scope.level());                  // {value [8, ...], bdim 0}
+//   }
+//
+// Threads: the stack of levels is thread-local and only decides the depth of a new level. Two threads
+// can be inside different transforms at once. A LiftedTensor can be used on another thread (libtorch
+// does so in the backward pass on CUDA devices).
+
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <c10/util/intrusive_ptr.h>
+
+#include <atomic>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace torchlift {
+
+// What a level means. Each kind has its own interpretation of an operator (see core/registry.h).
+enum class LevelKind : uint8_t { kVmap };
+
+// How random operators behave under vmap, as in torch.func.vmap.
+enum class Randomness : uint8_t {
+  kError,      // random operators throw
+  kSame,       // every example sees the same random numbers
+  kDifferent,  // every example sees its own
+};
+
+// See NOTE [grad mode of outer domains] in core/grad_mode.h.
+enum class OuterGradMode : uint8_t { kInherit, kOn, kOff };
+
+class Level : public c10::intrusive_ptr_target {
+ public:
+  struct Options {
+    LevelKind kind = LevelKind::kVmap;
+    int64_t size = 1;  // number of examples
+    Randomness randomness = Randomness::kError;
+  };
+
+  Level(int64_t depth, Options options) : depth_(depth), options_(options) {}
+
+  // 1 for the outermost level. Deeper levels are interpreted first.
+  int64_t depth() const { return depth_; }
+  LevelKind kind() const { return options_.kind; }
+  int64_t size() const { return options_.size; }
+  Randomness randomness() const { return options_.randomness; }
+  bool alive() const { return alive_.load(std::memory_order_relaxed); }
+
+  OuterGradMode outer_grad_mode() const { return outer_grad_mode_.load(std::memory_order_relaxed); }
+  void set_outer_grad_mode(OuterGradMode mode) {
+    outer_grad_mode_.store(mode, std::memory_order_relaxed);
+  }
+
+  // "vmap level 2 (size 8)", for error messages.
+  std::string describe() const;
+
+ private:
+  friend class LevelScope;
+
+  const int64_t depth_;
+  const Options options_;
+  std::atomic<bool> alive_{true};
+  std::atomic<OuterGradMode> outer_grad_mode_{OuterGradMode::kInherit};
+};
+
+using LevelPtr = c10::intrusive_ptr<Level>;
+
+// Pushes a level on this thread's stack; pops it, and ends the level's life, when it is destroyed.
+// Throws if the runtime cannot be used (core/runtime.h) or a transform of torch.func is active.
+class LevelScope {
+ public:
+  explicit LevelScope(Level::Options options);
+  ~LevelScope();
+  LevelScope(const LevelScope&) = delete;
+  LevelScope& operator=(const LevelScope&) = delete;
+
+  const LevelPtr& level() const { return level_; }
+
+ private:
+  LevelPtr level_;
+  // Random operators are routed to us while a vmap level is open: see NOTE [mode key] in core/keys.h.
+  c10::impl::IncludeDispatchKeyGuard mode_guard_;
+};
+
+// The innermost level open on this thread, or null.
+Level* current_level();
+
+// The levels open on this thread, outermost first.
+const std::vector<LevelPtr>& level_stack();
+
+// Which level a random operator that meets the mode key now belongs to: the innermost one, unless a
+// rule of that level is already at work on it. Null when no level is left.
+Level* random_level();
+
+// While it lives, random operators on this thread belong to the level around `handled`.
+class RandomHandledScope {
+ public:
+  explicit RandomHandledScope(const Level& handled);
+  ~RandomHandledScope();
+  RandomHandledScope(const RandomHandledScope&) = delete;
+  RandomHandledScope& operator=(const RandomHandledScope&) = delete;
+
+ private:
+  int64_t saved_;
+};
+
+// Throws UnsupportedError when a transform of torch.func is active on this thread: the two libraries
+// give the same tensors different meanings, and mixing them could give wrong numbers.
+void check_no_torch_func(const char* what);
+
+}  // namespace torchlift
+
+#endif  // TORCHLIFT_CORE_LEVEL_H_

@@ -1,0 +1,129 @@
+#include "core/lifted_tensor.h"
+
+#include <c10/core/StorageImpl.h>
+#include <c10/core/impl/alloc_cpu.h>
+
+#include "core/error.h"
+
+namespace torchlift {
+namespace {
+
+constexpr const char* kNoData =
+    "[vmap] This tensor stands for a whole batch of values, so it has no data pointer: .data_ptr(), "
+    ".numpy(), .tolist() and printing single elements are not possible inside vmap. Return the tensor "
+    "from the function and look at the result, or use torchlift.dump_tensor(x) to see what it holds.";
+
+// One storage for all lifted tensors: it has no bytes, and whoever asks for its data gets kNoData.
+const c10::Storage& no_data_storage() {
+  static const c10::Storage storage = [] {
+    c10::Storage s(c10::Storage::use_byte_size_t(), 0, c10::DataPtr(nullptr, c10::kCPU),
+                   /*allocator=*/nullptr, /*resizable=*/false);
+    s.unsafeGetStorageImpl()->release_data_and_set_meta_custom_data_ptr_error_msg_(kNoData);
+    return s;
+  }();
+  return storage;
+}
+
+// Our keys, and the autocast key of the value's device: autocast decides on the operator the user wrote.
+c10::DispatchKeySet lifted_keys(const at::Tensor& value) {
+  return c10::DispatchKeySet({kFrontKey, kBackKey, kMarkerKey}) |
+         (value.key_set() & c10::autocast_dispatch_keyset);
+}
+
+[[noreturn]] void escaped(const Level& level) {
+  unsupported_error(
+      "vmap", "A tensor of ", level.describe(),
+      " was used after that level had ended, or on a thread that never entered it: it escaped from the "
+      "function, through a global, a closure, an attribute or an exception. Return it from the function "
+      "instead; what vmap returns can be used anywhere.");
+}
+
+}  // namespace
+
+LiftedTensorImpl::LiftedTensorImpl(at::Tensor value, std::optional<int64_t> bdim, LevelPtr level)
+    : TensorImpl(c10::Storage(no_data_storage()), lifted_keys(value), value.dtype()),
+      value_(std::move(value)),
+      bdim_(bdim.value_or(-1)),
+      level_(std::move(level)) {
+  device_opt_ = value_.device();
+  refresh_metadata();
+}
+
+void LiftedTensorImpl::refresh_metadata() {
+  const auto sizes = value_.sizes();
+  const auto strides = value_.strides();
+  const auto rank = static_cast<int64_t>(sizes.size());
+  sizes_and_strides_.resize(bdim_ < 0 ? rank : rank - 1);
+  int64_t out = 0;
+  for (int64_t dim = 0; dim < rank; ++dim) {
+    if (dim == bdim_) continue;
+    sizes_and_strides_.size_at_unchecked(out) = sizes[dim];
+    sizes_and_strides_.stride_at_unchecked(out) = strides[dim];
+    ++out;
+  }
+  storage_offset_ = value_.storage_offset();
+  refresh_numel();
+  refresh_contiguous();
+}
+
+void LiftedTensorImpl::replace_value(at::Tensor value, std::optional<int64_t> bdim) {
+  value_ = std::move(value);
+  bdim_ = bdim.value_or(-1);
+  refresh_metadata();
+}
+
+c10::intrusive_ptr<c10::TensorImpl> LiftedTensorImpl::shallow_copy_and_detach(
+    const c10::VariableVersion& version_counter, bool allow_tensor_metadata_change) const {
+  auto copy = c10::make_intrusive<LiftedTensorImpl>(value_, bdim(), level_);
+  copy->set_version_counter(version_counter);
+  copy->set_allow_tensor_metadata_change(allow_tensor_metadata_change);
+  return copy;
+}
+
+c10::intrusive_ptr<c10::TensorImpl> LiftedTensorImpl::shallow_copy_and_detach(
+    c10::VariableVersion&& version_counter, bool allow_tensor_metadata_change) const {
+  const c10::VariableVersion& version = version_counter;
+  return shallow_copy_and_detach(version, allow_tensor_metadata_change);
+}
+
+void LiftedTensorImpl::shallow_copy_from(const c10::intrusive_ptr<TensorImpl>& /*impl*/) {
+  unsupported_error("vmap",
+                    "`x.data = y` cannot change what a batched tensor holds. Use x.copy_(y), or "
+                    "make a new tensor.");
+}
+
+const char* LiftedTensorImpl::tensorimpl_type_name() const { return "torchlift lifted tensor"; }
+
+void LiftedTensorImpl::release_resources() {
+  TensorImpl::release_resources();
+  value_.reset();
+}
+
+at::Tensor lift(at::Tensor value, std::optional<int64_t> bdim, const LevelPtr& level) {
+  return at::detail::make_tensor<LiftedTensorImpl>(std::move(value), bdim, level);
+}
+
+at::Tensor lift_alias(const at::Tensor& value, std::optional<int64_t> bdim, const LevelPtr& level) {
+  at::Tensor lifted = lift(value, bdim, level);
+  if (!value.is_inference()) {
+    lifted.unsafeGetTensorImpl()->set_version_counter(
+        value.unsafeGetTensorImpl()->version_counter());
+  }
+  return lifted;
+}
+
+Lowered lower(const at::Tensor& t, const Level& level) {
+  const LiftedTensorImpl* impl = t.defined() ? as_lifted(t) : nullptr;
+  if (impl == nullptr) return {t, std::nullopt};
+  if (&impl->level() == &level) return {impl->value(), impl->bdim()};
+  if (!impl->level().alive() || impl->level().depth() >= level.depth()) escaped(impl->level());
+  return {t, std::nullopt};
+}
+
+void check_alive(const at::TensorBase& t) {
+  for (const LiftedTensorImpl* impl = as_lifted(t); impl != nullptr; impl = as_lifted(impl->value())) {
+    if (C10_UNLIKELY(!impl->level().alive())) escaped(impl->level());
+  }
+}
+
+}  // namespace torchlift

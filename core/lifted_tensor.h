@@ -1,0 +1,103 @@
+#ifndef TORCHLIFT_CORE_LIFTED_TENSOR_H_
+#define TORCHLIFT_CORE_LIFTED_TENSOR_H_
+
+// File: core/lifted_tensor.h
+//
+// LiftedTensor: a value that belongs to a level. For a vmap level the value has one dimension more than
+// the tensor shows, its batch dim, or none when every example has the same value.
+//
+//   value [8, 3, 5], bdim 0, level of size 8   ->   a tensor of shape [3, 5]
+//
+// The value may itself be lifted at an outer level, or be tracked by autograd there. What autograd
+// records on the LiftedTensor itself is this level's domain (NOTE [levels] in core/level.h).
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/TensorImpl.h>
+
+#include <cstdint>
+#include <optional>
+#include <utility>
+
+#include "core/keys.h"
+#include "core/level.h"
+
+namespace torchlift {
+
+class LiftedTensorImpl final : public c10::TensorImpl {
+ public:
+  LiftedTensorImpl(at::Tensor value, std::optional<int64_t> bdim, LevelPtr level);
+
+  const at::Tensor& value() const { return value_; }
+  std::optional<int64_t> bdim() const {
+    return bdim_ < 0 ? std::nullopt : std::optional<int64_t>(bdim_);
+  }
+  Level& level() const { return *level_; }
+  const LevelPtr& level_ptr() const { return level_; }
+
+  // For in-place operators that change the metadata (squeeze_, t_, resize_...): the tensor keeps its
+  // identity and shows another value.
+  void replace_value(at::Tensor value, std::optional<int64_t> bdim);
+
+  // Re-reads sizes and strides after the value was changed in place.
+  void refresh_metadata();
+
+  c10::intrusive_ptr<TensorImpl> shallow_copy_and_detach(
+      const c10::VariableVersion& version_counter,
+      bool allow_tensor_metadata_change) const override;
+  c10::intrusive_ptr<TensorImpl> shallow_copy_and_detach(
+      c10::VariableVersion&& version_counter,
+      bool allow_tensor_metadata_change) const override;
+  void shallow_copy_from(const c10::intrusive_ptr<TensorImpl>& impl) override;
+
+  void release_resources() override;
+
+ private:
+  const char* tensorimpl_type_name() const override;
+
+  at::Tensor value_;
+  int64_t bdim_;  // -1: no batch dim
+  LevelPtr level_;
+};
+
+inline bool is_lifted(const at::TensorBase& t) {
+  return t.unsafeGetTensorImpl()->key_set().has(kFrontKey);
+}
+
+// The LiftedTensorImpl behind t, or null. (libtorch's torchdistX could put the same key on another
+// class: core/runtime.cc refuses to start beside it.)
+inline LiftedTensorImpl* as_lifted(const at::TensorBase& t) {
+  c10::TensorImpl* impl = t.unsafeGetTensorImpl();
+  return impl->key_set().has(kFrontKey) ? static_cast<LiftedTensorImpl*>(impl) : nullptr;
+}
+
+// 0 for a plain tensor, else the depth of the level it belongs to.
+inline int64_t depth_of(const at::TensorBase& t) {
+  const LiftedTensorImpl* impl = as_lifted(t);
+  return impl == nullptr ? 0 : impl->level().depth();
+}
+
+// A value and the dim of it that holds the examples, if any.
+struct Lowered {
+  at::Tensor value;
+  std::optional<int64_t> bdim;
+};
+
+// Makes `value` a tensor of `level`. bdim is a dim of value, 0 <= bdim < value.dim(), whose size is
+// level->size(); nullopt when all examples share the value. `value` belongs to lower levels only.
+at::Tensor lift(at::Tensor value, std::optional<int64_t> bdim, const LevelPtr& level);
+
+// lift for a tensor that the caller goes on using: an in-place write to either is noticed by autograd
+// wherever the other was saved (they share a version counter).
+at::Tensor lift_alias(const at::Tensor& value, std::optional<int64_t> bdim, const LevelPtr& level);
+
+// The value of t at `level`; t itself, with no batch dim, when t belongs to a lower level or to none.
+// Throws UnsupportedError when t belongs to a level that has ended.
+Lowered lower(const at::Tensor& t, const Level& level);
+
+// Throws UnsupportedError naming the level when t (or the value in it) belongs to a level that has
+// ended: the tensor escaped from its transform.
+void check_alive(const at::TensorBase& t);
+
+}  // namespace torchlift
+
+#endif  // TORCHLIFT_CORE_LIFTED_TENSOR_H_
