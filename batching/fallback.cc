@@ -1,0 +1,225 @@
+#include "batching/fallback.h"
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/stack.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <map>
+#include <mutex>
+#include <utility>
+
+#include "core/boxed.h"
+#include "core/dispatch.h"
+#include "core/error.h"
+#include "core/registry.h"
+
+namespace torchlift {
+namespace {
+
+using c10::IValue;
+using c10::OperatorHandle;
+using torch::jit::Stack;
+
+// --- the report -----------------------------------------------------------------------------------------
+
+struct Report {
+  std::mutex mutex;
+  std::map<std::string, FallbackRecord> records;
+  std::map<std::string, bool> warned;
+};
+
+Report& report() {
+  static auto* instance = new Report();
+  return *instance;
+}
+
+std::atomic<bool> warning_enabled{true};
+
+bool& strict_flag() {
+  static thread_local bool strict = false;
+  return strict;
+}
+
+void record(const std::string& op, int64_t examples, double seconds, int64_t bytes) {
+  const std::lock_guard<std::mutex> lock(report().mutex);
+  FallbackRecord& entry = report().records[op];
+  entry.op = op;
+  entry.count += 1;
+  entry.examples += examples;
+  entry.seconds += seconds;
+  entry.bytes += bytes;
+}
+
+void warn_once(const std::string& op) {
+  if (!warning_enabled.load()) return;
+  {
+    const std::lock_guard<std::mutex> lock(report().mutex);
+    if (!report().warned.emplace(op, true).second) return;
+  }
+  TORCH_WARN("There is a performance drop because we have not yet implemented the batching rule for ",
+             op, ". It runs once for each example. torchlift.fallback_report() tells what this costs, "
+             "torchlift.strict() makes it an error.");
+}
+
+// --- the loop -------------------------------------------------------------------------------------------
+
+// An operator whose result shares memory with an argument cannot be looped over: the stacked copies would
+// not be views, and writes through them would be lost.
+void check_loopable(const OperatorHandle& op) {
+  const auto& schema = op.schema();
+  for (const auto& result : schema.returns()) {
+    if (result.alias_info() != nullptr && !result.alias_info()->isWrite()) {
+      unsupported_error("vmap", "torchlift has no batching rule for the view operator ",
+                        toString(op.operator_name()),
+                        ", and a loop cannot return a view. Use .clone() of an operator it has, such "
+                        "as reshape, select or gather.");
+    }
+  }
+}
+
+void check_targets(const OperatorHandle& op, const std::vector<IValue>& args, const Level& level) {
+  for (size_t i = 0; i < args.size(); ++i) {
+    if (!writes_argument(op, i)) continue;
+    for_each_tensor(args[i], [&](const at::Tensor& t) {
+      if (!lower(t, level).bdim) throw_write_to_unbatched(op.schema().name().c_str(), t, level);
+    });
+  }
+}
+
+// The arguments of one example: its slice of batched values. With an empty batch there is none; zeros
+// stand in, to find the shapes of the results.
+IValue example(const IValue& arg, const Level& level, int64_t index) {
+  return map_tensors(arg, [&](const at::Tensor& t) {
+    const Lowered lowered = lower(t, level);
+    if (!lowered.bdim) return lowered.value;
+    if (level.size() == 0) return at::zeros(t.sizes(), lowered.value.options());
+    return lowered.value.select(*lowered.bdim, index);
+  });
+}
+
+at::Tensor stacked(const std::vector<at::Tensor>& examples, int64_t batch_size) {
+  if (batch_size > 0) return at::stack(examples);
+  c10::SmallVector<int64_t, 8> sizes{0};
+  sizes.append(examples[0].sizes().begin(), examples[0].sizes().end());
+  return at::empty(sizes, examples[0].options());
+}
+
+// Collects the results of all examples at one position of the schema.
+class ResultStack {
+ public:
+  void add(const OperatorHandle& op, const IValue& result) {
+    if (result.isTensor()) {
+      examples_.push_back({result.toTensor()});
+    } else if (result.isTensorList()) {
+      is_list_ = true;
+      examples_.push_back(result.toTensorVector());
+    } else {
+      unsupported_error("vmap", toString(op.operator_name()), " returns a ", result.tagKind(),
+                        ", which cannot differ between the examples of a batch.");
+    }
+  }
+
+  IValue lifted(const LevelPtr& level, int64_t* bytes) const {
+    std::vector<at::Tensor> results;
+    for (size_t k = 0; k < examples_[0].size(); ++k) results.push_back(lifted_at(k, level, bytes));
+    return is_list_ ? IValue(results) : IValue(results[0]);
+  }
+
+ private:
+  at::Tensor lifted_at(size_t position, const LevelPtr& level, int64_t* bytes) const {
+    std::vector<at::Tensor> column;
+    for (const auto& each : examples_) column.push_back(each.at(position));
+    if (!column[0].defined()) return {};
+    for (const at::Tensor& each : column) {
+      if (!each.sizes().equals(column[0].sizes())) {
+        unsupported_error("vmap", "the examples of a batch gave results of different shapes, ",
+                          column[0].sizes(), " and ", each.sizes(),
+                          ", so they cannot be stacked. Pad them to one shape inside the function.");
+      }
+    }
+    const at::Tensor result = stacked(column, level->size());
+    *bytes += result.numel() * static_cast<int64_t>(result.element_size());
+    return lift(result, 0, level);
+  }
+
+  std::vector<std::vector<at::Tensor>> examples_;
+  bool is_list_ = false;
+};
+
+void loop(const OperatorHandle& op, const LevelPtr& level, Stack* stack) {
+  const std::string name = toString(op.operator_name());
+  if (is_strict()) {
+    unsupported_error("vmap", "strict mode: torchlift has no batching rule for ", name,
+                      ", and would run it once for each of ", level->size(),
+                      " examples. Leave strict mode to allow that, or use other operators.");
+  }
+  check_loopable(op);
+  warn_once(name);
+  const auto start = std::chrono::steady_clock::now();
+  const auto& schema = op.schema();
+  const std::vector<IValue> args = torch::jit::pop(*stack, schema.arguments().size());
+  check_targets(op, args, *level);
+  std::vector<ResultStack> results(schema.returns().size());
+  const int64_t runs = std::max<int64_t>(level->size(), 1);
+  for (int64_t i = 0; i < runs; ++i) {
+    Stack call;
+    for (const IValue& arg : args) call.push_back(example(arg, *level, i));
+    op.callBoxed(call);
+    for (size_t r = 0; r < results.size(); ++r) results[r].add(op, call[r]);
+  }
+  int64_t bytes = 0;
+  std::vector<IValue> written;
+  for (size_t i = 0; i < args.size(); ++i) {
+    if (!writes_argument(op, i)) continue;
+    for_each_tensor(args[i], [](const at::Tensor& t) {
+      if (!t.is_inference()) t.unsafeGetTensorImpl()->bump_version();
+    });
+    written.push_back(args[i]);
+  }
+  size_t next = 0;
+  for (size_t r = 0; r < results.size(); ++r) {
+    const auto* alias = schema.returns()[r].alias_info();
+    const bool is_argument = alias != nullptr && alias->isWrite() && next < written.size();
+    stack->push_back(is_argument ? written[next++] : results[r].lifted(level, &bytes));
+  }
+  const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - start;
+  record(name, level->size(), spent.count(), bytes);
+}
+
+// Installed when the library is loaded.
+[[maybe_unused]] const bool kInstalled = [] {
+  set_fallback_rule(&loop);
+  return true;
+}();
+
+}  // namespace
+
+std::vector<FallbackRecord> fallback_report() {
+  std::vector<FallbackRecord> records;
+  {
+    const std::lock_guard<std::mutex> lock(report().mutex);
+    for (const auto& [op, entry] : report().records) records.push_back(entry);
+  }
+  std::sort(records.begin(), records.end(),
+            [](const auto& a, const auto& b) { return a.seconds > b.seconds; });
+  return records;
+}
+
+void reset_fallback_report() {
+  const std::lock_guard<std::mutex> lock(report().mutex);
+  report().records.clear();
+}
+
+bool set_fallback_warning_enabled(bool enabled) { return warning_enabled.exchange(enabled); }
+
+StrictScope::StrictScope(bool strict) : saved_(std::exchange(strict_flag(), strict)) {}
+
+StrictScope::~StrictScope() { strict_flag() = saved_; }
+
+bool is_strict() { return strict_flag(); }
+
+}  // namespace torchlift
