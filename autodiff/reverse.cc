@@ -1,0 +1,176 @@
+#include "autodiff/reverse.h"
+
+#include <ATen/SequenceNumber.h>
+#include <ATen/ops/alias.h>
+#include <ATen/ops/zeros_like.h>
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/functions/accumulate_grad.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/variable.h>
+
+#include <unordered_set>
+#include <utility>
+
+#include "core/dispatch.h"
+#include "core/lifted_tensor.h"
+#include "core/runtime.h"
+
+namespace torchlift {
+namespace {
+
+using torch::autograd::AccumulateGrad;
+using torch::autograd::Node;
+
+// NOTE [who can see the graph]
+// A gradient needs a graph of its own (create_graph) only if somebody outside of f differentiates what f
+// touched *in this domain*: a primal was tracked before f ran, or the graph of the outputs reaches a node
+// that was there before, or a leaf that is not one of our primals (weights that f closes over). Outer
+// domains are not concerned: they record what happens to the values, whatever this domain does
+// (NOTE [grad mode of outer domains] in core/grad_mode.h).
+class GraphWalk {
+ public:
+  GraphWalk(uint64_t first_node, const std::vector<at::Tensor>& primals)
+      : first_node_(first_node), primals_(primals) {}
+
+  bool reaches_outside(const std::vector<at::Tensor>& outputs) {
+    for (const at::Tensor& output : outputs) {
+      if (output.defined() && output.requires_grad()) {
+        push(torch::autograd::impl::gradient_edge(output).function.get());
+      }
+    }
+    while (!todo_.empty()) {
+      Node* node = todo_.back();
+      todo_.pop_back();
+      if (is_outside(*node)) return true;
+      for (const auto& edge : node->next_edges()) push(edge.function.get());
+    }
+    return false;
+  }
+
+ private:
+  void push(Node* node) {
+    if (node != nullptr && seen_.insert(node).second) todo_.push_back(node);
+  }
+
+  bool is_outside(const Node& node) const {
+    if (const auto* leaf = dynamic_cast<const AccumulateGrad*>(&node)) {
+      for (const at::Tensor& primal : primals_) {
+        if (primal.is_same(leaf->variable)) return false;
+      }
+      return true;
+    }
+    return node.sequence_nr() < first_node_;
+  }
+
+  uint64_t first_node_;
+  const std::vector<at::Tensor>& primals_;
+  std::unordered_set<Node*> seen_;
+  std::vector<Node*> todo_;
+};
+
+bool any_tracked(const std::vector<at::Tensor>& tensors) {
+  for (const at::Tensor& t : tensors) {
+    if (t.defined() && is_tracked(t)) return true;
+  }
+  return false;
+}
+
+// The tensor as one of `level`, so that autograd of that domain can use it.
+at::Tensor in_domain(const at::Tensor& t, Level* level) {
+  if (level == nullptr || !t.defined() || depth_of(t) == level->depth()) return t;
+  return lift_alias(t, std::nullopt, LevelPtr::reclaim_copy(level));
+}
+
+}  // namespace
+
+struct Pullback::State {
+  std::vector<at::Tensor> primals;
+  std::vector<at::Tensor> outputs;       // with the graph
+  std::vector<at::Tensor> seen_outputs;  // what the caller gets
+  bool seen_outside;                     // see NOTE [who can see the graph]
+};
+
+const std::vector<at::Tensor>& Pullback::outputs() const { return state_->seen_outputs; }
+
+std::vector<at::Tensor> Pullback::operator()(std::vector<at::Tensor> cotangents,
+                                             bool free_graph) const {
+  const State& state = *state_;
+  Level* level = current_level();
+  const bool outer_grad =
+      level != nullptr ? outer_grad_enabled(*level) : c10::GradMode::is_enabled();
+  const bool grad_enabled = c10::GradMode::is_enabled();
+  std::vector<at::Tensor> outputs;
+  std::vector<at::Tensor> grads;
+  for (size_t i = 0; i < state.outputs.size(); ++i) {
+    if (!cotangents[i].defined() || !state.outputs[i].requires_grad()) continue;
+    outputs.push_back(state.outputs[i]);
+    grads.push_back(in_domain(cotangents[i], level));
+  }
+  std::vector<at::Tensor> result(state.primals.size());
+  if (!outputs.empty() && !state.primals.empty()) {
+    const bool create_graph = grad_enabled && (state.seen_outside || any_tracked(grads));
+    const OuterGradModeGuard guard(level, outer_grad ? OuterGradMode::kOn : OuterGradMode::kOff);
+    result = torch::autograd::grad(outputs, state.primals, grads,
+                                   /*retain_graph=*/create_graph || !free_graph, create_graph,
+                                   /*allow_unused=*/true);
+  }
+  for (size_t i = 0; i < result.size(); ++i) {
+    if (!result[i].defined()) {
+      const c10::NoGradGuard no_grad;
+      result[i] = at::zeros_like(state.primals[i]);
+    }
+  }
+  return result;
+}
+
+ReverseScope::ReverseScope()
+    : level_(current_level()),
+      outer_grad_(c10::GradMode::is_enabled()),
+      first_node_(at::sequence_number::peek()) {
+  initialize_runtime();
+  check_no_torch_func("a gradient transform");
+  if (!outer_grad_) outer_guard_.emplace(level_, OuterGradMode::kOff);
+  grad_guard_.emplace(true);
+}
+
+ReverseScope::~ReverseScope() = default;
+
+at::Tensor ReverseScope::primal(const at::Tensor& x) {
+  check_alive(x);
+  at::Tensor p;
+  if (level_ != nullptr && depth_of(x) != level_->depth()) {
+    // A tensor from outside: in this domain it is a fresh leaf, the same for all examples.
+    p = lift_alias(x, std::nullopt, LevelPtr::reclaim_copy(level_));
+  } else if (outer_grad_ && x.requires_grad()) {
+    p = at::alias(x);
+    primal_tracked_outside_ = true;
+    primals_.push_back(p);
+    return p;
+  } else {
+    p = x.detach();
+  }
+  p.set_requires_grad(true);
+  primals_.push_back(p);
+  return p;
+}
+
+Pullback ReverseScope::finish(const std::vector<at::Tensor>& outputs) {
+  grad_guard_.reset();
+  outer_guard_.reset();
+  auto state = std::make_shared<Pullback::State>();
+  state->seen_outside =
+      outer_grad_ &&
+      (primal_tracked_outside_ || GraphWalk(first_node_, primals_).reaches_outside(outputs));
+  state->primals = std::move(primals_);
+  state->outputs = outputs;
+  state->seen_outputs.reserve(outputs.size());
+  for (const at::Tensor& output : outputs) {
+    const bool keep = state->seen_outside || !output.defined() || !output.requires_grad();
+    state->seen_outputs.push_back(keep ? output : output.detach());
+  }
+  Pullback pullback;
+  pullback.state_ = std::move(state);
+  return pullback;
+}
+
+}  // namespace torchlift
