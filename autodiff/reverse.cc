@@ -4,8 +4,8 @@
 #include <ATen/ops/alias.h>
 #include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/autograd.h>
-#include <torch/csrc/autograd/functions/accumulate_grad.h>
 #include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/accumulate_grad.h>
 #include <torch/csrc/autograd/variable.h>
 
 #include <unordered_set>
@@ -22,11 +22,11 @@ using torch::autograd::AccumulateGrad;
 using torch::autograd::Node;
 
 // NOTE [who can see the graph]
-// A gradient needs a graph of its own (create_graph) only if somebody outside of f differentiates what f
-// touched *in this domain*: a primal was tracked before f ran, or the graph of the outputs reaches a node
-// that was there before, or a leaf that is not one of our primals (weights that f closes over). Outer
-// domains are not concerned: they record what happens to the values, whatever this domain does
-// (NOTE [grad mode of outer domains] in core/grad_mode.h).
+// A gradient needs a graph of its own (create_graph) only if somebody outside of f differentiates
+// what f touched *in this domain*: a primal was tracked before f ran, or the graph of the outputs
+// reaches a node that was there before, or a leaf that is not one of our primals (weights that f
+// closes over). Outer domains are not concerned: they record what happens to the values, whatever
+// this domain does (NOTE [grad mode of outer domains] in core/grad_mode.h).
 class GraphWalk {
  public:
   GraphWalk(uint64_t first_node, const std::vector<at::Tensor>& primals)
@@ -158,9 +158,8 @@ Pullback ReverseScope::finish(const std::vector<at::Tensor>& outputs) {
   grad_guard_.reset();
   outer_guard_.reset();
   auto state = std::make_shared<Pullback::State>();
-  state->seen_outside =
-      outer_grad_ &&
-      (primal_tracked_outside_ || GraphWalk(first_node_, primals_).reaches_outside(outputs));
+  state->seen_outside = outer_grad_ && (primal_tracked_outside_ ||
+                                        GraphWalk(first_node_, primals_).reaches_outside(outputs));
   state->primals = std::move(primals_);
   state->outputs = outputs;
   state->seen_outputs.reserve(outputs.size());

@@ -3,10 +3,10 @@
 
 // File: autodiff/reverse.h
 //
-// One reverse-mode differentiation, below the typed API (autodiff/grad.h, autodiff/vjp.h) and the Python
-// one. No level is pushed and nothing is wrapped: the primals alias the inputs, f runs, libtorch's engine
-// pulls back. What this file adds to torch::autograd::grad is when a graph is kept:
-// see NOTE [who can see the graph].
+// One reverse-mode differentiation, below the typed API (autodiff/grad.h, autodiff/vjp.h) and the
+// Python one. No level is pushed and nothing is wrapped: the primals alias the inputs, f runs,
+// libtorch's engine pulls back. What this file adds to torch::autograd::grad is when a graph is
+// kept: see NOTE [who can see the graph].
 //
 //   ReverseScope scope;
 //   at::Tensor p = scope.primal(x);                 // shares memory with x
@@ -31,13 +31,13 @@ namespace torchlift {
 // What is left of a differentiation when f has run. Copyable; copies share the graph.
 class Pullback {
  public:
-  // The outputs as the caller may see them: connected to whatever outside of f is differentiated, and to
-  // nothing else.
+  // The outputs as the caller may see them: connected to whatever outside of f is differentiated,
+  // and to nothing else.
   const std::vector<at::Tensor>& outputs() const;
 
-  // The vector-Jacobian product. cotangents: one per output, of the output's shape and dtype (an undefined
-  // one stands for zero; callers check shapes, they know the argument's name). Returns one gradient per
-  // primal, of the primal's shape; zeros where the outputs do not depend on it.
+  // The vector-Jacobian product. cotangents: one per output, of the output's shape and dtype (an
+  // undefined one stands for zero; callers check shapes, they know the argument's name). Returns
+  // one gradient per primal, of the primal's shape; zeros where the outputs do not depend on it.
   // With free_graph the graph's buffers are released, and the pullback cannot be called again.
   std::vector<at::Tensor> operator()(std::vector<at::Tensor> cotangents,
                                      bool free_graph = false) const;
@@ -56,8 +56,8 @@ class ReverseScope {
   ReverseScope(const ReverseScope&) = delete;
   ReverseScope& operator=(const ReverseScope&) = delete;
 
-  // The tensor to hand to f in place of x, an input that is differentiated. x must be of a floating or
-  // complex dtype (callers check: they know the argument's name).
+  // The tensor to hand to f in place of x, an input that is differentiated. x must be of a floating
+  // or complex dtype (callers check: they know the argument's name).
   at::Tensor primal(const at::Tensor& x);
 
   // Ends f's run. Call it once.

@@ -24,7 +24,8 @@ using c10::IValue;
 using c10::OperatorHandle;
 using torch::jit::Stack;
 
-// --- the report -----------------------------------------------------------------------------------------
+// --- the report
+// -----------------------------------------------------------------------------------------
 
 struct Report {
   std::mutex mutex;
@@ -60,23 +61,26 @@ void warn_once(const std::string& op) {
     const std::lock_guard<std::mutex> lock(report().mutex);
     if (!report().warned.emplace(op, true).second) return;
   }
-  TORCH_WARN("There is a performance drop because we have not yet implemented the batching rule for ",
-             op, ". It runs once for each example. torchlift.fallback_report() tells what this costs, "
-             "torchlift.strict() makes it an error.");
+  TORCH_WARN(
+      "There is a performance drop because we have not yet implemented the batching rule for ", op,
+      ". It runs once for each example. torchlift.fallback_report() tells what this costs, "
+      "torchlift.strict() makes it an error.");
 }
 
-// --- the loop -------------------------------------------------------------------------------------------
+// --- the loop
+// -------------------------------------------------------------------------------------------
 
-// An operator whose result shares memory with an argument cannot be looped over: the stacked copies would
-// not be views, and writes through them would be lost.
+// An operator whose result shares memory with an argument cannot be looped over: the stacked copies
+// would not be views, and writes through them would be lost.
 void check_loopable(const OperatorHandle& op) {
   const auto& schema = op.schema();
   for (const auto& result : schema.returns()) {
     if (result.alias_info() != nullptr && !result.alias_info()->isWrite()) {
-      unsupported_error("vmap", "torchlift has no batching rule for the view operator ",
-                        toString(op.operator_name()),
-                        ", and a loop cannot return a view. Use .clone() of an operator it has, such "
-                        "as reshape, select or gather.");
+      unsupported_error(
+          "vmap", "torchlift has no batching rule for the view operator ",
+          toString(op.operator_name()),
+          ", and a loop cannot return a view. Use .clone() of an operator it has, such "
+          "as reshape, select or gather.");
     }
   }
 }
@@ -90,8 +94,8 @@ void check_targets(const OperatorHandle& op, const std::vector<IValue>& args, co
   }
 }
 
-// The arguments of one example: its slice of batched values. With an empty batch there is none; zeros
-// stand in, to find the shapes of the results.
+// The arguments of one example: its slice of batched values. With an empty batch there is none;
+// zeros stand in, to find the shapes of the results.
 IValue example(const IValue& arg, const Level& level, int64_t index) {
   return map_tensors(arg, [&](const at::Tensor& t) {
     const Lowered lowered = lower(t, level);
@@ -136,9 +140,10 @@ class ResultStack {
     if (!column[0].defined()) return {};
     for (const at::Tensor& each : column) {
       if (!each.sizes().equals(column[0].sizes())) {
-        unsupported_error("vmap", "the examples of a batch gave results of different shapes, ",
-                          column[0].sizes(), " and ", each.sizes(),
-                          ", so they cannot be stacked. Pad them to one shape inside the function.");
+        unsupported_error(
+            "vmap", "the examples of a batch gave results of different shapes, ", column[0].sizes(),
+            " and ", each.sizes(),
+            ", so they cannot be stacked. Pad them to one shape inside the function.");
       }
     }
     const at::Tensor result = stacked(column, level->size());

@@ -84,8 +84,8 @@ void apply_unbatched(const c10::OperatorHandle& op, const LevelPtr& level,
     if (alias != nullptr && alias->isWrite() && next < written.size()) {
       result = written[next++];
     } else {
-      result = map_tensors(result,
-                           [&](const at::Tensor& t) { return lift(t, std::nullopt, level); });
+      result =
+          map_tensors(result, [&](const at::Tensor& t) { return lift(t, std::nullopt, level); });
     }
   }
 }

@@ -27,8 +27,8 @@ void for_each_tensor(const c10::IValue& value, const std::function<void(const at
 c10::IValue map_tensors(const c10::IValue& value,
                         const std::function<at::Tensor(const at::Tensor&)>& f);
 
-// Calls the operator on the values of its arguments, none of which has a batch dim at `level`, and lifts
-// the results without one.
+// Calls the operator on the values of its arguments, none of which has a batch dim at `level`, and
+// lifts the results without one.
 void apply_unbatched(const c10::OperatorHandle& op, const LevelPtr& level,
                      torch::jit::Stack* stack);
 

@@ -19,16 +19,18 @@ const LevelPtr& LevelFinder::level() const {
 }
 
 void TrackedFinder::throw_same_depth(const Level& other) {
-  unsupported_error("vmap", "A tensor of ", other.describe(),
-                    " met a tensor of another level that is as deep: one of them belongs to another "
-                    "thread, or escaped from its function. Pass it as an argument instead.");
+  unsupported_error(
+      "vmap", "A tensor of ", other.describe(),
+      " met a tensor of another level that is as deep: one of them belongs to another "
+      "thread, or escaped from its function. Pass it as an argument instead.");
 }
 
 void throw_write_to_unbatched(const char* op, const at::Tensor& target, const Level& level) {
   unsupported_error(
       "vmap", op, " writes values that differ between examples (of ", level.describe(),
       ") into a tensor of shape ", target.sizes(),
-      " that has no batch dimension, because it was made without looking at a batched tensor, or comes "
+      " that has no batch dimension, because it was made without looking at a batched tensor, or "
+      "comes "
       "from outside the function. Use the out-of-place operator, or make the target from a batched "
       "tensor: x.new_zeros(shape) becomes torch.zeros_like(x), or pass it to vmap with in_dims=0.");
 }

@@ -12,14 +12,15 @@
 
 #include <optional>
 
+#include "core/grad_mode.h"
 #include "core/keys.h"
 #include "core/lifted_tensor.h"
 
 namespace torchlift {
 
 // The thread-local dispatch state at a front kernel that went on to autograd. The back kernel, or a
-// front kernel met from below autograd, returns to it before it applies the rule: else the values would
-// lose their outer graph and outer tangents.
+// front kernel met from below autograd, returns to it before it applies the rule: else the values
+// would lose their outer graph and outer tangents.
 struct Frame {
   c10::impl::LocalDispatchKeySet tls;
   Frame* previous;
@@ -34,7 +35,10 @@ class FrameScope {
   FrameScope() : frame_{c10::impl::tls_local_dispatch_key_set(), current_frame()} {
     current_frame() = &frame_;
   }
-  ~FrameScope() { current_frame() = frame_.previous; }
+  ~FrameScope() {
+    current_frame() = frame_.previous;
+    note_nodes();
+  }
   FrameScope(const FrameScope&) = delete;
   FrameScope& operator=(const FrameScope&) = delete;
 
@@ -62,16 +66,15 @@ class RestoreScope {
 };
 
 // True at a front kernel that was reached from below an autograd kernel of ours: derivative code
-// dispatches afresh there (_fw_primal calls alias, say). It must act as the back does. The test is on
-// AutogradFunctionality, since the excluded set holds no backend bits.
+// dispatches afresh there (_fw_primal calls alias, say). It must act as the back does. The test is
+// on AutogradFunctionality, since the excluded set holds no backend bits.
 inline bool below_autograd() {
-  return current_frame() != nullptr &&
-         c10::impl::tls_local_dispatch_key_set().excluded_.has(
-             c10::DispatchKey::AutogradFunctionality);
+  return current_frame() != nullptr && c10::impl::tls_local_dispatch_key_set().excluded_.has(
+                                           c10::DispatchKey::AutogradFunctionality);
 }
 
-// Whether autograd would record an operator on t: it has a grad_fn or is a leaf that requires grad, under
-// GradMode, or has a forward gradient.
+// Whether autograd would record an operator on t: it has a grad_fn or is a leaf that requires grad,
+// under GradMode, or has a forward gradient.
 inline bool is_tracked(const at::TensorBase& t) {
   const c10::TensorImpl* impl = t.unsafeGetTensorImpl();
   const c10::AutogradMetaInterface* meta = impl->autograd_meta();
@@ -130,10 +133,11 @@ class TrackedFinder {
 };
 
 // NOTE [hidden arguments]
-// On the autograd path of a level, an argument of a lower level or a plain tensor must not take part: if it
-// is tracked, autograd would record an edge (or mix a tangent) of another domain; if it has further dispatch
-// keys (sparse, meta, a Python subclass), they would be dispatched on before our back key. Such an
-// argument is lifted without a batch dim, which gives it no autograd state of this domain.
+// On the autograd path of a level, an argument of a lower level or a plain tensor must not take
+// part: if it is tracked, autograd would record an edge (or mix a tangent) of another domain; if it
+// has further dispatch keys (sparse, meta, a Python subclass), they would be dispatched on before
+// our back key. Such an argument is lifted without a batch dim, which gives it no autograd state of
+// this domain.
 inline bool needs_hiding(const at::TensorBase& t, const Level& level) {
   const c10::TensorImpl* impl = t.unsafeGetTensorImpl();
   if (impl->key_set().has(kFrontKey) &&
@@ -143,11 +147,12 @@ inline bool needs_hiding(const at::TensorBase& t, const Level& level) {
   return !kPlainKeys.has_all(impl->key_set()) || is_tracked(t);
 }
 
-// Whether a view taken now must be recorded by autograd although nothing is tracked: a later in-place
-// write through the view, or into its base, may be.
+// Whether a view taken now must be recorded by autograd although nothing is tracked: a later
+// in-place write through the view, or into its base, may be.
 inline bool records_views() { return c10::GradMode::is_enabled(); }
 
-// Throws: `op` would write values that differ from example to example into a tensor that has no batch dim.
+// Throws: `op` would write values that differ from example to example into a tensor that has no
+// batch dim.
 [[noreturn]] void throw_write_to_unbatched(const char* op, const at::Tensor& target,
                                            const Level& level);
 

@@ -9,7 +9,8 @@ std::string tagged(std::string_view transform, const std::string& message) {
 
 }  // namespace
 
-// The errors carry no C++ backtrace: the message tells the user what to change, and making one is slow.
+// The errors carry no C++ backtrace: the message tells the user what to change, and making one is
+// slow.
 void throw_transform_error(std::string_view transform, const std::string& message) {
   throw TransformError(tagged(transform, message), /*backtrace=*/nullptr);
 }

@@ -3,8 +3,9 @@
 
 // File: core/error.h
 //
-// The exceptions a user can meet. All derive from c10::Error, so code that already catches libtorch's
-// errors catches ours, and pybind11 turns them into the Python exception named beside each.
+// The exceptions a user can meet. All derive from c10::Error, so code that already catches
+// libtorch's errors catches ours, and pybind11 turns them into the Python exception named beside
+// each.
 //
 //   TransformError   bad use of a transform: wrong in_dims, inconsistent sizes, cotangents of
 //                    another structure...                                       (ValueError)
@@ -13,7 +14,8 @@
 //
 // A message starts with the transform in brackets and ends with the fix:
 //
-//   throw_transform_error("vmap", "argument 1 has size 3 along dim 0, ... Give all ... the same size.");
+//   throw_transform_error("vmap", "argument 1 has size 3 along dim 0, ... Give all ... the same
+//   size.");
 
 #include <c10/util/Exception.h>
 

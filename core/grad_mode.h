@@ -4,16 +4,21 @@
 // File: core/grad_mode.h
 //
 // NOTE [grad mode of outer domains]
-// GradMode is one flag for all domains. That is right while a user's function runs: no_grad inside f
-// means "do not differentiate this", at every level. It is wrong in two places, where we ourselves change
-// the flag for the sake of one domain:
-//  - the backward pass of an inner gradient runs with GradMode off (no second derivative is wanted in
+// GradMode is one flag for all domains. That is right while a user's function runs: no_grad inside
+// f means "do not differentiate this", at every level. It is wrong in two places, where we
+// ourselves change the flag for the sake of one domain:
+//  - the backward pass of an inner gradient runs with GradMode off (no second derivative is wanted
+//  in
 //    *this* domain), while outer domains still have to record what it does to the values;
-//  - grad(f) called under no_grad must record f in its own domain, but outer domains must not record.
-// So a level carries an override, OuterGradMode, which every rule of that level applies to GradMode before
-// it touches values. Being part of the level, it reaches the threads of the autograd engine too.
+//  - grad(f) called under no_grad must record f in its own domain, but outer domains must not
+//  record.
+// So a level carries an override, OuterGradMode, which every rule of that level applies to GradMode
+// before it touches values. Being part of the level, it reaches the threads of the autograd engine
+// too.
 
 #include <ATen/core/grad_mode.h>
+
+#include <ATen/core/Tensor.h>
 
 #include <optional>
 
@@ -34,6 +39,25 @@ inline bool outer_grad_enabled(const Level& level) {
   return c10::GradMode::is_enabled();
 }
 
+// NOTE [autograd Functions and outer domains]
+// An autograd Function runs its forward with GradMode off, for the sake of the domain it is applied
+// in. Under vmap, outer domains would take that for no_grad and lose their gradient, silently. The
+// flag does not tell the two apart, but applying a Function makes an autograd node first, and
+// entering no_grad does not. So every rule notes how many nodes this thread has made, and an
+// operator that runs with GradMode off, on values that an outer domain tracks, after nodes were
+// made that no rule has seen, is refused. (A plain tensor's operator just before a no_grad block is
+// the one harmless thing refused with it.)
+
+// Notes the nodes made so far on this thread.
+void note_nodes();
+// Whether nodes were made since.
+bool unnoted_nodes();
+
+// Whether an outer domain tracks the value in t.
+bool tracked_outside(const at::Tensor& t);
+
+[[noreturn]] void throw_function_hides_outer_gradient(const Level& level);
+
 // Held while a rule of `level` works on values.
 class OuterGradScope {
  public:
@@ -41,6 +65,15 @@ class OuterGradScope {
     if (C10_UNLIKELY(level.outer_grad_mode() != OuterGradMode::kInherit)) {
       guard_.emplace(outer_grad_enabled(level));
     }
+  }
+  ~OuterGradScope() { note_nodes(); }
+  OuterGradScope(const OuterGradScope&) = delete;
+  OuterGradScope& operator=(const OuterGradScope&) = delete;
+
+  // Whether the arguments must be checked by tracked_outside.
+  static bool suspicious(const Level& level) {
+    return C10_UNLIKELY(!c10::GradMode::is_enabled()) && level.grad_at_entry() &&
+           level.outer_grad_mode() == OuterGradMode::kInherit && unnoted_nodes();
   }
 
  private:

@@ -12,9 +12,11 @@ namespace torchlift {
 // NOTE [front and back keys]
 // A LiftedTensor carries two keys, so libtorch's dispatcher itself finds us, for user code,
 // torch::nn modules and derivative formulas alike.
-//  - front, above autograd. Decides: if an argument of the deepest level is tracked by autograd, go on
+//  - front, above autograd. Decides: if an argument of the deepest level is tracked by autograd, go
+//  on
 //    to libtorch's autograd kernel, which records in that level's domain; else apply the rule.
-//  - back, below autograd, as a backend: reached from that autograd kernel. Restores the thread-local
+//  - back, below autograd, as a backend: reached from that autograd kernel. Restores the
+//  thread-local
 //    dispatch state the front saved, then applies the same rule.
 // DeferredInit is unused by libtorch itself (torchdistX uses it; core/runtime.cc checks that it is
 // free) and sits above autograd and autocast. PrivateUse3 is a backend bit that no device claims.
@@ -22,15 +24,15 @@ inline constexpr c10::DispatchKey kFrontKey = c10::DispatchKey::DeferredInit;
 inline constexpr c10::DispatchKey kBackKey = c10::DispatchKey::PrivateUse3;
 
 // NOTE [marker key]
-// Derivative formulas ask at::isTensorSubclassLike before they choose out-of-place code. Batched (of a
-// vmap that libtorch had before functorch) is one of the keys it looks for; nothing else reads it. Its
-// own backend fallback must never run, so the front masks it when it redispatches.
+// Derivative formulas ask at::isTensorSubclassLike before they choose out-of-place code. Batched
+// (of a vmap that libtorch had before functorch) is one of the keys it looks for; nothing else
+// reads it. Its own backend fallback must never run, so the front masks it when it redispatches.
 inline constexpr c10::DispatchKey kMarkerKey = c10::DispatchKey::Batched;
 
 // NOTE [mode key]
 // Random and data-creating operators need not have a lifted argument, so a level that gives them a
-// meaning is found by a key in thread-local state. For every operator but those it falls through, which
-// the dispatcher's tables resolve at no cost.
+// meaning is found by a key in thread-local state. For every operator but those it falls through,
+// which the dispatcher's tables resolve at no cost.
 inline constexpr c10::DispatchKey kModeKey = c10::DispatchKey::TESTING_ONLY_GenericMode;
 
 // The keys that an argument may have on the autograd path without being hidden: see
@@ -43,8 +45,8 @@ inline constexpr c10::DispatchKeySet kPlainKeys =
     c10::DispatchKeySet({c10::BackendComponent::CPUBit, c10::BackendComponent::CUDABit,
                          c10::BackendComponent::PrivateUse3Bit});
 
-// What the front passes on: autocast, autograd and our back key. Keys that belong to the values (conj,
-// sparse, a Python dispatch mode...) take their turn when the rule calls operators on those.
+// What the front passes on: autocast, autograd and our back key. Keys that belong to the values
+// (conj, sparse, a Python dispatch mode...) take their turn when the rule calls operators on those.
 inline constexpr c10::DispatchKeySet kRecordKeys =
     (c10::DispatchKeySet(c10::DispatchKeySet::FULL_AFTER, kFrontKey) & kPlainKeys) -
     c10::DispatchKeySet(kMarkerKey);

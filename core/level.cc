@@ -1,10 +1,12 @@
 #include "core/level.h"
 
+#include <ATen/core/grad_mode.h>
 #include <c10/util/StringUtil.h>
 
 #include <utility>
 
 #include "core/error.h"
+#include "core/grad_mode.h"
 #include "core/keys.h"
 #include "core/runtime.h"
 
@@ -28,6 +30,7 @@ LevelPtr push_level(Level::Options options) {
   auto& levels = thread_state().levels;
   auto level = c10::make_intrusive<Level>(static_cast<int64_t>(levels.size()) + 1, options);
   levels.push_back(level);
+  note_nodes();
   return level;
 }
 
@@ -36,6 +39,9 @@ c10::DispatchKeySet mode_keys(LevelKind kind) {
 }
 
 }  // namespace
+
+Level::Level(int64_t depth, Options options)
+    : depth_(depth), options_(options), grad_at_entry_(c10::GradMode::is_enabled()) {}
 
 std::string Level::describe() const {
   return c10::str("vmap level ", depth_, " (size ", options_.size, ")");
@@ -75,9 +81,10 @@ void check_no_torch_func(const char* what) {
   if (C10_UNLIKELY(included.has_any(
           c10::DispatchKeySet({c10::DispatchKey::FuncTorchDynamicLayerFrontMode,
                                c10::DispatchKey::FuncTorchDynamicLayerBackMode})))) {
-    unsupported_error("torchlift", what,
-                      " was used inside a transform of torch.func, which gives its tensors a meaning "
-                      "torchlift cannot see. Use torchlift's vmap, grad, vjp for the whole composition.");
+    unsupported_error(
+        "torchlift", what,
+        " was used inside a transform of torch.func, which gives its tensors a meaning "
+        "torchlift cannot see. Use torchlift's vmap, grad, vjp for the whole composition.");
   }
 }
 

@@ -20,9 +20,9 @@
 //     Lowered out = lower(y, *scope.level());                  // {value [8, ...], bdim 0}
 //   }
 //
-// Threads: the stack of levels is thread-local and only decides the depth of a new level. Two threads
-// can be inside different transforms at once. A LiftedTensor can be used on another thread (libtorch
-// does so in the backward pass on CUDA devices).
+// Threads: the stack of levels is thread-local and only decides the depth of a new level. Two
+// threads can be inside different transforms at once. A LiftedTensor can be used on another thread
+// (libtorch does so in the backward pass on CUDA devices).
 
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/util/intrusive_ptr.h>
@@ -55,13 +55,15 @@ class Level : public c10::intrusive_ptr_target {
     Randomness randomness = Randomness::kError;
   };
 
-  Level(int64_t depth, Options options) : depth_(depth), options_(options) {}
+  Level(int64_t depth, Options options);
 
   // 1 for the outermost level. Deeper levels are interpreted first.
   int64_t depth() const { return depth_; }
   LevelKind kind() const { return options_.kind; }
   int64_t size() const { return options_.size; }
   Randomness randomness() const { return options_.randomness; }
+  // GradMode when the level was entered: whether outer domains record.
+  bool grad_at_entry() const { return grad_at_entry_; }
   bool alive() const { return alive_.load(std::memory_order_relaxed); }
 
   OuterGradMode outer_grad_mode() const { return outer_grad_mode_.load(std::memory_order_relaxed); }
@@ -77,6 +79,7 @@ class Level : public c10::intrusive_ptr_target {
 
   const int64_t depth_;
   const Options options_;
+  const bool grad_at_entry_;
   std::atomic<bool> alive_{true};
   std::atomic<OuterGradMode> outer_grad_mode_{OuterGradMode::kInherit};
 };
@@ -96,7 +99,8 @@ class LevelScope {
 
  private:
   LevelPtr level_;
-  // Random operators are routed to us while a vmap level is open: see NOTE [mode key] in core/keys.h.
+  // Random operators are routed to us while a vmap level is open: see NOTE [mode key] in
+  // core/keys.h.
   c10::impl::IncludeDispatchKeyGuard mode_guard_;
 };
 
@@ -122,8 +126,8 @@ class RandomHandledScope {
   int64_t saved_;
 };
 
-// Throws UnsupportedError when a transform of torch.func is active on this thread: the two libraries
-// give the same tensors different meanings, and mixing them could give wrong numbers.
+// Throws UnsupportedError when a transform of torch.func is active on this thread: the two
+// libraries give the same tensors different meanings, and mixing them could give wrong numbers.
 void check_no_torch_func(const char* what);
 
 }  // namespace torchlift

@@ -9,9 +9,12 @@ namespace torchlift {
 namespace {
 
 constexpr const char* kNoData =
-    "[vmap] This tensor stands for a whole batch of values, so it has no data pointer: .data_ptr(), "
-    ".numpy(), .tolist() and printing single elements are not possible inside vmap. Return the tensor "
-    "from the function and look at the result, or use torchlift.dump_tensor(x) to see what it holds.";
+    "[vmap] This tensor stands for a whole batch of values, so it has no data pointer: "
+    ".data_ptr(), "
+    ".numpy(), .tolist() and printing single elements are not possible inside vmap. Return the "
+    "tensor "
+    "from the function and look at the result, or use torchlift.dump_tensor(x) to see what it "
+    "holds.";
 
 // One storage for all lifted tensors: it has no bytes, and whoever asks for its data gets kNoData.
 const c10::Storage& no_data_storage() {
@@ -24,18 +27,20 @@ const c10::Storage& no_data_storage() {
   return storage;
 }
 
-// Our keys, and the autocast key of the value's device: autocast decides on the operator the user wrote.
+// Our keys, and the autocast key of the value's device: autocast decides on the operator the user
+// wrote.
 c10::DispatchKeySet lifted_keys(const at::Tensor& value) {
   return c10::DispatchKeySet({kFrontKey, kBackKey, kMarkerKey}) |
          (value.key_set() & c10::autocast_dispatch_keyset);
 }
 
 [[noreturn]] void escaped(const Level& level) {
-  unsupported_error(
-      "vmap", "A tensor of ", level.describe(),
-      " was used after that level had ended, or on a thread that never entered it: it escaped from the "
-      "function, through a global, a closure, an attribute or an exception. Return it from the function "
-      "instead; what vmap returns can be used anywhere.");
+  unsupported_error("vmap", "A tensor of ", level.describe(),
+                    " was used after that level had ended, or on a thread that never entered it: "
+                    "it escaped from the "
+                    "function, through a global, a closure, an attribute or an exception. Return "
+                    "it from the function "
+                    "instead; what vmap returns can be used anywhere.");
 }
 
 }  // namespace
@@ -121,7 +126,8 @@ Lowered lower(const at::Tensor& t, const Level& level) {
 }
 
 void check_alive(const at::TensorBase& t) {
-  for (const LiftedTensorImpl* impl = as_lifted(t); impl != nullptr; impl = as_lifted(impl->value())) {
+  for (const LiftedTensorImpl* impl = as_lifted(t); impl != nullptr;
+       impl = as_lifted(impl->value())) {
     if (C10_UNLIKELY(!impl->level().alive())) escaped(impl->level());
   }
 }

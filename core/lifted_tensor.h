@@ -3,8 +3,8 @@
 
 // File: core/lifted_tensor.h
 //
-// LiftedTensor: a value that belongs to a level. For a vmap level the value has one dimension more than
-// the tensor shows, its batch dim, or none when every example has the same value.
+// LiftedTensor: a value that belongs to a level. For a vmap level the value has one dimension more
+// than the tensor shows, its batch dim, or none when every example has the same value.
 //
 //   value [8, 3, 5], bdim 0, level of size 8   ->   a tensor of shape [3, 5]
 //
@@ -34,8 +34,8 @@ class LiftedTensorImpl final : public c10::TensorImpl {
   Level& level() const { return *level_; }
   const LevelPtr& level_ptr() const { return level_; }
 
-  // For in-place operators that change the metadata (squeeze_, t_, resize_...): the tensor keeps its
-  // identity and shows another value.
+  // For in-place operators that change the metadata (squeeze_, t_, resize_...): the tensor keeps
+  // its identity and shows another value.
   void replace_value(at::Tensor value, std::optional<int64_t> bdim);
 
   // Re-reads sizes and strides after the value was changed in place.
@@ -45,8 +45,7 @@ class LiftedTensorImpl final : public c10::TensorImpl {
       const c10::VariableVersion& version_counter,
       bool allow_tensor_metadata_change) const override;
   c10::intrusive_ptr<TensorImpl> shallow_copy_and_detach(
-      c10::VariableVersion&& version_counter,
-      bool allow_tensor_metadata_change) const override;
+      c10::VariableVersion&& version_counter, bool allow_tensor_metadata_change) const override;
   void shallow_copy_from(const c10::intrusive_ptr<TensorImpl>& impl) override;
 
   void release_resources() override;
@@ -86,12 +85,12 @@ struct Lowered {
 // level->size(); nullopt when all examples share the value. `value` belongs to lower levels only.
 at::Tensor lift(at::Tensor value, std::optional<int64_t> bdim, const LevelPtr& level);
 
-// lift for a tensor that the caller goes on using: an in-place write to either is noticed by autograd
-// wherever the other was saved (they share a version counter).
+// lift for a tensor that the caller goes on using: an in-place write to either is noticed by
+// autograd wherever the other was saved (they share a version counter).
 at::Tensor lift_alias(const at::Tensor& value, std::optional<int64_t> bdim, const LevelPtr& level);
 
-// The value of t at `level`; t itself, with no batch dim, when t belongs to a lower level or to none.
-// Throws UnsupportedError when t belongs to a level that has ended.
+// The value of t at `level`; t itself, with no batch dim, when t belongs to a lower level or to
+// none. Throws UnsupportedError when t belongs to a level that has ended.
 Lowered lower(const at::Tensor& t, const Level& level);
 
 // Throws UnsupportedError naming the level when t (or the value in it) belongs to a level that has

@@ -3,28 +3,28 @@
 
 // File: core/plumbing.h
 //
-// Turns a batching rule into the front and back kernels of an operator. The plumbing is derived from the
-// operator's C++ type (at::_ops::mul_Tensor::schema); rules never see levels.
+// Turns a batching rule into the front and back kernels of an operator. The plumbing is derived
+// from the operator's C++ type (at::_ops::mul_Tensor::schema); rules never see levels.
 //
 // A rule is a pure function. For each argument of the operator it takes
 //
-//   at::Tensor                     BatchedArg                 (value, optional bdim); undefined stays so
-//   optional<at::Tensor>           std::optional<BatchedArg>
-//   TensorList, ITensorListRef     const std::vector<Batched>&
-//   List<optional<Tensor>>         const std::vector<std::optional<Batched>>&
-//   c10::SymInt, SymIntArrayRef    int64_t, at::IntArrayRef   (and their optionals)
-//   anything else                  as it is
+//   at::Tensor                     BatchedArg                 (value, optional bdim); undefined
+//   stays so optional<at::Tensor>           std::optional<BatchedArg> TensorList, ITensorListRef
+//   const std::vector<Batched>& List<optional<Tensor>>         const
+//   std::vector<std::optional<Batched>>& c10::SymInt, SymIntArrayRef    int64_t, at::IntArrayRef
+//   (and their optionals) anything else                  as it is
 //
 // optionally preceded by `const Level&` (for its size), and returns
 //
 //   at::Tensor                     Batched
 //   std::tuple<at::Tensor...>      std::tuple<Batched...>
 //   std::vector<at::Tensor>        std::vector<Batched>
-//   at::Tensor& (in place)         void; or Batched: the value the target shows from now on (squeeze_)
-//   anything else                  as it is
+//   at::Tensor& (in place)         void; or Batched: the value the target shows from now on
+//   (squeeze_) anything else                  as it is
 //
-// At least one BatchedArg has a bdim; otherwise the plumbing calls the operator on the values by itself.
-// For in-place operators the target (the first argument) has a bdim whenever any argument has one.
+// At least one BatchedArg has a bdim; otherwise the plumbing calls the operator on the values by
+// itself. For in-place operators the target (the first argument) has a bdim whenever any argument
+// has one.
 //
 //   Batched sin_rule(BatchedArg self) { return {self.value.sin(), self.bdim}; }
 //   const RuleSet kRules{rule<at::_ops::sin, &sin_rule>()};
@@ -103,7 +103,8 @@ void visit_all(F& f, const A&... args) {
   (visit_tensors(args, f), ...);
 }
 
-// --- hiding: see NOTE [hidden arguments] in core/dispatch.h -----------------------------------------
+// --- hiding: see NOTE [hidden arguments] in core/dispatch.h
+// -----------------------------------------
 
 inline at::Tensor hide(const at::Tensor& t, const LevelPtr& level) {
   return t.defined() && needs_hiding(t, *level) ? lift_alias(t, std::nullopt, level) : t;
@@ -136,7 +137,16 @@ struct HidingFinder {
   void operator()(const at::Tensor& t) { found = found || needs_hiding(t, level); }
 };
 
-// --- lowering: what a rule gets for an argument ------------------------------------------------------
+// See NOTE [autograd Functions and outer domains] in core/grad_mode.h.
+struct OuterTrackedFinder {
+  const Level& level;
+  void operator()(const at::Tensor& t) const {
+    if (tracked_outside(t)) throw_function_hides_outer_gradient(level);
+  }
+};
+
+// --- lowering: what a rule gets for an argument
+// ------------------------------------------------------
 
 inline BatchedArg lower_arg(const at::Tensor& t, const Level& level) {
   const LiftedTensorImpl* impl = t.defined() ? as_lifted(t) : nullptr;
@@ -154,9 +164,8 @@ decltype(auto) lowered(const T& arg, const Level& level) {
   if constexpr (kIsTensor<T>) {
     return lower_arg(arg, level);
   } else if constexpr (kIsOptionalTensor<T>) {
-    return arg.has_value() && arg->defined()
-               ? std::optional<BatchedArg>(lower_arg(*arg, level))
-               : std::optional<BatchedArg>();
+    return arg.has_value() && arg->defined() ? std::optional<BatchedArg>(lower_arg(*arg, level))
+                                             : std::optional<BatchedArg>();
   } else if constexpr (kIsTensorList<T>) {
     std::vector<Batched> list;
     list.reserve(arg.size());
@@ -166,9 +175,8 @@ decltype(auto) lowered(const T& arg, const Level& level) {
     std::vector<std::optional<Batched>> list;
     list.reserve(arg.size());
     for (const std::optional<at::Tensor>& t : arg) {
-      list.push_back(t.has_value() && t->defined()
-                         ? std::optional<Batched>(lower_owned(*t, level))
-                         : std::nullopt);
+      list.push_back(t.has_value() && t->defined() ? std::optional<Batched>(lower_owned(*t, level))
+                                                   : std::nullopt);
     }
     return list;
   } else if constexpr (std::is_same_v<Bare<T>, c10::SymInt>) {
@@ -179,9 +187,8 @@ decltype(auto) lowered(const T& arg, const Level& level) {
     return arg.has_value() ? std::optional<int64_t>(arg->guard_int(__FILE__, __LINE__))
                            : std::nullopt;
   } else if constexpr (std::is_same_v<Bare<T>, c10::OptionalArrayRef<c10::SymInt>>) {
-    return arg.has_value()
-               ? at::OptionalIntArrayRef(C10_AS_INTARRAYREF_SLOW(*arg))
-               : at::OptionalIntArrayRef();
+    return arg.has_value() ? at::OptionalIntArrayRef(C10_AS_INTARRAYREF_SLOW(*arg))
+                           : at::OptionalIntArrayRef();
   } else {
     return (arg);
   }
@@ -193,8 +200,7 @@ decltype(auto) unlifted(const T& arg, const Level& level) {
   if constexpr (kIsTensor<T>) {
     return at::Tensor(lower_arg(arg, level).value);
   } else if constexpr (kIsOptionalTensor<T>) {
-    return arg.has_value() ? std::optional<at::Tensor>(lower_arg(*arg, level).value)
-                           : std::nullopt;
+    return arg.has_value() ? std::optional<at::Tensor>(lower_arg(*arg, level).value) : std::nullopt;
   } else if constexpr (kIsTensorList<T>) {
     std::vector<at::Tensor> list;
     list.reserve(arg.size());
@@ -213,7 +219,8 @@ decltype(auto) unlifted(const T& arg, const Level& level) {
   }
 }
 
-// --- lifting results ----------------------------------------------------------------------------------
+// --- lifting results
+// ----------------------------------------------------------------------------------
 
 inline at::Tensor lift_result(Batched result, const LevelPtr& level) {
   if (!result.value.defined()) return {};
@@ -227,7 +234,8 @@ inline at::Tensor lift_result(at::Tensor result, const LevelPtr& level) {
 template <class... T>
 auto lift_result(std::tuple<T...> results, const LevelPtr& level) {
   return std::apply(
-      [&](auto&... each) { return std::make_tuple(lift_result(std::move(each), level)...); }, results);
+      [&](auto&... each) { return std::make_tuple(lift_result(std::move(each), level)...); },
+      results);
 }
 
 template <class T>
@@ -239,9 +247,8 @@ std::vector<at::Tensor> lift_result(std::vector<T> results, const LevelPtr& leve
 }
 
 template <class T>
-T lift_result(T result, const LevelPtr& /*level*/)
-  requires std::is_arithmetic_v<T> || std::is_same_v<T, c10::SymInt>
-{
+T lift_result(T result, const LevelPtr& /*level*/) requires std::is_arithmetic_v<T> ||
+    std::is_same_v<T, c10::SymInt> {
   return result;
 }
 
@@ -282,7 +289,8 @@ enum class OpKind {
   kFunctional,
   kInPlace,  // writes its first argument and returns it
   kView,     // the result shares memory with the first argument
-  kDomain,   // means something to autograd even where nothing is tracked (_make_dual): always recorded
+  kDomain,   // means something to autograd even where nothing is tracked (_make_dual): always
+             // recorded
 };
 
 template <class Schema>
@@ -347,7 +355,11 @@ struct Kernel<Op, Rule, Kind, R(A...)> {
   }
 
   static R apply(const LevelPtr& level, bool batched, A... args) {
-    OuterGradScope outer_grad(*level);
+    if (OuterGradScope::suspicious(*level)) {
+      plumbing_internal::OuterTrackedFinder finder{*level};
+      plumbing_internal::visit_all(finder, args...);
+    }
+    const OuterGradScope outer_grad(*level);
     if constexpr (Kind == OpKind::kInPlace) {
       return apply_in_place(level, batched, args...);
     } else {
@@ -357,9 +369,9 @@ struct Kernel<Op, Rule, Kind, R(A...)> {
 
   static R apply_functional(const LevelPtr& level, bool batched, A... args) {
     namespace pi = plumbing_internal;
-    R result = batched ? pi::lift_result(
-                             pi::call_rule(Rule, *level, pi::lowered(args, *level)...), level)
-                       : pi::lift_result(Op::call(pi::unlifted(args, *level)...), level);
+    R result =
+        batched ? pi::lift_result(pi::call_rule(Rule, *level, pi::lowered(args, *level)...), level)
+                : pi::lift_result(Op::call(pi::unlifted(args, *level)...), level);
     if constexpr (Kind == OpKind::kView) pi::share_version(result, pi::first_of(args...));
     return result;
   }
@@ -396,8 +408,8 @@ struct Kernel<Op, Rule, Kind, R(A...)> {
     }
   }
 
-  // An in-place target must be a tensor of the level at work; otherwise the write would mix the level's
-  // values into a tensor from outside.
+  // An in-place target must be a tensor of the level at work; otherwise the write would mix the
+  // level's values into a tensor from outside.
   template <class... Rest>
   static void check_belongs(const Level& level, const at::Tensor& target, const Rest&...) {
     const LiftedTensorImpl* impl = as_lifted(target);

@@ -62,7 +62,12 @@ Site inspect(const OperatorHandle& op, Stack* stack) {
 }
 
 void apply(const OperatorHandle& op, BoxedRule rule, const Site& site, Stack* stack) {
-  OuterGradScope outer_grad(*site.level);
+  if (OuterGradScope::suspicious(*site.level)) {
+    for_each_argument_tensor(op, stack, [&](const at::Tensor& t) {
+      if (tracked_outside(t)) throw_function_hides_outer_gradient(*site.level);
+    });
+  }
+  const OuterGradScope outer_grad(*site.level);
   if (!site.batched) return apply_unbatched(op, site.level, stack);
   if (rule == nullptr) {
     unsupported_error("vmap", "torchlift has no batching rule for ", toString(op.operator_name()),
@@ -91,9 +96,9 @@ void hide_arguments(const OperatorHandle& op, const LevelPtr& level, Stack* stac
 
 void register_kernel(const OperatorName& name, DispatchKey key, KernelFunction kernel,
                      std::optional<c10::impl::CppSignature> signature) {
-  handles().push_back(c10::Dispatcher::singleton().registerImpl(
-      name, key, std::move(kernel), std::move(signature), /*inferred_function_schema=*/nullptr,
-      kDebugName));
+  handles().push_back(
+      c10::Dispatcher::singleton().registerImpl(name, key, std::move(kernel), std::move(signature),
+                                                /*inferred_function_schema=*/nullptr, kDebugName));
 }
 
 void back_boxed(const OperatorHandle& op, BoxedRule rule, Stack* stack) {
@@ -134,7 +139,8 @@ void front_boxed(const OperatorHandle& op, BoxedRule rule, DispatchKeySet keys, 
   op.redispatchBoxed(keys & kRecordKeys, stack);
 }
 
-// The front kernel of every operator without a row. One that libtorch makes of others is decomposed.
+// The front kernel of every operator without a row. One that libtorch makes of others is
+// decomposed.
 void front_fallback(const OperatorHandle& op, DispatchKeySet keys, Stack* stack) {
   if (op.hasKernelForDispatchKey(DispatchKey::CompositeImplicitAutograd)) {
     op.callBoxedForDispatchKey(DispatchKey::CompositeImplicitAutograd, *stack);
@@ -187,8 +193,9 @@ void install(const RuleEntry& entry) {
 }
 
 // NOTE [a back kernel for every operator]
-// libtorch's CompositeExplicitAutograd kernels come before a backend's fallback, and many of them allocate
-// a plain buffer and write into it. So every operator that reaches a backend gets a back kernel of its own.
+// libtorch's CompositeExplicitAutograd kernels come before a backend's fallback, and many of them
+// allocate a plain buffer and write into it. So every operator that reaches a backend gets a back
+// kernel of its own.
 void install_back_kernels() {
   auto& dispatcher = c10::Dispatcher::singleton();
   for (const OperatorName& name : dispatcher.getAllOpNames()) {
@@ -235,8 +242,8 @@ void set_fallback_rule(BoxedRule rule) { fallback_rule() = rule; }
 
 void install_rules() {
   auto& dispatcher = c10::Dispatcher::singleton();
-  handles().push_back(dispatcher.registerFallback(
-      kModeKey, KernelFunction::makeFallthrough(), kDebugName));
+  handles().push_back(
+      dispatcher.registerFallback(kModeKey, KernelFunction::makeFallthrough(), kDebugName));
   handles().push_back(dispatcher.registerFallback(
       kFrontKey, KernelFunction::makeFromBoxedFunction<&front_fallback>(), kDebugName));
   for (const RuleEntry& entry : announced_rules()) install(entry);

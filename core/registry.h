@@ -34,9 +34,10 @@ class OperatorHandle;
 
 namespace torchlift {
 
-// A rule on the dispatcher's stack, for many operators at once or one known only by name. The arguments
-// are on the stack as the level sees them; the rule lowers them (core/boxed.h), replaces them by the
-// results, lifted. `level` is the deepest among the arguments, at least one of which has a batch dim there.
+// A rule on the dispatcher's stack, for many operators at once or one known only by name. The
+// arguments are on the stack as the level sees them; the rule lowers them (core/boxed.h), replaces
+// them by the results, lifted. `level` is the deepest among the arguments, at least one of which
+// has a batch dim there.
 using BoxedRule = void (*)(const c10::OperatorHandle& op, const LevelPtr& level,
                            torch::jit::Stack* stack);
 
@@ -47,7 +48,8 @@ struct RuleEntry {
   std::string name;      // "aten::mul"
   std::string overload;  // "Tensor"
   Source source;
-  // Made when the row is installed. A typed row carries its C++ signature, so that the dispatcher checks it.
+  // Made when the row is installed. A typed row carries its C++ signature, so that the dispatcher
+  // checks it.
   c10::KernelFunction (*make_front)() = nullptr;
   c10::KernelFunction (*make_back)() = nullptr;
   std::optional<c10::impl::CppSignature> signature;
@@ -58,29 +60,32 @@ struct RuleEntry {
 template <class Op, auto Rule, OpKind Kind = kDefaultKind<typename Op::schema>>
 RuleEntry rule() {
   using K = Kernel<Op, Rule, Kind>;
-  return {.name = Op::name,
-          .overload = Op::overload_name,
-          .source = RuleEntry::Source::kRule,
-          .make_front = [] { return c10::KernelFunction::makeFromUnboxedFunction(TORCH_FN(K::front)); },
-          .make_back = [] { return c10::KernelFunction::makeFromUnboxedFunction(TORCH_FN(K::back)); },
-          .signature = c10::impl::CppSignature::make<typename Op::schema>()};
+  return {
+      .name = Op::name,
+      .overload = Op::overload_name,
+      .source = RuleEntry::Source::kRule,
+      .make_front = [] { return c10::KernelFunction::makeFromUnboxedFunction(TORCH_FN(K::front)); },
+      .make_back = [] { return c10::KernelFunction::makeFromUnboxedFunction(TORCH_FN(K::back)); },
+      .signature = c10::impl::CppSignature::make<typename Op::schema>()};
 }
 
-// An operator made of others (CompositeImplicitAutograd): `Function` runs instead of the front kernel, with
-// no boxing on the way. Operators without a row are decomposed too, only more slowly.
+// An operator made of others (CompositeImplicitAutograd): `Function` runs instead of the front
+// kernel, with no boxing on the way. Operators without a row are decomposed too, only more slowly.
 template <class Op, auto Function>
 RuleEntry composite() {
-  return {.name = Op::name,
-          .overload = Op::overload_name,
-          .source = RuleEntry::Source::kComposite,
-          .make_front = [] { return c10::KernelFunction::makeFromUnboxedFunction(TORCH_FN(Function)); },
-          .signature = c10::impl::CppSignature::make<typename Op::schema>()};
+  return {
+      .name = Op::name,
+      .overload = Op::overload_name,
+      .source = RuleEntry::Source::kComposite,
+      .make_front = [] { return c10::KernelFunction::makeFromUnboxedFunction(TORCH_FN(Function)); },
+      .signature = c10::impl::CppSignature::make<typename Op::schema>()};
 }
 
 // A boxed rule.
 RuleEntry boxed_rule(std::string name, std::string overload, BoxedRule rule);
 
-// A table of rules; constructing one (as a static object, in a target with alwayslink) announces it.
+// A table of rules; constructing one (as a static object, in a target with alwayslink) announces
+// it.
 class RuleSet {
  public:
   RuleSet(std::initializer_list<RuleEntry> entries);

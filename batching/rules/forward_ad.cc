@@ -1,6 +1,6 @@
-// The operators of libtorch's forward mode. They mean something to autograd in the domain of the level at
-// work even where nothing is tracked yet, so they always take the autograd path (OpKind::kDomain); on the
-// values there is nothing left to do but to alias.
+// The operators of libtorch's forward mode. They mean something to autograd in the domain of the
+// level at work even where nothing is tracked yet, so they always take the autograd path
+// (OpKind::kDomain); on the values there is nothing left to do but to alias.
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/_fw_primal_ops.h>

@@ -1,7 +1,7 @@
 #include "batching/rules/pointwise.h"
 
-
 namespace torchlift {
+namespace pointwise_internal {
 namespace {
 
 // bool < integral < floating < complex: libtorch's kinds for the promotion of 0-d tensors.
@@ -11,22 +11,33 @@ int kind_of(at::ScalarType dtype) {
   return dtype == at::kBool ? 0 : 1;
 }
 
+at::Tensor with_promoted_dtype(const at::Tensor& value, at::ScalarType dtype) {
+  const at::ScalarType own = value.scalar_type();
+  if (own == dtype || kind_of(own) > kind_of(dtype)) return value;
+  return value.to(dtype);
+}
+
 }  // namespace
 
-at::Tensor with_promoted_dtype(const BatchedArg& arg, at::ScalarType dtype) {
-  const at::ScalarType own = arg.value.scalar_type();
-  if (own == dtype || kind_of(own) > kind_of(dtype)) return arg.value;
-  return arg.value.to(dtype);
-}
-
-void DtypeOfDimmed::add(const BatchedArg& arg) {
-  if (!arg.value.defined()) return;
-  if (arg.logical_dim() == 0) {
-    scalars_ = true;
-    return;
+at::Tensor align(const BatchedArg& arg, const Common& common) {
+  if (arg.logical_dim() > 0) return aligned(arg, common.rank);
+  const bool all_are_0d = common.dtype == at::ScalarType::Undefined;
+  if (!arg.bdim) {
+    const bool wrapped = arg.value.unsafeGetTensorImpl()->is_wrapped_number();
+    return all_are_0d && !wrapped ? arg.value.unsqueeze(0) : arg.value;
   }
-  const at::ScalarType own = arg.value.scalar_type();
-  dtype_ = dtype_ == at::ScalarType::Undefined ? own : at::promoteTypes(dtype_, own);
+  if (all_are_0d) return arg.value;
+  const at::Tensor cast = with_promoted_dtype(arg.value, common.dtype);
+  return aligned(BatchedArg{cast, arg.bdim}, common.rank);
 }
 
+void check_target_rank(const char* op, const BatchedArg& target, int64_t rank) {
+  if (rank <= target.logical_dim()) return;
+  TORCH_CHECK(false, op, " under vmap: output with shape ", at::IntArrayRef(logical_sizes(target)),
+              " doesn't match the broadcast shape: an operand has ", rank,
+              " dimensions, the tensor written in place has ", target.logical_dim(),
+              ". Use the out-of-place operator.");
+}
+
+}  // namespace pointwise_internal
 }  // namespace torchlift

@@ -3,7 +3,8 @@
 
 // File: batching/rules/pointwise.h
 //
-// Rule makers for operators that work element by element and broadcast, whatever their other arguments:
+// Rule makers for operators that work element by element and broadcast, whatever their other
+// arguments:
 //
 //   rule<at::_ops::sin, &pointwise<at::_ops::sin>>()            sin, neg, clamp, gelu, to copies...
 //   rule<at::_ops::mul_Tensor, &pointwise<at::_ops::mul_Tensor>>()
@@ -15,7 +16,11 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <optional>
+#include <tuple>
 #include <type_traits>
+#include <utility>
+#include <vector>
 
 #include "batching/rules/dims.h"
 #include "core/registry.h"
@@ -23,155 +28,150 @@
 namespace torchlift {
 
 // NOTE [type promotion of examples]
-// libtorch lets a 0-d tensor promote others only across kinds (int, float, complex). An example that is 0-d
-// is 1-d as a value, [B], and would promote fully: float32 [B, 3] * float64 [B] is float32 for the user.
-// So a value that is 0-d to the user, of a kind no higher than its partners', takes on their dtype first.
-at::Tensor with_promoted_dtype(const BatchedArg& arg, at::ScalarType dtype);
-
-// The dtype of the operands that are not 0-d to the user (Undefined when all or none are).
-class DtypeOfDimmed {
- public:
-  void add(const BatchedArg& arg);
-  void add(const std::optional<BatchedArg>& arg) {
-    if (arg.has_value()) add(*arg);
-  }
-  template <class T>
-  void add(const T& /*not a tensor*/) {}
-
-  at::ScalarType dtype() const { return scalars_ ? dtype_ : at::ScalarType::Undefined; }
-
- private:
-  at::ScalarType dtype_ = at::ScalarType::Undefined;
-  bool scalars_ = false;
-};
-
-class LogicalRank {
- public:
-  void add(const BatchedArg& arg) {
-    if (arg.value.defined()) rank_ = std::max(rank_, arg.logical_dim());
-  }
-  void add(const std::optional<BatchedArg>& arg) {
-    if (arg.has_value()) add(*arg);
-  }
-  template <class T>
-  void add(const T& /*not a tensor*/) {}
-  int64_t rank() const { return rank_; }
-
- private:
-  int64_t rank_ = 0;
-};
-
+// libtorch lets a 0-d tensor promote others only across kinds (int, float, complex). An example
+// that is 0-d is 1-d as a value, [B], and would promote fully: float32 [B, 3] * float64 [B] is
+// float32 for the user. So a value that is 0-d to the user, of a kind no higher than its partners',
+// takes on their dtype first. And when all are 0-d to the user, one without a batch dim (and not a
+// wrapped number) must weigh as much as one with: it gets a dim as well.
 namespace pointwise_internal {
 
-// What the operator gets for an argument: the value, batch dim first, ranks aligned.
-struct Align {
-  int64_t rank;
-  at::ScalarType dtype;
+template <class T>
+inline constexpr bool kIsArg =
+    std::is_same_v<T, BatchedArg> || std::is_same_v<T, std::optional<BatchedArg>>;
 
-  at::Tensor operator()(const BatchedArg& arg) const {
-    if (!arg.value.defined()) return arg.value;
-    if (!arg.bdim || dtype == at::ScalarType::Undefined || arg.logical_dim() != 0) {
-      return aligned(arg, rank);
+template <class F, class T>
+void visit_arg(const T& arg, F& f) {
+  if constexpr (std::is_same_v<T, BatchedArg>) {
+    if (arg.value.defined()) f(arg);
+  } else if constexpr (std::is_same_v<T, std::optional<BatchedArg>>) {
+    if (arg.has_value() && arg->value.defined()) f(*arg);
+  }
+}
+
+// Whether the operands can go in as they are: those with a batch dim have it at the same place and
+// the same rank, and the others broadcast into the dims right of it.
+struct LinedUp {
+  const BatchedArg* first = nullptr;
+  bool same = true;
+  int64_t other_rank = -1;
+  bool dtypes_differ = false;
+  at::ScalarType dtype = at::ScalarType::Undefined;
+
+  void operator()(const BatchedArg& arg) {
+    const at::ScalarType own = arg.value.scalar_type();
+    dtypes_differ = dtypes_differ || (dtype != at::ScalarType::Undefined && own != dtype);
+    dtype = own;
+    if (!arg.bdim) {
+      other_rank = std::max(other_rank, arg.value.dim());
+    } else if (first == nullptr) {
+      first = &arg;
+    } else {
+      same = same && *arg.bdim == *first->bdim && arg.value.dim() == first->value.dim();
     }
-    const at::Tensor cast = with_promoted_dtype(arg, dtype);
-    return aligned(BatchedArg{cast, arg.bdim}, rank);
   }
-  std::optional<at::Tensor> operator()(const std::optional<BatchedArg>& arg) const {
-    return arg.has_value() ? std::optional<at::Tensor>((*this)(*arg)) : std::nullopt;
-  }
-  template <class T>
-  const T& operator()(const T& arg) const {
-    return arg;
+
+  bool holds() const {
+    if (!same || other_rank >= first->value.dim() - *first->bdim) return false;
+    // See NOTE [type promotion of examples].
+    return other_rank < 0 || first->value.dim() > 1 || !dtypes_differ;
   }
 };
+
+// The greatest logical rank, and the dtype of the operands that are not 0-d to the user (Undefined
+// when there are none).
+struct Common {
+  int64_t rank = 0;
+  at::ScalarType dtype = at::ScalarType::Undefined;
+
+  void operator()(const BatchedArg& arg) {
+    const int64_t own = arg.logical_dim();
+    rank = std::max(rank, own);
+    if (own == 0) return;
+    const at::ScalarType type = arg.value.scalar_type();
+    dtype = dtype == at::ScalarType::Undefined ? type : at::promoteTypes(dtype, type);
+  }
+};
+
+// The value with its batch dim first, dims aligned to the common rank, dtype as promotion wants it.
+at::Tensor align(const BatchedArg& arg, const Common& common);
+
+// What the operator gets for an argument.
+template <class T>
+decltype(auto) aligned_arg(const T& arg, const Common& common) {
+  if constexpr (std::is_same_v<T, BatchedArg>) {
+    return arg.value.defined() ? align(arg, common) : at::Tensor();
+  } else if constexpr (std::is_same_v<T, std::optional<BatchedArg>>) {
+    return arg.has_value() ? std::optional<at::Tensor>(align(*arg, common)) : std::nullopt;
+  } else {
+    return (arg);
+  }
+}
+
+template <class T>
+decltype(auto) raw_arg(const T& arg) {
+  if constexpr (std::is_same_v<T, BatchedArg>) {
+    return (arg.value);
+  } else if constexpr (std::is_same_v<T, std::optional<BatchedArg>>) {
+    return arg.has_value() ? std::optional<at::Tensor>(arg->value) : std::nullopt;
+  } else {
+    return (arg);
+  }
+}
+
+template <class T>
+Batched with_bdim(T result, int64_t bdim) {
+  return {std::move(result), bdim};
+}
+template <class... T>
+auto with_bdim(std::tuple<T...> results, int64_t bdim) {
+  return std::apply(
+      [bdim](auto&... each) {
+        return std::make_tuple(Batched{each, bdim}...);
+      },
+      results);
+}
+
+// Throws the error that libtorch gives when an operand does not broadcast into the target of an
+// in-place operator, in the shapes that the user sees.
+void check_target_rank(const char* op, const BatchedArg& target, int64_t rank);
 
 template <class Op, class Schema = typename Op::schema>
 struct Pointwise;
 
-// One tensor: the same dims come out.
-template <class R, class... Rest>
-inline constexpr bool kIsUnary =
-    !((plumbing_internal::kIsTensor<Rest> || plumbing_internal::kIsOptionalTensor<Rest>) || ...);
-
-template <class Op, class... A>
-Batched call_aligned(const A&... args) {
-  LogicalRank rank;
-  (rank.add(args), ...);
-  DtypeOfDimmed dtype;
-  (dtype.add(args), ...);
-  const Align align{rank.rank(), dtype.dtype()};
-  return {Op::call(align(args)...), 0};
-}
-
-// Two tensors: the operands go in as they are when their dims line up.
-template <class Op, class... Extra>
-Batched call_binary(const BatchedArg& a, const BatchedArg& b, const Extra&... extra) {
-  if (a.bdim && b.bdim) {
-    if (a.bdim == b.bdim && a.value.dim() == b.value.dim()) {
-      return {Op::call(a.value, b.value, extra...), a.bdim};
-    }
-  } else {
-    const BatchedArg& batched = a.bdim ? a : b;
-    const BatchedArg& other = a.bdim ? b : a;
-    // The dims right of the batch dim are enough for the other operand to broadcast into.
-    const bool fits = other.value.dim() < batched.value.dim() - *batched.bdim;
-    const bool promotes = batched.value.dim() == 1 && other.value.scalar_type() != batched.value.scalar_type();
-    if (fits && !promotes) return {Op::call(a.value, b.value, extra...), batched.bdim};
-  }
-  return call_aligned<Op>(a, b, extra...);
-}
-
-template <class Op, class... Rest>
-struct Pointwise<Op, at::Tensor(const at::Tensor&, Rest...)> {
+template <class Op, class R, class... P>
+struct Pointwise<Op, R(P...)> {
   template <class... A>
-  static Batched apply(BatchedArg self, const A&... rest) {
-    if constexpr (kIsUnary<at::Tensor, Rest...>) {
-      return {Op::call(self.value, rest...), self.bdim};
-    } else {
-      return binary_or_more(self, rest...);
+  static auto apply(const A&... args) {
+    LinedUp lined;
+    (visit_arg(args, lined), ...);
+    if (C10_LIKELY(lined.holds())) {
+      return with_bdim(Op::call(raw_arg(args)...), *lined.first->bdim);
     }
-  }
-
- private:
-  template <class Second, class... More>
-  static Batched binary_or_more(const BatchedArg& self, const Second& second,
-                                const More&... more) {
-    constexpr bool kBinary = std::is_same_v<Second, BatchedArg> &&
-                             !(std::is_same_v<More, BatchedArg> || ...) &&
-                             !(std::is_same_v<More, std::optional<BatchedArg>> || ...);
-    if constexpr (kBinary) {
-      return call_binary<Op>(self, second, more...);
-    } else {
-      return call_aligned<Op>(self, second, more...);
-    }
-  }
-};
-
-// Scalar first: pow(2, x), and the like.
-template <class Op, class... Rest>
-struct Pointwise<Op, at::Tensor(const at::Scalar&, Rest...)> {
-  template <class... A>
-  static Batched apply(const at::Scalar& first, const A&... rest) {
-    return call_aligned<Op>(first, rest...);
+    Common common;
+    (visit_arg(args, common), ...);
+    return with_bdim(Op::call(aligned_arg(args, common)...), 0);
   }
 };
 
 // In place: the target's dims decide.
-template <class Op, class... Rest>
-struct Pointwise<Op, at::Tensor&(at::Tensor&, Rest...)> {
+template <class Op, class... P>
+struct Pointwise<Op, at::Tensor&(at::Tensor&, P...)> {
   template <class... A>
-  static void apply(BatchedArg self, const A&... rest) {
-    if constexpr (kIsUnary<at::Tensor, Rest...>) {
-      at::Tensor target = self.value;
-      Op::call(target, rest...);
-    } else {
-      LogicalRank rank;
-      rank.add(self);
-      (rank.add(rest), ...);
-      const Align align{rank.rank(), at::ScalarType::Undefined};
-      at::Tensor target = aligned(self, rank.rank());
-      Op::call(target, align(rest)...);
+  static void apply(const BatchedArg& self, const A&... rest) {
+    LinedUp lined;
+    lined(self);
+    (visit_arg(rest, lined), ...);
+    at::Tensor target = self.value;
+    if (C10_LIKELY(lined.holds() && lined.first == &self)) {
+      Op::call(target, raw_arg(rest)...);
+      return;
     }
+    Common common;
+    common(self);
+    (visit_arg(rest, common), ...);
+    check_target_rank(Op::name, self, common.rank);
+    if (*self.bdim != 0) target = batch_first(self);
+    Op::call(target, aligned_arg(rest, common)...);
   }
 };
 

@@ -59,7 +59,8 @@ std::vector<Tensors> make_examples(const RuleCase& c, const Plan& plan, int64_t 
   return examples;
 }
 
-at::Tensor stack_examples(const std::vector<Tensors>& examples, size_t a, int64_t dim, int64_t size) {
+at::Tensor stack_examples(const std::vector<Tensors>& examples, size_t a, int64_t dim,
+                          int64_t size) {
   Tensors column;
   for (const Tensors& example : examples) column.push_back(example[a]);
   const at::Tensor stacked = at::stack(column, dim);
@@ -237,7 +238,8 @@ void check_plan(const RuleCase& c, const Plan& plan, int64_t size) {
   check_inside(c, plan, size, second, "second derivative inside the level");
 }
 
-// --- two nested levels --------------------------------------------------------------------------------
+// --- two nested levels
+// --------------------------------------------------------------------------------
 
 constexpr int64_t kOuter = 2;
 constexpr int64_t kInner = 3;
@@ -338,8 +340,8 @@ void check_rule(const RuleCase& c) {
     try {
       check_nested(c, roles, c.f, "forward");
       if (!c.differentiable || ::testing::Test::HasFatalFailure()) continue;
-      check_nested(c, roles, [&](const Tensors& in) { return gradients(c.f, in, false); },
-                   "backward");
+      check_nested(
+          c, roles, [&](const Tensors& in) { return gradients(c.f, in, false); }, "backward");
     } catch (const std::exception& e) {
       FAIL() << c.name << " threw in nested levels: " << e.what();
     }

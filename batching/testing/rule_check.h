@@ -3,8 +3,8 @@
 
 // File: batching/testing/rule_check.h
 //
-// Tests of batching rules against an oracle that knows nothing of them: a loop over the examples, and a
-// stack. One case is a function of tensors and a generator of examples:
+// Tests of batching rules against an oracle that knows nothing of them: a loop over the examples,
+// and a stack. One case is a function of tensors and a generator of examples:
 //
 //   TEST(MatmulRules, Mm) {
 //     check_rule({.name = "mm",
@@ -13,9 +13,11 @@
 //   }
 //
 // check_rule runs it, in strict mode (the loop fallback is an error), over
-//   - every choice of batched arguments, every batch dim of each (first, last, mixed), batches of 3, 1 and 0;
+//   - every choice of batched arguments, every batch dim of each (first, last, mixed), batches of
+//   3, 1 and 0;
 //   - two nested levels, the arguments batched at the outer, the inner, or both;
-//   - backward: vector-Jacobian products inside the level (derivative formulas on batched tensors), through
+//   - backward: vector-Jacobian products inside the level (derivative formulas on batched tensors),
+//   through
 //     the level (autograd outside), and, if .second_order, of a gradient inside the level;
 // and compares values, shapes and dtypes with the loop.
 
@@ -51,7 +53,7 @@ void check_rule(const RuleCase& c);
 
 // Seeded float64 normal numbers.
 at::Tensor randn(at::IntArrayRef sizes);
-at::Tensor positive(at::IntArrayRef sizes);                       // in [0.5, 1.5]
+at::Tensor positive(at::IntArrayRef sizes);                             // in [0.5, 1.5]
 at::Tensor integers(int64_t low, int64_t high, at::IntArrayRef sizes);  // int64
 
 }  // namespace torchlift::testing
