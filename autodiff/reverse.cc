@@ -3,12 +3,13 @@
 #include <ATen/SequenceNumber.h>
 #include <ATen/ops/alias.h>
 #include <ATen/ops/zeros_like.h>
+#include <c10/util/flat_hash_map.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/accumulate_grad.h>
 #include <torch/csrc/autograd/variable.h>
 
-#include <unordered_set>
+#include <limits>
 #include <utility>
 
 #include "core/dispatch.h"
@@ -52,19 +53,22 @@ class GraphWalk {
     if (node != nullptr && seen_.insert(node).second) todo_.push_back(node);
   }
 
+  // Leaves have the largest number of all; the nodes f made lie between first_node_ and it.
   bool is_outside(const Node& node) const {
-    if (const auto* leaf = dynamic_cast<const AccumulateGrad*>(&node)) {
-      for (const at::Tensor& primal : primals_) {
-        if (primal.is_same(leaf->variable)) return false;
-      }
-      return true;
+    if (node.sequence_nr() != kLeafNumber) return node.sequence_nr() < first_node_;
+    const auto* leaf = dynamic_cast<const AccumulateGrad*>(&node);
+    if (leaf == nullptr) return true;
+    for (const at::Tensor& primal : primals_) {
+      if (primal.is_same(leaf->variable)) return false;
     }
-    return node.sequence_nr() < first_node_;
+    return true;
   }
+
+  static constexpr uint64_t kLeafNumber = std::numeric_limits<uint64_t>::max();
 
   uint64_t first_node_;
   const std::vector<at::Tensor>& primals_;
-  std::unordered_set<Node*> seen_;
+  ska::flat_hash_set<Node*> seen_;
   std::vector<Node*> todo_;
 };
 
@@ -79,6 +83,22 @@ bool any_tracked(const std::vector<at::Tensor>& tensors) {
 at::Tensor in_domain(const at::Tensor& t, Level* level) {
   if (level == nullptr || !t.defined() || depth_of(t) == level->depth()) return t;
   return lift_alias(t, std::nullopt, LevelPtr::reclaim_copy(level));
+}
+
+// x without its graph in this domain. Not x.detach(): under vmap that detaches the value too, and with it
+// all outer domains would lose their gradients.
+at::Tensor detached_here(const at::Tensor& x) {
+  LiftedTensorImpl* impl = as_lifted(x);
+  if (impl == nullptr) return x.detach();
+  if (!impl->_fw_grad(/*level=*/0, x).defined()) {
+    return lift_alias(impl->value(), impl->bdim(), impl->level_ptr());
+  }
+  // The tangent must be kept: an alias that only forward mode records.
+  Level& level = impl->level();
+  const OuterGradModeGuard outer(
+      &level, outer_grad_enabled(level) ? OuterGradMode::kOn : OuterGradMode::kOff);
+  const c10::NoGradGuard no_grad;
+  return at::alias(x);
 }
 
 }  // namespace
@@ -147,7 +167,7 @@ at::Tensor ReverseScope::primal(const at::Tensor& x) {
     primals_.push_back(p);
     return p;
   } else {
-    p = x.detach();
+    p = detached_here(x);
   }
   p.set_requires_grad(true);
   primals_.push_back(p);
@@ -165,7 +185,7 @@ Pullback ReverseScope::finish(const std::vector<at::Tensor>& outputs) {
   state->seen_outputs.reserve(outputs.size());
   for (const at::Tensor& output : outputs) {
     const bool keep = state->seen_outside || !output.defined() || !output.requires_grad();
-    state->seen_outputs.push_back(keep ? output : output.detach());
+    state->seen_outputs.push_back(keep ? output : detached_here(output));
   }
   Pullback pullback;
   pullback.state_ = std::move(state);

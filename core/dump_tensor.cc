@@ -10,13 +10,9 @@
 namespace torchlift {
 namespace {
 
-// Not t.grad_fn(), which rebuilds the history of a view that was written to.
 std::string autograd_state(const at::Tensor& t) {
   std::ostringstream out;
-  const auto& node = t.unsafeGetTensorImpl()->autograd_meta() == nullptr
-                         ? std::shared_ptr<torch::autograd::Node>()
-                         : t.grad_fn();
-  if (node != nullptr) {
+  if (const auto& node = t.grad_fn()) {
     out << "grad_fn " << node->name();
   } else if (t.requires_grad()) {
     out << "leaf, requires grad";

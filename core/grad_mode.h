@@ -20,8 +20,6 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <optional>
-
 #include "core/level.h"
 
 namespace torchlift {
@@ -63,10 +61,15 @@ class OuterGradScope {
  public:
   explicit OuterGradScope(const Level& level) {
     if (C10_UNLIKELY(level.outer_grad_mode() != OuterGradMode::kInherit)) {
-      guard_.emplace(outer_grad_enabled(level));
+      changed_ = true;
+      saved_ = c10::GradMode::is_enabled();
+      c10::GradMode::set_enabled(outer_grad_enabled(level));
     }
   }
-  ~OuterGradScope() { note_nodes(); }
+  ~OuterGradScope() {
+    note_nodes();
+    if (changed_) c10::GradMode::set_enabled(saved_);
+  }
   OuterGradScope(const OuterGradScope&) = delete;
   OuterGradScope& operator=(const OuterGradScope&) = delete;
 
@@ -77,7 +80,9 @@ class OuterGradScope {
   }
 
  private:
-  std::optional<c10::AutoGradMode> guard_;
+  // Not an optional<AutoGradMode>: GCC 12 takes its reset for a read of an uninitialized value.
+  bool changed_ = false;
+  bool saved_ = false;
 };
 
 // Sets the override of a level (nothing when level is null: there is no outer domain then).

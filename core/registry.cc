@@ -1,6 +1,7 @@
 #include "core/registry.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/enum_tag.h>
 
 #include <memory>
 #include <mutex>
@@ -30,6 +31,11 @@ std::vector<RuleEntry>& mutable_rules() {
 
 BoxedRule& fallback_rule() {
   static BoxedRule rule = nullptr;
+  return rule;
+}
+
+RandomRule& random_rule() {
+  static RandomRule rule = nullptr;
   return rule;
 }
 
@@ -209,6 +215,24 @@ void install_back_kernels() {
   }
 }
 
+void random_boxed(const OperatorHandle& op, DispatchKeySet keys, Stack* stack) {
+  random_rule()(op, keys, stack);
+}
+
+void install_random_kernels() {
+  if (random_rule() == nullptr) return;
+  auto& dispatcher = c10::Dispatcher::singleton();
+  for (const OperatorName& name : dispatcher.getAllOpNames()) {
+    const auto op = dispatcher.findOp(name);
+    if (!op.has_value() || !op->hasSchema() || !op->hasTag(at::Tag::nondeterministic_seeded) ||
+        op->hasKernelForDispatchKey(DispatchKey::CompositeImplicitAutograd)) {
+      continue;
+    }
+    register_kernel(name, kModeKey, KernelFunction::makeFromBoxedFunction<&random_boxed>(),
+                    std::nullopt);
+  }
+}
+
 }  // namespace
 
 RuleEntry boxed_rule(std::string name, std::string overload, BoxedRule rule) {
@@ -240,6 +264,8 @@ bool has_rule(const std::string& name, const std::string& overload) {
 
 void set_fallback_rule(BoxedRule rule) { fallback_rule() = rule; }
 
+void set_random_rule(RandomRule rule) { random_rule() = rule; }
+
 void install_rules() {
   auto& dispatcher = c10::Dispatcher::singleton();
   handles().push_back(
@@ -248,6 +274,7 @@ void install_rules() {
       kFrontKey, KernelFunction::makeFromBoxedFunction<&front_fallback>(), kDebugName));
   for (const RuleEntry& entry : announced_rules()) install(entry);
   install_back_kernels();
+  install_random_kernels();
 }
 
 }  // namespace torchlift

@@ -1,5 +1,4 @@
 #include "batching/rules/pointwise.h"
-
 namespace torchlift {
 namespace pointwise_internal {
 namespace {
@@ -26,7 +25,7 @@ at::Tensor align(const BatchedArg& arg, const Common& common) {
     const bool wrapped = arg.value.unsafeGetTensorImpl()->is_wrapped_number();
     return all_are_0d && !wrapped ? arg.value.unsqueeze(0) : arg.value;
   }
-  if (all_are_0d) return arg.value;
+  if (all_are_0d) return aligned(arg, common.rank);
   const at::Tensor cast = with_promoted_dtype(arg.value, common.dtype);
   return aligned(BatchedArg{cast, arg.bdim}, common.rank);
 }

@@ -35,10 +35,6 @@ namespace torchlift {
 // wrapped number) must weigh as much as one with: it gets a dim as well.
 namespace pointwise_internal {
 
-template <class T>
-inline constexpr bool kIsArg =
-    std::is_same_v<T, BatchedArg> || std::is_same_v<T, std::optional<BatchedArg>>;
-
 template <class F, class T>
 void visit_arg(const T& arg, F& f) {
   if constexpr (std::is_same_v<T, BatchedArg>) {
@@ -131,6 +127,17 @@ auto with_bdim(std::tuple<T...> results, int64_t bdim) {
       results);
 }
 
+// Calls f, an operator that works element by element, on the values in args.
+template <class F, class... A>
+auto call_pointwise(const F& f, const A&... args) {
+  LinedUp lined;
+  (visit_arg(args, lined), ...);
+  if (C10_LIKELY(lined.holds())) return with_bdim(f(raw_arg(args)...), *lined.first->bdim);
+  Common common;
+  (visit_arg(args, common), ...);
+  return with_bdim(f(aligned_arg(args, common)...), 0);
+}
+
 // Throws the error that libtorch gives when an operand does not broadcast into the target of an
 // in-place operator, in the shapes that the user sees.
 void check_target_rank(const char* op, const BatchedArg& target, int64_t rank);
@@ -142,14 +149,7 @@ template <class Op, class R, class... P>
 struct Pointwise<Op, R(P...)> {
   template <class... A>
   static auto apply(const A&... args) {
-    LinedUp lined;
-    (visit_arg(args, lined), ...);
-    if (C10_LIKELY(lined.holds())) {
-      return with_bdim(Op::call(raw_arg(args)...), *lined.first->bdim);
-    }
-    Common common;
-    (visit_arg(args, common), ...);
-    return with_bdim(Op::call(aligned_arg(args, common)...), 0);
+    return call_pointwise(Op::call, args...);
   }
 };
 

@@ -1,5 +1,6 @@
 #include "batching/testing/rule_check.h"
 
+#include <ATen/Context.h>
 #include <ATen/ops/alias.h>
 #include <ATen/ops/allclose.h>
 #include <ATen/ops/arange.h>
@@ -16,6 +17,7 @@
 #include <exception>
 #include <optional>
 #include <sstream>
+#include <string_view>
 
 #include "batching/fallback.h"
 #include "core/level.h"
@@ -39,6 +41,12 @@ bool contains(const std::vector<size_t>& list, size_t item) {
   return std::find(list.begin(), list.end(), item) != list.end();
 }
 
+// Example number i: the same whenever it is asked for, whatever was drawn before.
+Tensors make_example(const RuleCase& c, int64_t i) {
+  at::manual_seed(static_cast<uint64_t>(i) + 1);
+  return c.make(i);
+}
+
 Tensors copies(const Tensors& in) {
   Tensors out;
   for (const at::Tensor& t : in) out.push_back(t.defined() ? t.clone() : t);
@@ -48,9 +56,9 @@ Tensors copies(const Tensors& in) {
 // The examples of a batch; arguments that the plan does not batch are those of example 0.
 std::vector<Tensors> make_examples(const RuleCase& c, const Plan& plan, int64_t size) {
   std::vector<Tensors> examples;
-  const Tensors shared = c.make(0);
+  const Tensors shared = make_example(c, 0);
   for (int64_t i = 0; i < std::max<int64_t>(size, 1); ++i) {
-    Tensors example = i == 0 ? shared : c.make(i);
+    Tensors example = i == 0 ? shared : make_example(c, i);
     for (size_t a = 0; a < plan.size(); ++a) {
       if (!plan[a]) example[a] = shared[a];
     }
@@ -75,13 +83,16 @@ Tensors batch_inputs(const std::vector<Tensors>& examples, const Plan& plan, int
   return inputs;
 }
 
-// Runs f in a level; returns results with the batch first, unbatched ones expanded.
+// Runs f in a level; returns results with the batch first, unbatched ones expanded. If f
+// differentiates inside the level, inputs that are not batched must belong to the level as well: a
+// plain tensor that is tracked is of an outer domain.
 Tensors run_level(const Tensors& inputs, const Plan& plan, int64_t size,
-                  const std::function<Tensors(const Tensors&)>& f) {
+                  const std::function<Tensors(const Tensors&)>& f, bool lift_all = false) {
   LevelScope scope({.size = size, .randomness = Randomness::kDifferent});
   Tensors lifted;
   for (size_t a = 0; a < inputs.size(); ++a) {
-    lifted.push_back(plan[a] ? lift_alias(inputs[a], *plan[a], scope.level()) : inputs[a]);
+    const bool lifts = plan[a].has_value() || (lift_all && inputs[a].defined());
+    lifted.push_back(lifts ? lift_alias(inputs[a], plan[a], scope.level()) : inputs[a]);
   }
   Tensors results;
   for (const at::Tensor& out : f(lifted)) {
@@ -169,7 +180,7 @@ void expect_same(const Tensors& got, const Tensors& want, int64_t size, double t
 }
 
 std::vector<Plan> plans_for(const RuleCase& c) {
-  const Tensors shared = c.make(0);
+  const Tensors shared = make_example(c, 0);
   const size_t count = shared.size();
   std::vector<Plan> plans;
   for (size_t mask = 1; mask < (size_t{1} << count); ++mask) {
@@ -198,8 +209,9 @@ void check_inside(const RuleCase& c, const Plan& plan, int64_t size,
                   const std::function<Tensors(const Tensors&)>& f, const char* what) {
   const std::vector<Tensors> examples = make_examples(c, plan, size);
   const Tensors inputs = batch_inputs(examples, plan, size);
-  expect_same(run_level(copies(inputs), plan, size, f), run_loop(examples, f), size, c.tolerance,
-              describe(c, plan, size, what));
+  const bool differentiates = std::string_view(what) != "forward";
+  expect_same(run_level(copies(inputs), plan, size, f, differentiates), run_loop(examples, f), size,
+              c.tolerance, describe(c, plan, size, what));
 }
 
 // Autograd outside: through the level against through the loop.
@@ -251,7 +263,7 @@ Tensors nested_example(const RuleCase& c, const Roles& roles, int64_t i, int64_t
   Tensors example;
   for (size_t a = 0; a < roles.size(); ++a) {
     const int64_t index = ((roles[a] & 1) != 0 ? i * kInner : 0) + ((roles[a] & 2) != 0 ? j : 0);
-    example.push_back(c.make(index)[a]);
+    example.push_back(make_example(c, index)[a]);
   }
   return example;
 }
@@ -269,17 +281,18 @@ at::Tensor nested_input(const RuleCase& c, const Roles& roles, size_t a) {
 }
 
 Tensors run_nested(const RuleCase& c, const Roles& roles,
-                   const std::function<Tensors(const Tensors&)>& f) {
+                   const std::function<Tensors(const Tensors&)>& f, bool differentiates) {
   Plan outer(roles.size());
   Plan inner(roles.size());
   Tensors inputs;
   for (size_t a = 0; a < roles.size(); ++a) {
     if ((roles[a] & 1) != 0) outer[a] = 0;
     if ((roles[a] & 2) != 0) inner[a] = 0;
-    inputs.push_back(roles[a] == 0 ? c.make(0)[a] : nested_input(c, roles, a));
+    inputs.push_back(roles[a] == 0 ? make_example(c, 0)[a] : nested_input(c, roles, a));
   }
-  return run_level(inputs, outer, kOuter,
-                   [&](const Tensors& in) { return run_level(in, inner, kInner, f); });
+  return run_level(inputs, outer, kOuter, [&](const Tensors& in) {
+    return run_level(in, inner, kInner, f, differentiates);
+  });
 }
 
 void check_nested(const RuleCase& c, const Roles& roles,
@@ -298,11 +311,12 @@ void check_nested(const RuleCase& c, const Roles& roles,
   }
   std::string label = c.name + ", " + what + ", nested levels, roles";
   for (const int role : roles) label += " " + std::to_string(role);
-  expect_same(run_nested(c, roles, f), want, /*size=*/-1, c.tolerance, label);
+  const bool differentiates = std::string_view(what) != "forward";
+  expect_same(run_nested(c, roles, f, differentiates), want, /*size=*/-1, c.tolerance, label);
 }
 
 std::vector<Roles> nested_roles(const RuleCase& c) {
-  const Tensors shared = c.make(0);
+  const Tensors shared = make_example(c, 0);
   std::vector<Roles> all;
   // Every argument takes the roles in turn, out of step with its neighbours.
   for (int shift = 0; shift < 4; ++shift) {

@@ -1,0 +1,218 @@
+// Batch norm.
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/_native_batch_norm_legit_no_training_ops.h>
+#include <ATen/ops/_native_batch_norm_legit_ops.h>
+#include <ATen/ops/native_batch_norm.h>
+#include <ATen/ops/native_batch_norm_backward.h>
+#include <ATen/ops/native_batch_norm_backward_ops.h>
+#include <ATen/ops/native_batch_norm_ops.h>
+
+#include <array>
+
+#include "batching/rules/reduction.h"
+#include "core/error.h"
+#include "core/tensor_operators.h"
+
+namespace torchlift {
+namespace {
+namespace ops = at::_ops;
+
+using OptionalArg = std::optional<BatchedArg>;
+using BatchedTriple = std::tuple<Batched, Batched, Batched>;
+
+bool is_defined(const OptionalArg& arg) { return arg && arg->value.defined(); }
+bool is_batched(const OptionalArg& arg) { return is_defined(arg) && arg->batched(); }
+
+int64_t size_among(std::initializer_list<const OptionalArg*> args) {
+  for (const OptionalArg* arg : args) {
+    if (is_batched(*arg)) return (*arg)->value.size(*(*arg)->bdim);
+  }
+  TORCH_INTERNAL_ASSERT(false, "torchlift: batch norm without a batched argument");
+}
+
+// NOTE [examples are channels]
+// Batch norm treats channels apart, which is what vmap asks of examples. So B examples of C
+// channels are one tensor of B*C channels, and every statistic, weight and gradient of an example
+// is a run of C of them:
+//   BNC... -> N(BC)...      BC -> (BC)
+// For examples of one image (N = 1, the per-sample case) the fold is a view.
+
+// BNC... -> N(BC)...
+at::Tensor channels(const BatchedArg& arg, int64_t size) {
+  return expanded(arg, size).movedim(0, 1).flatten(1, 2);
+}
+
+// N(BC)... -> BNC...
+Batched examples(const at::Tensor& folded, int64_t size) {
+  if (!folded.defined()) return {};
+  const int64_t each = size == 0 ? 0 : folded.size(1) / size;
+  return {folded.unflatten(1, at::IntArrayRef({size, each})), 1};
+}
+
+// BC -> (BC)
+std::optional<at::Tensor> per_channel(const OptionalArg& arg, int64_t size) {
+  if (!is_defined(arg)) return std::nullopt;
+  return expanded(*arg, size).reshape(-1);
+}
+
+// (BC) -> BC. Evaluation leaves the saved statistics empty.
+Batched per_example(const at::Tensor& folded, int64_t size) {
+  if (!folded.defined()) return {};
+  if (folded.numel() == 0 && size != 0) return {folded, std::nullopt};
+  const int64_t each = size == 0 ? 0 : folded.size(0) / size;
+  return {folded.view({size, each}), 0};
+}
+
+void check_has_channels(const BatchedArg& input) {
+  TORCH_CHECK(input.logical_dim() >= 2, "[vmap] batch_norm: expected an input of at least 2 dims, ",
+              "(N, C, ...), but each example has ", input.logical_dim());
+}
+
+[[noreturn]] void refuse_shared_statistics(const char* which) {
+  unsupported_error("vmap", "batch_norm: the running ", which,
+                    " has no batch dim, but training would update it with statistics that differ "
+                    "from example to example. Call eval() on the module, build it with "
+                    "track_running_stats=False, or pass the buffers batched as well (stack them, "
+                    "in_dims=0).");
+}
+
+void check_updatable(const OptionalArg& statistic, const char* which) {
+  if (is_defined(statistic) && !statistic->batched()) refuse_shared_statistics(which);
+}
+
+// Evaluation with only the input batched: more images for the same kernel.
+BatchedTriple eval_with_shared_statistics(const BatchedArg& input, const OptionalArg& weight,
+                                          const OptionalArg& bias, const OptionalArg& mean,
+                                          const OptionalArg& var, double momentum, double eps) {
+  const auto value = [](const OptionalArg& arg) {
+    return is_defined(arg) ? std::optional<at::Tensor>(arg->value) : std::nullopt;
+  };
+  const at::Tensor x = batch_first(input);
+  auto [out, save_mean, save_invstd] =
+      at::native_batch_norm(x.flatten(0, 1), value(weight), value(bias), value(mean), value(var),
+                            /*training=*/false, momentum, eps);
+  return {Batched{out.view(x.sizes()), 0}, Batched{save_mean, std::nullopt},
+          Batched{save_invstd, std::nullopt}};
+}
+
+// out * weight + bias where only these are batched: NC..., BC -> BNC...
+BatchedTriple affine_apart(const BatchedArg& input, const OptionalArg& weight,
+                           const OptionalArg& bias, const OptionalArg& mean, const OptionalArg& var,
+                           bool training, double momentum, double eps) {
+  const auto value = [](const OptionalArg& arg) {
+    return is_defined(arg) ? std::optional<at::Tensor>(arg->value) : std::nullopt;
+  };
+  auto [out, save_mean, save_invstd] = at::native_batch_norm(
+      input.value, std::nullopt, std::nullopt, value(mean), value(var), training, momentum, eps);
+  at::Tensor scaled = out;
+  for (const OptionalArg* arg : {&weight, &bias}) {
+    if (!is_defined(*arg)) continue;
+    at::Tensor factor = batch_first(**arg);
+    c10::SmallVector<int64_t, 6> shape;  // (B)1C1...
+    if ((*arg)->batched()) shape.push_back(factor.size(0));
+    shape.push_back(1);
+    shape.push_back(factor.size(-1));
+    shape.append(out.dim() - 2, 1);
+    factor = factor.reshape(shape);
+    scaled = arg == &weight ? scaled * factor : scaled + factor;
+  }
+  return {Batched{scaled.to(out.scalar_type()), 0}, Batched{save_mean, std::nullopt},
+          Batched{save_invstd, std::nullopt}};
+}
+
+// A running statistic as the kernel updates it: a copy, written back by update().
+struct RunningStatistic {
+  std::optional<at::Tensor> folded;
+
+  RunningStatistic(const OptionalArg& arg, int64_t size, bool training)
+      : folded(per_channel(arg, size)) {
+    if (training && folded.has_value()) folded = folded->clone();
+  }
+  void update(const OptionalArg& arg, int64_t size) const {
+    if (!folded.has_value()) return;
+    at::Tensor target = batch_first(*arg);
+    target.copy_(per_example(*folded, size).value);
+  }
+};
+
+BatchedTriple batch_norm(BatchedArg input, OptionalArg weight, OptionalArg bias, OptionalArg mean,
+                         OptionalArg var, bool training, double momentum, double eps) {
+  check_has_channels(input);
+  const bool own_statistics = is_batched(mean) || is_batched(var);
+  const bool own_affine = is_batched(weight) || is_batched(bias);
+  if (!input.batched() && !own_statistics) {
+    return affine_apart(input, weight, bias, mean, var, training, momentum, eps);
+  }
+  if (!training && !own_affine && !own_statistics) {
+    return eval_with_shared_statistics(input, weight, bias, mean, var, momentum, eps);
+  }
+  if (training) {
+    check_updatable(mean, "mean");
+    check_updatable(var, "variance");
+  }
+  const OptionalArg x(input);
+  const int64_t size = size_among({&x, &weight, &bias, &mean, &var});
+  const RunningStatistic running_mean(mean, size, training);
+  const RunningStatistic running_var(var, size, training);
+  auto [out, save_mean, save_invstd] = at::native_batch_norm(
+      channels(input, size), per_channel(weight, size), per_channel(bias, size),
+      running_mean.folded, running_var.folded, training, momentum, eps);
+  if (training) {
+    running_mean.update(mean, size);
+    running_var.update(var, size);
+  }
+  return {examples(out, size), per_example(save_mean, size), per_example(save_invstd, size)};
+}
+
+BatchedTriple batch_norm_backward(BatchedArg grad, BatchedArg input, OptionalArg weight,
+                                  OptionalArg mean, OptionalArg var, OptionalArg save_mean,
+                                  OptionalArg save_invstd, bool train, double eps,
+                                  std::array<bool, 3> mask) {
+  const OptionalArg g(grad);
+  const OptionalArg x(input);
+  const int64_t size = size_among({&g, &x, &weight, &mean, &var, &save_mean, &save_invstd});
+  auto [d_input, d_weight, d_bias] = at::native_batch_norm_backward(
+      channels(grad, size), channels(input, size), per_channel(weight, size),
+      per_channel(mean, size), per_channel(var, size), per_channel(save_mean, size),
+      per_channel(save_invstd, size), train, eps, mask);
+  return {examples(d_input, size), per_example(d_weight, size), per_example(d_bias, size)};
+}
+
+// --- variants that are plainer about the statistics ----------------------------------------
+
+BatchedTriple batch_norm_no_stats(BatchedArg input, OptionalArg weight, OptionalArg bias,
+                                  bool training, double momentum, double eps) {
+  return batch_norm(input, weight, bias, std::nullopt, std::nullopt, training, momentum, eps);
+}
+
+BatchedTriple batch_norm_no_training(BatchedArg input, OptionalArg weight, OptionalArg bias,
+                                     BatchedArg mean, BatchedArg var, double momentum, double eps) {
+  return batch_norm(input, weight, bias, mean, var, /*training=*/false, momentum, eps);
+}
+
+// The updated statistics are results, so they may differ by example although the old ones did not.
+std::tuple<Batched, Batched, Batched, Batched, Batched> batch_norm_functional(
+    BatchedArg input, OptionalArg weight, OptionalArg bias, BatchedArg mean, BatchedArg var,
+    bool training, double momentum, double eps) {
+  const OptionalArg x(input);
+  const OptionalArg m(mean);
+  const OptionalArg v(var);
+  const int64_t size = size_among({&x, &weight, &bias, &m, &v});
+  const at::Tensor new_mean = expanded(mean, size).clone(at::MemoryFormat::Contiguous);
+  const at::Tensor new_var = expanded(var, size).clone(at::MemoryFormat::Contiguous);
+  auto [out, save_mean, save_invstd] = batch_norm(input, weight, bias, BatchedArg{new_mean, 0},
+                                                  BatchedArg{new_var, 0}, training, momentum, eps);
+  return {out, save_mean, save_invstd, Batched{new_mean, 0}, Batched{new_var, 0}};
+}
+
+[[maybe_unused]] const RuleSet kRules{
+    rule<ops::native_batch_norm, &batch_norm>(),
+    rule<ops::native_batch_norm_backward, &batch_norm_backward>(),
+    rule<ops::_native_batch_norm_legit_no_stats, &batch_norm_no_stats>(),
+    rule<ops::_native_batch_norm_legit_no_training, &batch_norm_no_training>(),
+    rule<ops::_native_batch_norm_legit_functional, &batch_norm_functional>(),
+};
+
+}  // namespace
+}  // namespace torchlift

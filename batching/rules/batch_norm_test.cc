@@ -1,0 +1,113 @@
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/batch_norm.h>
+#include <ATen/ops/instance_norm.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "batching/testing/rule_check.h"
+#include "core/level.h"
+#include "core/lifted_tensor.h"
+
+namespace torchlift::testing {
+namespace {
+
+at::Tensor batch_norm(const at::Tensor& x, const at::Tensor& w, const at::Tensor& b,
+                      const at::Tensor& mean, const at::Tensor& var, bool training) {
+  return at::batch_norm(x, w, b, mean, var, training, 0.1, 1e-5, false);
+}
+
+TEST(BatchNormRules, TrainingWithoutStatistics) {
+  for (const std::vector<int64_t>& shape :
+       std::vector<std::vector<int64_t>>{{4, 3}, {2, 3, 2, 2}}) {
+    check_rule({.name = "training",
+                .f =
+                    [](const Tensors& in) {
+                      return Tensors{batch_norm(in[0], in[1], in[2], {}, {}, true)};
+                    },
+                .make =
+                    [&](int64_t) {
+                      return Tensors{randn(shape), randn({3}), randn({3})};
+                    },
+                .empty_batch = false,
+                .tolerance = 1e-7});
+  }
+}
+
+TEST(BatchNormRules, WithoutAffine) {
+  check_rule({.name = "training, no weight",
+              .f =
+                  [](const Tensors& in) {
+                    return Tensors{batch_norm(in[0], {}, {}, {}, {}, true).square()};
+                  },
+              .make =
+                  [](int64_t) {
+                    return Tensors{randn({4, 3})};
+                  },
+              .empty_batch = false,
+              .tolerance = 1e-7});
+}
+
+TEST(BatchNormRules, Evaluation) {
+  check_rule(
+      {.name = "eval",
+       .f =
+           [](const Tensors& in) {
+             return Tensors{batch_norm(in[0], in[1], in[2], in[3].detach(), in[4].detach(), false)};
+           },
+       .make =
+           [](int64_t) {
+             return Tensors{randn({2, 3, 4}), randn({3}), randn({3}), randn({3}), positive({3})};
+           },
+       .empty_batch = false,
+       .tolerance = 1e-7});
+}
+
+TEST(BatchNormRules, TrainingUpdatesBatchedStatistics) {
+  check_rule({.name = "running statistics",
+              .f =
+                  [](const Tensors& in) {
+                    const at::Tensor mean = in[1];
+                    const at::Tensor var = in[2];
+                    const at::Tensor out = batch_norm(in[0], {}, {}, mean, var, true);
+                    return Tensors{out, mean, var};
+                  },
+              .make =
+                  [](int64_t) {
+                    return Tensors{randn({4, 3}), randn({3}), positive({3})};
+                  },
+              .always_batched = {1, 2},
+              .differentiable = false,
+              .empty_batch = false});
+}
+
+TEST(BatchNormRules, SharedStatisticsCannotBeTrained) {
+  LevelScope scope({.size = 2, .randomness = Randomness::kError});
+  const at::Tensor x = lift_alias(randn({2, 4, 3}), 0, scope.level());
+  try {
+    batch_norm(x, {}, {}, randn({3}), positive({3}), true);
+    FAIL() << "nothing was thrown";
+  } catch (const std::exception& e) {
+    EXPECT_THAT(e.what(),
+                ::testing::HasSubstr("[vmap] batch_norm: the running mean has no batch dim"));
+    EXPECT_THAT(e.what(), ::testing::HasSubstr("eval()"));
+    EXPECT_THAT(e.what(), ::testing::HasSubstr("track_running_stats=False"));
+  }
+}
+
+TEST(InstanceNormRules, WithWeights) {
+  check_rule({.name = "instance_norm",
+              .f =
+                  [](const Tensors& in) {
+                    return Tensors{
+                        at::instance_norm(in[0], in[1], in[2], {}, {}, true, 0.1, 1e-5, false)};
+                  },
+              .make =
+                  [](int64_t) {
+                    return Tensors{randn({2, 3, 5}), randn({3}), randn({3})};
+                  },
+              .empty_batch = false,
+              .tolerance = 1e-7});
+}
+
+}  // namespace
+}  // namespace torchlift::testing

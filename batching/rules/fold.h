@@ -1,0 +1,199 @@
+#ifndef TORCHLIFT_BATCHING_RULES_FOLD_H_
+#define TORCHLIFT_BATCHING_RULES_FOLD_H_
+
+// File: batching/rules/fold.h
+//
+// Rule makers for operators that treat the examples of a leading dim apart already.
+//
+//   fold_row<at::_ops::avg_pool2d, 4>()     every tensor has 4 dims, N first: the batch dim joins
+//   N.
+//                                           Tensors of 3 dims (no N) are taken too: the batch dim
+//                                           is N
+//   leading_row<at::_ops::linalg_det, 2>()  any number of leading dims before the last 2, which
+//   broadcast
+//                                           between tensors: the batch dim is one more
+//
+// The rows serve functional operators that return a tensor or a tuple of tensors, all with the
+// leading dim.
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/SymIntArrayRef.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <optional>
+#include <tuple>
+#include <type_traits>
+
+#include "batching/rules/dims.h"
+#include "core/registry.h"
+
+namespace torchlift {
+namespace fold_internal {
+
+// What Op::call takes, from what a rule is given for it.
+template <class To, class From>
+decltype(auto) as_schema(const From& arg) {
+  if constexpr (std::is_same_v<To, c10::SymIntArrayRef>) {
+    return c10::fromIntArrayRefSlow(arg);
+  } else if constexpr (std::is_same_v<To, at::OptionalSymIntArrayRef>) {
+    return arg.has_value() ? at::OptionalSymIntArrayRef(c10::fromIntArrayRefSlow(*arg))
+                           : at::OptionalSymIntArrayRef();
+  } else {
+    return (arg);
+  }
+}
+
+// The batch dim joins dim 0 of a tensor of `rank` dims, or is dim 0 of one with a dim less.
+struct IntoFirst {
+  int64_t batch;
+  int64_t rank;
+  int64_t n;  // what dim 0 was; -1 if there was none
+
+  at::Tensor in(const BatchedArg& arg, const char* op) const {
+    const int64_t logical = arg.logical_dim();
+    TORCH_CHECK(logical == rank || logical == rank - 1, "[vmap] ", op, ": expected a tensor of ",
+                rank - 1, " or ", rank, " dimensions, but got shape ",
+                at::IntArrayRef(logical_sizes(arg)));
+    const at::Tensor value = expanded(arg, batch);
+    return logical == rank ? value.flatten(0, 1) : value;
+  }
+  Batched out(const at::Tensor& result) const {
+    if (!result.defined()) return {};
+    return {n < 0 ? result : result.unflatten(0, at::IntArrayRef{batch, n}), 0};
+  }
+};
+
+// The batch dim stays in front. All tensors get the same number of dims, so that leading dims
+// broadcast.
+struct InFront {
+  int64_t rank;
+  int64_t least_rank;
+
+  // The batch dim must not pass for a dim that the operator works on.
+  at::Tensor in(const BatchedArg& arg, const char* op) const {
+    TORCH_CHECK(arg.logical_dim() >= least_rank, "[vmap] ", op, ": expected a tensor of at least ",
+                least_rank, " dimensions, but got shape ", at::IntArrayRef(logical_sizes(arg)));
+    return aligned(arg, rank);
+  }
+  Batched out(const at::Tensor& result) const {
+    if (!result.defined()) return {};
+    return {result, 0};
+  }
+};
+
+template <class How, class To, class From>
+decltype(auto) prepare(const How& how, const char* op, const From& arg) {
+  if constexpr (std::is_same_v<From, BatchedArg>) {
+    return arg.value.defined() ? how.in(arg, op) : arg.value;
+  } else if constexpr (std::is_same_v<From, std::optional<BatchedArg>>) {
+    return arg.has_value() ? std::optional<at::Tensor>(how.in(*arg, op)) : std::nullopt;
+  } else {
+    return as_schema<To>(arg);
+  }
+}
+
+template <class How>
+Batched restore(const How& how, const at::Tensor& result) {
+  return how.out(result);
+}
+
+template <class How, class... T>
+auto restore(const How& how, const std::tuple<T...>& results) {
+  return std::apply([&](const T&... each) { return std::make_tuple(how.out(each)...); }, results);
+}
+
+// The first tensor argument decides whether there is an N, and how many dims the others get.
+template <class First, class... Rest>
+const BatchedArg& first_tensor(const First& first, const Rest&... rest) {
+  if constexpr (std::is_same_v<First, BatchedArg>) {
+    return first;
+  } else {
+    return first_tensor(rest...);
+  }
+}
+
+template <class T>
+int64_t rank_of(const T& arg) {
+  if constexpr (std::is_same_v<T, BatchedArg>) {
+    return arg.value.defined() ? arg.logical_dim() : 0;
+  } else {
+    return 0;
+  }
+}
+
+template <class Op, int64_t Rank, class Schema = typename Op::schema>
+struct Fold;
+
+template <class Op, int64_t Rank, class R, class... A>
+struct Fold<Op, Rank, R(A...)> {
+  template <class... L>
+  auto operator()(const Level& level, const L&... args) const {
+    const BatchedArg& first = first_tensor(args...);
+    const int64_t n = first.logical_dim() == Rank ? logical_sizes(first)[0] : -1;
+    const IntoFirst how{level.size(), Rank, n};
+    return restore(how, Op::call(prepare<IntoFirst, A>(how, Op::name, args)...));
+  }
+};
+
+template <class Op, int64_t LeastRank, class Schema = typename Op::schema>
+struct Leading;
+
+template <class Op, int64_t LeastRank, class R, class... A>
+struct Leading<Op, LeastRank, R(A...)> {
+  template <class... L>
+  auto operator()(const L&... args) const {
+    const InFront how{std::max({rank_of(args)...}), LeastRank};
+    return restore(how, Op::call(prepare<InFront, A>(how, Op::name, args)...));
+  }
+};
+
+// A function of exactly the types that the plumbing passes, since it asks for the type of the rule.
+template <class Op, int64_t Rank, class... L>
+auto fold_rule(const Level& level, L... args) {
+  return Fold<Op, Rank>{}(level, args...);
+}
+
+template <class T>
+struct LoweredType {
+  using Plain = std::remove_cv_t<std::remove_reference_t<T>>;
+  using type = std::conditional_t<
+      plumbing_internal::kIsTensor<T>, BatchedArg,
+      std::conditional_t<
+          plumbing_internal::kIsOptionalTensor<T>, std::optional<BatchedArg>,
+          std::conditional_t<
+              std::is_same_v<Plain, c10::SymInt>, int64_t,
+              std::conditional_t<
+                  std::is_same_v<Plain, c10::SymIntArrayRef>, at::IntArrayRef,
+                  std::conditional_t<std::is_same_v<Plain, at::OptionalSymIntArrayRef>,
+                                     at::OptionalIntArrayRef, Plain>>>>>;
+};
+
+template <class Op, int64_t Rank, class Schema = typename Op::schema>
+struct FoldRow;
+
+template <class Op, int64_t Rank, class R, class... A>
+struct FoldRow<Op, Rank, R(A...)> {
+  static RuleEntry make() {
+    return rule<Op, &fold_rule<Op, Rank, typename LoweredType<A>::type...>>();
+  }
+};
+
+}  // namespace fold_internal
+
+template <class Op, int64_t Rank>
+RuleEntry fold_row() {
+  return fold_internal::FoldRow<Op, Rank>::make();
+}
+
+template <class Op, int64_t LeastRank>
+inline constexpr fold_internal::Leading<Op, LeastRank> leading{};
+
+template <class Op, int64_t LeastRank = 2>
+RuleEntry leading_row() {
+  return rule<Op, leading<Op, LeastRank>>();
+}
+
+}  // namespace torchlift
+
+#endif  // TORCHLIFT_BATCHING_RULES_FOLD_H_

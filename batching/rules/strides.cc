@@ -1,0 +1,91 @@
+#include "batching/rules/strides.h"
+
+#include <algorithm>
+#include <cstddef>
+#include <numeric>
+#include <vector>
+
+namespace torchlift {
+namespace {
+
+// Where each dim of an example is entered, and how many steps of it are left.
+struct Box {
+  struct Dim {
+    int64_t stride;
+    int64_t left;
+    bool taken;
+  };
+  std::vector<Dim> dims;  // by falling stride
+};
+
+Box box_of(const Strided& example) {
+  Box box;
+  for (size_t i = 0; i < example.sizes.size(); ++i) {
+    if (example.sizes[i] > 1 && example.strides[i] > 0) {
+      box.dims.push_back({example.strides[i], example.sizes[i] - 1, false});
+    }
+  }
+  std::sort(box.dims.begin(), box.dims.end(),
+            [](const Box::Dim& a, const Box::Dim& b) { return a.stride > b.stride; });
+  return box;
+}
+
+// Moves the start of the box `distance` elements on; false if no dim leads there.
+bool enter(Box& box, int64_t distance) {
+  if (distance < 0) return false;
+  for (Box::Dim& dim : box.dims) {
+    const int64_t steps = std::min(dim.left, distance / dim.stride);
+    dim.left -= steps;
+    distance -= steps * dim.stride;
+  }
+  return distance == 0;
+}
+
+// Runs along one dim of the box.
+bool run(Box& box, int64_t size, int64_t stride) {
+  if (size <= 1 || stride == 0) return true;
+  for (Box::Dim& dim : box.dims) {
+    if (dim.taken || stride % dim.stride != 0 || (size - 1) * (stride / dim.stride) > dim.left)
+      continue;
+    dim.taken = true;
+    return true;
+  }
+  return false;
+}
+
+bool is_box(const Strided& example, const Strided& request) {
+  Box box = box_of(example);
+  if (!enter(box, request.offset - example.offset)) return false;
+  for (size_t i = 0; i < request.sizes.size(); ++i) {
+    if (!run(box, request.sizes[i], request.strides[i])) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+int64_t extent_of(c10::IntArrayRef sizes, c10::IntArrayRef strides) {
+  int64_t extent = 1;
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    if (sizes[i] == 0) return 0;
+    extent += (sizes[i] - 1) * strides[i];
+  }
+  return extent;
+}
+
+bool reachable(const Strided& example, const Strided& request, int64_t batch_stride) {
+  const int64_t needed = extent_of(request.sizes, request.strides);
+  if (needed == 0) return true;
+  const int64_t owned = extent_of(example.sizes, example.strides);
+  if (owned == 0) return false;
+  if (is_box(example, request)) return true;
+  const int64_t first = request.offset;
+  const int64_t end = request.offset + needed;
+  if (batch_stride != 0 && batch_stride < owned) return false;  // the examples interleave
+  if (first >= example.offset && end <= example.offset + owned) return true;
+  if (batch_stride == 0) return false;
+  const int64_t block = example.offset / batch_stride * batch_stride;
+  return first >= block && end <= block + batch_stride;
+}
+
+}  // namespace torchlift

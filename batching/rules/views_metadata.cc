@@ -1,0 +1,201 @@
+// Strided views of storage, operators that change what a tensor shows, and questions about its
+// memory. All of them speak of one example.
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/_has_same_storage_numel_ops.h>
+#include <ATen/ops/_new_zeros_with_same_feature_meta.h>
+#include <ATen/ops/_new_zeros_with_same_feature_meta_ops.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/as_strided_ops.h>
+#include <ATen/ops/as_strided_scatter_ops.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/is_pinned_ops.h>
+#include <ATen/ops/is_same_size_ops.h>
+#include <ATen/ops/where.h>
+
+#include <utility>
+#include <vector>
+
+#include "batching/rules/dims.h"
+#include "batching/rules/strides.h"
+#include "core/boxed.h"
+#include "core/error.h"
+#include "core/registry.h"
+
+namespace torchlift {
+namespace {
+
+namespace ops = at::_ops;
+
+// NOTE [as_strided of an example]
+// The strides and the offset are those of one example's memory, as x.strides() and
+// x.storage_offset() show them; example i is the same, i batch strides on. That is right as long as
+// no example reaches into the memory of another, which reachable() decides; else the operator is
+// refused.
+void check_reachable(const Strided& example, const Strided& request, int64_t batch_stride,
+                     int64_t batch_size) {
+  if (batch_size <= 1 || reachable(example, request, batch_stride)) return;
+  unsupported_error(
+      "vmap", "as_strided(size ", request.sizes, ", stride ", request.strides, ", offset ",
+      request.offset, ") of a tensor of shape ", example.sizes, ", strides ", example.strides,
+      ", offset ", example.offset, " would reach the memory of other examples: they lie ",
+      batch_stride,
+      " elements apart. Call .contiguous() first, or use indexing, unfold or diagonal.");
+}
+
+Strided strided_of_example(BatchedArg self) {
+  Strided example;
+  for (int64_t dim = 0; dim < self.value.dim(); ++dim) {
+    if (dim == self.bdim.value_or(-1)) continue;
+    example.sizes.push_back(self.value.size(dim));
+    example.strides.push_back(self.value.stride(dim));
+  }
+  example.offset = self.value.storage_offset();
+  return example;
+}
+
+Strided strided_of_request(at::IntArrayRef size, at::IntArrayRef stride, int64_t offset) {
+  TORCH_CHECK(size.size() == stride.size(), "mismatch in length of strides and shape");
+  Strided request;
+  request.sizes.assign(size.begin(), size.end());
+  request.strides.assign(stride.begin(), stride.end());
+  request.offset = offset;
+  return request;
+}
+
+Batched as_strided_rule(BatchedArg self, at::IntArrayRef size, at::IntArrayRef stride,
+                        std::optional<int64_t> offset) {
+  Strided request = strided_of_request(size, stride, offset.value_or(self.value.storage_offset()));
+  const int64_t batch_size = self.value.size(*self.bdim);
+  const int64_t batch_stride = self.value.stride(*self.bdim);
+  check_reachable(strided_of_example(self), request, batch_stride, batch_size);
+  request.sizes.insert(request.sizes.begin(), batch_size);
+  request.strides.insert(request.strides.begin(), batch_stride);
+  return {self.value.as_strided(request.sizes, request.strides, request.offset), 0};
+}
+
+// For every element of `example`, in order: which element of `request` lies at its address, or -1.
+at::Tensor overlap(const Strided& example, const Strided& request, int64_t extent,
+                   c10::Device device) {
+  const auto options = at::TensorOptions().dtype(at::kLong).device(device);
+  at::Tensor at_address = at::full({extent}, -1, options);
+  const int64_t count = c10::multiply_integers(request.sizes);
+  at_address.as_strided(request.sizes, request.strides, request.offset)
+      .copy_(at::arange(count, options).view(request.sizes));
+  return at_address.as_strided(example.sizes, example.strides, 0);
+}
+
+// Which elements are replaced is known from strides alone; then it is a where() of self and src:
+//   result[b, i] = src[b, overlap[i]] where that is >= 0, else self[b, i]
+Batched as_strided_scatter_rule(const Level& level, BatchedArg self, BatchedArg src,
+                                at::IntArrayRef size, at::IntArrayRef stride,
+                                std::optional<int64_t> offset) {
+  const Strided example = strided_of_example(self);
+  const Strided request = strided_of_request(
+      size, stride, offset.value_or(self.value.storage_offset()) - self.value.storage_offset());
+  const int64_t extent = extent_of(example.sizes, example.strides);
+  TORCH_CHECK(at::IntArrayRef(logical_sizes(src)).equals(size),
+              "expected src to have a size equal to the view of self. src size = ",
+              logical_sizes(src), ", view size = ", size);
+  if (request.offset < 0 || request.offset + extent_of(size, stride) > extent) {
+    unsupported_error("vmap", "as_strided_scatter(size ", size, ", stride ", stride,
+                      ") reaches outside of the tensor it writes to, of shape ", example.sizes,
+                      " and strides ", example.strides, ". Call .contiguous() on that one first.");
+  }
+  const at::Tensor self_all = expanded(self, level.size());
+  if (c10::multiply_integers(size) == 0) return {self_all.clone(), 0};
+  const at::Tensor from = overlap(example, request, extent, self.value.device());
+  c10::SmallVector<int64_t, 6> all{level.size()};
+  all.append(example.sizes.begin(), example.sizes.end());
+  const at::Tensor flat_src =
+      expanded(src, level.size()).reshape({level.size(), c10::multiply_integers(size)});
+  const at::Tensor written = flat_src.index_select(1, from.clamp_min(0).flatten()).view(all);
+  return {at::where(from.ge(0), written, self_all), 0};
+}
+
+// --- questions that autograd asks --------------------------------------------------------------
+
+bool is_same_size_rule(BatchedArg self, BatchedArg other) {
+  return logical_sizes(self) == logical_sizes(other);
+}
+
+// Asked before a tangent is taken as it is: has it room for the views of its primal? An example's
+// storage cannot be told from those of its neighbours, so its elements count.
+bool has_same_storage_numel_rule(BatchedArg self, BatchedArg other) {
+  const auto a = logical_sizes(self);
+  const auto b = logical_sizes(other);
+  return c10::multiply_integers(a) == c10::multiply_integers(b);
+}
+
+// Zeros as a tangent for `primal`, laid out like it.
+Batched new_zeros_like_primal_rule(const Level& level, BatchedArg tangent, BatchedArg primal,
+                                   int64_t batch_dims) {
+  const at::Tensor tangents = expanded(tangent, level.size());
+  if (!primal.bdim) {
+    return {at::_new_zeros_with_same_feature_meta(tangents, primal.value, batch_dims + 1), 0};
+  }
+  return {at::_new_zeros_with_same_feature_meta(tangents, batch_first(primal), batch_dims), 0};
+}
+
+bool is_pinned_rule(BatchedArg self, std::optional<at::Device> device) {
+  return self.value.is_pinned(device);
+}
+
+// --- in place, by their schema -----------------------------------------------------------------
+
+// as_strided_(self, size, stride, offset): self shows another part of its memory.
+void as_strided__rule(const c10::OperatorHandle& /*op*/, const LevelPtr& level,
+                      torch::jit::Stack* stack) {
+  const std::vector<c10::IValue> args = torch::jit::pop(*stack, 4);
+  const at::Tensor& target = args[0].toTensor();
+  const auto size = args[1].toIntVector();
+  const auto stride = args[2].toIntVector();
+  const Lowered lowered = lower(target, *level);
+  Batched shown = as_strided_rule(as_arg(lowered), size, stride, args[3].toOptional<int64_t>());
+  LiftedTensorImpl* impl = as_lifted(target);
+  impl->replace_value(std::move(shown.value), shown.bdim);
+  if (!target.is_inference()) impl->bump_version();
+  stack->push_back(args[0]);
+}
+
+// resize_(self, size, memory_format): only to the size it has.
+void resize__rule(const c10::OperatorHandle& /*op*/, const LevelPtr& level,
+                  torch::jit::Stack* stack) {
+  const std::vector<c10::IValue> args = torch::jit::pop(*stack, 3);
+  const at::Tensor& target = args[0].toTensor();
+  const auto size = args[1].toIntVector();
+  if (!target.sizes().equals(size)) {
+    unsupported_error(
+        "vmap", "resize_() cannot change the shape of a tensor of ", level->describe(), " from ",
+        target.sizes(), " to ", at::IntArrayRef(size),
+        ": its memory is shared by all examples. Use reshape, or make a new tensor with "
+        "new_empty(size).");
+  }
+  stack->push_back(args[0]);
+}
+
+void set__rule(const c10::OperatorHandle& /*op*/, const LevelPtr& level,
+               torch::jit::Stack* /*stack*/) {
+  unsupported_error(
+      "vmap", "set_() cannot give a tensor of ", level->describe(),
+      " another storage: its memory is shared by all examples. Use copy_(), or make a new "
+      "tensor.");
+}
+
+[[maybe_unused]] const RuleSet kRules{
+    rule<ops::as_strided, &as_strided_rule, OpKind::kView>(),
+    rule<ops::as_strided_scatter, &as_strided_scatter_rule>(),
+    rule<ops::is_same_size, &is_same_size_rule>(),
+    rule<ops::_has_same_storage_numel, &has_same_storage_numel_rule>(),
+    rule<ops::_new_zeros_with_same_feature_meta, &new_zeros_like_primal_rule>(),
+    rule<ops::is_pinned, &is_pinned_rule>(),
+    boxed_rule("aten::as_strided_", "", &as_strided__rule),
+    boxed_rule("aten::resize_", "", &resize__rule),
+    boxed_rule("aten::set_", "", &set__rule),
+    boxed_rule("aten::set_", "source_Tensor", &set__rule),
+    boxed_rule("aten::set_", "source_Storage", &set__rule),
+    boxed_rule("aten::set_", "source_Storage_storage_offset", &set__rule),
+};
+
+}  // namespace
+}  // namespace torchlift

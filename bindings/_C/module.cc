@@ -1,0 +1,129 @@
+// File: bindings/_C/module.cc
+//
+// The extension torchlift._C. torchlift/__init__.py loads it after it has checked torch's version;
+// what it holds is private to the Python package.
+
+#include <pybind11/stl.h>
+
+#include <optional>
+#include <string>
+
+#include "batching/fallback.h"
+#include "bindings/_C/function_route.h"
+#include "bindings/_C/functional_call.h"
+#include "bindings/_C/py_util.h"
+#include "bindings/_C/reverse.h"
+#include "bindings/_C/vmap.h"
+#include "core/dump_tensor.h"
+#include "core/keys.h"
+#include "core/level.h"
+#include "core/lifted_tensor.h"
+#include "core/registry.h"
+#include "core/runtime.h"
+
+namespace torchlift::python {
+namespace {
+
+// torchlift/_load.py searches the file for this mark before it loads it.
+constexpr const char kBuiltForMark[] =
+    "torchlift extension built for torch=" TORCHLIFT_BUILT_FOR_TORCH ";";
+
+// An entry of the method table.
+PyMethodDef fast(const char* name, FastCall f) {
+  return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(f)), METH_FASTCALL,
+          nullptr};
+}
+
+PyObject* is_lifted_tensor(PyObject* /*self*/, PyObject* const* args, Py_ssize_t /*count*/) {
+  return PyBool_FromLong(is_tensor(args[0]) && is_lifted(tensor_of(args[0])) ? 1 : 0);
+}
+
+PyObject* dump_tensor_of(PyObject* /*self*/, PyObject* const* args, Py_ssize_t /*count*/) {
+  return guarded([&]() -> py::object { return py::str(dump_tensor(tensor_of(args[0]))); });
+}
+
+PyMethodDef methods[] = {
+    fast("vmap_call", vmap_call),
+    fast("vmap_leaves", vmap_leaves),
+    fast("grad_call", grad_call),
+    fast("grad_leaves", grad_leaves),
+    fast("vjp_leaves", vjp_leaves),
+    fast("run_backward", run_backward),
+    fast("functional_call", functional_call),
+    fast("function_route", function_route),
+    fast("function_lift", function_lift),
+    fast("function_forward", function_forward),
+    fast("lower_lifted", lower_lifted),
+    fast("replace_value", replace_value),
+    fast("is_lifted", is_lifted_tensor),
+    fast("dump_tensor", dump_tensor_of),
+    {nullptr, nullptr, 0, nullptr},
+};
+
+// (depth, size, alive) of the level of a lifted tensor
+py::object level_of(const py::object& tensor) {
+  const LiftedTensorImpl* impl = as_lifted(tensor_of(tensor.ptr()));
+  if (impl == nullptr) return py::none();
+  return py::make_tuple(impl->level().depth(), impl->level().size(), impl->level().alive());
+}
+
+py::list fallback_records() {
+  py::list records;
+  for (const FallbackRecord& r : fallback_report()) {
+    records.append(py::make_tuple(r.op, r.count, r.examples, r.seconds, r.bytes));
+  }
+  return records;
+}
+
+// `with strict():` in Python; may be entered once.
+class Strict {
+ public:
+  explicit Strict(bool strict) : strict_(strict) {}
+  void enter() { scope_.emplace(strict_); }
+  void exit() { scope_.reset(); }
+
+ private:
+  bool strict_;
+  std::optional<StrictScope> scope_;
+};
+
+py::dict build_info() {
+  py::dict info;
+  info["version"] = version();
+  info["built_for_torch"] = TORCHLIFT_BUILT_FOR_TORCH;
+  info["mark"] = kBuiltForMark;
+  info["compiler"] = "g++ " __VERSION__;
+  info["keys"] = std::vector<std::string>{toString(kFrontKey), toString(kBackKey),
+                                          toString(kMarkerKey), toString(kModeKey)};
+  return info;
+}
+
+}  // namespace
+}  // namespace torchlift::python
+
+PYBIND11_MODULE(_C, m) {
+  namespace tp = torchlift::python;
+  namespace py = pybind11;
+  if (PyModule_AddFunctions(m.ptr(), tp::methods) != 0) throw py::error_already_set();
+  tp::define_pullback(m);
+  m.def("set_error_types", &tp::set_error_types);
+  m.def("level_of", &tp::level_of);
+  m.def("open_levels", [] { return torchlift::level_stack().size(); });
+  m.def("fallback_report", &tp::fallback_records);
+  m.def("reset_fallback_report", &torchlift::reset_fallback_report);
+  m.def("set_fallback_warning_enabled", &torchlift::set_fallback_warning_enabled);
+  m.def("is_strict", &torchlift::is_strict);
+  m.def("has_rule", &torchlift::has_rule);
+  m.def("rule_names", [] {
+    std::vector<std::string> names;
+    for (const auto& entry : torchlift::announced_rules()) {
+      names.push_back(entry.overload.empty() ? entry.name : entry.name + "." + entry.overload);
+    }
+    return names;
+  });
+  m.def("build_info", &tp::build_info);
+  py::class_<tp::Strict>(m, "Strict")
+      .def(py::init<bool>())
+      .def("__enter__", &tp::Strict::enter)
+      .def("__exit__", [](tp::Strict& self, const py::args&) { self.exit(); });
+}

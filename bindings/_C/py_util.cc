@@ -1,0 +1,75 @@
+#include "bindings/_C/py_util.h"
+
+#include <string_view>
+
+namespace torchlift::python {
+namespace {
+
+// Held for the life of the process: they may be needed while the interpreter shuts down.
+PyObject* transform_error_type = PyExc_ValueError;
+PyObject* unsupported_error_type = PyExc_RuntimeError;
+
+void set_python_error(PyObject* type, const c10::Error& error) {
+  PyErr_SetString(
+      type, torch::get_cpp_stacktraces_enabled() ? error.what() : error.what_without_backtrace());
+}
+
+// What messages of ours start with: see core/error.h.
+bool has_tag(std::string_view message) {
+  for (const std::string_view tag : {"[vmap] ", "[torchlift] ", "[grad] ", "[vjp] "}) {
+    if (message.substr(0, tag.size()) == tag) return true;
+  }
+  return false;
+}
+
+bool is_untagged_error_of_ours(PyObject* value) {
+  if (value == nullptr || Py_TYPE(value) != reinterpret_cast<PyTypeObject*>(PyExc_RuntimeError)) {
+    return false;
+  }
+  const py::object text = steal(PyObject_Str(value));
+  const char* message = text ? PyUnicode_AsUTF8(text.ptr()) : nullptr;
+  if (message == nullptr) PyErr_Clear();
+  return message != nullptr && has_tag(message);
+}
+
+}  // namespace
+
+void throw_python_error() {
+  python_error error;
+  error.persist();
+  throw error;
+}
+
+void set_python_error(const TransformError& error) {
+  set_python_error(transform_error_type, error);
+}
+
+void set_python_error(const UnsupportedError& error) {
+  set_python_error(unsupported_error_type, error);
+}
+
+void retag_python_error() {
+  if (!PyErr_ExceptionMatches(PyExc_RuntimeError)) return;
+  PyObject *type, *value, *traceback;
+  PyErr_Fetch(&type, &value, &traceback);
+  PyErr_NormalizeException(&type, &value, &traceback);
+  if (is_untagged_error_of_ours(value)) {
+    const py::object args = steal(PyObject_GetAttrString(value, "args"));
+    PyObject* ours = args ? PyObject_CallObject(unsupported_error_type, args.ptr()) : nullptr;
+    if (ours == nullptr) {
+      PyErr_Clear();
+    } else {
+      Py_SETREF(value, ours);
+      Py_INCREF(unsupported_error_type);
+      Py_SETREF(type, unsupported_error_type);
+    }
+  }
+  PyErr_Restore(type, value, traceback);
+}
+
+void set_error_types(py::object transform_error, py::object unsupported_error) {
+  transform_error_type = transform_error.release().ptr();
+  unsupported_error_type = unsupported_error.release().ptr();
+}
+
+}  // namespace torchlift::python

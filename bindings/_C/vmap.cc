@@ -1,0 +1,249 @@
+#include "bindings/_C/vmap.h"
+
+#include <ATen/ops/movedim.h>
+
+#include <optional>
+#include <vector>
+
+#include "core/level.h"
+#include "core/lifted_tensor.h"
+
+namespace torchlift::python {
+namespace {
+
+int64_t to_int(PyObject* number) {
+  const auto value = PyLong_AsLongLong(number);
+  if (value == -1 && PyErr_Occurred() != nullptr) throw_python_error();
+  return value;
+}
+
+// d in [0, rank), or nothing if it is out of range.
+std::optional<int64_t> wrap_dim(int64_t dim, int64_t rank) {
+  if (dim < -rank || dim >= rank) return std::nullopt;
+  return dim < 0 ? dim + rank : dim;
+}
+
+// A dim of a tree: the entry of `dims` for each child, where dims is an int or None for all of
+// them, or a container like the tree's. Calls f(dims of child, child); an empty result of f, or
+// dims that do not fit, give an empty result.
+template <class F>
+py::object map_with_dims(PyObject* dims, PyObject* tree, F&& f) {
+  if (dims == Py_None || PyLong_CheckExact(dims)) {
+    return map_children(tree, [&](PyObject* child) { return f(dims, child); });
+  }
+  if (Py_TYPE(dims) != Py_TYPE(tree) || PyObject_Size(dims) != PyObject_Size(tree)) return {};
+  if (PyDict_CheckExact(tree)) {
+    py::object result = checked(PyDict_New());
+    PyObject *key, *value;
+    Py_ssize_t position = 0;
+    while (PyDict_Next(tree, &position, &key, &value)) {
+      PyObject* dim = PyDict_GetItemWithError(dims, key);
+      if (dim == nullptr) {
+        PyErr_Clear();
+        return {};
+      }
+      const py::object mapped = f(dim, value);
+      if (!mapped) return {};
+      if (PyDict_SetItem(result.ptr(), key, mapped.ptr()) != 0) throw_python_error();
+    }
+    return result;
+  }
+  return map_children(tree, [&, i = Py_ssize_t{0}](PyObject* child) mutable {
+    return f(PySequence_Fast_GET_ITEM(dims, i++), child);
+  });
+}
+
+// The same without a result.
+template <class F>
+bool all_with_dims(PyObject* dims, PyObject* tree, F&& f) {
+  if (PyLong_CheckExact(dims)) {
+    return all_children(tree, [&](PyObject* child) { return f(dims, child); });
+  }
+  if (Py_TYPE(dims) != Py_TYPE(tree) || PyObject_Size(dims) != PyObject_Size(tree)) return false;
+  if (PyDict_CheckExact(tree)) {
+    PyObject *key, *value;
+    Py_ssize_t position = 0;
+    while (PyDict_Next(tree, &position, &key, &value)) {
+      PyObject* dim = PyDict_GetItemWithError(dims, key);
+      if (dim == nullptr) PyErr_Clear();
+      if (dim == nullptr || !f(dim, value)) return false;
+    }
+    return true;
+  }
+  return all_children(tree, [&, i = Py_ssize_t{0}](PyObject* child) mutable {
+    return f(PySequence_Fast_GET_ITEM(dims, i++), child);
+  });
+}
+
+// Checks the arguments against in_dims and finds the batch size.
+class Scan {
+ public:
+  explicit Scan(PyObject* axis_size) : size_(axis_size == Py_None ? -1 : to_int(axis_size)) {}
+
+  // covers: `dims` is an int that stands for a whole container, which may hold values without dims
+  // too.
+  bool operator()(PyObject* dims, PyObject* object, bool covers = false) {
+    if (dims == Py_None) return true;
+    if (THPVariable_CheckExact(object)) return tensor(dims, tensor_of(object));
+    if (is_plain_container(object)) {
+      return all_with_dims(
+          dims, object,
+          [&, covers = PyLong_CheckExact(dims) != 0](PyObject* child_dims, PyObject* child) {
+            return (*this)(child_dims, child, covers);
+          });
+    }
+    if (is_plain_scalar(object)) return covers;
+    return THPVariable_Check(object) && tensor(dims, tensor_of(object));
+  }
+
+  // -1 when nothing is mapped.
+  int64_t size() const { return size_; }
+
+ private:
+  bool tensor(PyObject* dims, const at::Tensor& t) {
+    if (!PyLong_CheckExact(dims)) return false;
+    const auto dim = wrap_dim(to_int(dims), t.dim());
+    if (!dim) return false;
+    const int64_t size = t.size(*dim);
+    if (size_ < 0) size_ = size;
+    return size == size_;
+  }
+
+  int64_t size_;
+};
+
+// The arguments as tensors of `level`; to be called on what Scan accepted.
+class Lift {
+ public:
+  explicit Lift(const LevelPtr& level) : level_(level) {}
+
+  py::object operator()(PyObject* dims, PyObject* object) const {
+    if (dims == Py_None) return borrow(object);
+    if (is_tensor(object)) {
+      const at::Tensor& t = tensor_of(object);
+      check_alive(t);
+      return wrap(lift_alias(t, wrap_dim(to_int(dims), t.dim()), level_));
+    }
+    if (is_plain_container(object)) return map_with_dims(dims, object, *this);
+    return borrow(object);
+  }
+
+ private:
+  const LevelPtr& level_;
+};
+
+// An entry of out_dims: an int or None.
+std::optional<int64_t> to_optional_int(PyObject* number) {
+  if (number == Py_None) return std::nullopt;
+  return to_int(number);
+}
+
+// Why an output does not suit its out_dim.
+enum class Misfit { kNone, kBatched, kOutOfRange };
+
+struct Output {
+  at::Tensor value;
+  Misfit misfit = Misfit::kNone;
+};
+
+// What vmap returns for an output of f. out_dim nullopt: the value that all examples share.
+Output lower_output(const at::Tensor& t, std::optional<int64_t> out_dim, const Level& level) {
+  Lowered lowered = lower(t, level);
+  if (!out_dim) {
+    if (lowered.bdim) return {{}, Misfit::kBatched};
+    return {std::move(lowered.value)};
+  }
+  const auto dim = wrap_dim(*out_dim, t.dim() + 1);
+  if (!dim) return {{}, Misfit::kOutOfRange};
+  if (!lowered.bdim) {
+    std::vector<int64_t> sizes = t.sizes().vec();
+    sizes.insert(sizes.begin() + *dim, level.size());
+    return {lowered.value.unsqueeze(*dim).expand(sizes)};
+  }
+  if (*lowered.bdim != *dim) return {at::movedim(lowered.value, *lowered.bdim, *dim)};
+  return {std::move(lowered.value)};
+}
+
+// The output of f with its tensors lowered; empty when it is not as simple as that.
+class Lower {
+ public:
+  explicit Lower(const Level& level) : level_(level) {}
+
+  py::object operator()(PyObject* dims, PyObject* object) const {
+    if (THPVariable_CheckExact(object)) {
+      if (dims != Py_None && !PyLong_CheckExact(dims)) return {};
+      const Output output = lower_output(tensor_of(object), to_optional_int(dims), level_);
+      return output.misfit == Misfit::kNone ? wrap(output.value) : py::object();
+    }
+    if (is_plain_container(object)) return map_with_dims(dims, object, *this);
+    return {};
+  }
+
+ private:
+  const Level& level_;
+};
+
+// (leaves, dims, unflatten, fail): see NOTE [the two paths of a transform].
+py::object finish_leaves(const py::object& finished, const Level& level) {
+  PyObject *leaves, *dims, *unflatten, *fail;
+  if (PyArg_ParseTuple(finished.ptr(), "O!O!OO", &PyList_Type, &leaves, &PyList_Type, &dims,
+                       &unflatten, &fail) == 0) {
+    throw_python_error();
+  }
+  const Py_ssize_t count = PyList_GET_SIZE(leaves);
+  py::object lowered = checked(PyList_New(count));
+  for (Py_ssize_t i = 0; i < count; ++i) {
+    const Output output = lower_output(tensor_of(PyList_GET_ITEM(leaves, i)),
+                                       to_optional_int(PyList_GET_ITEM(dims, i)), level);
+    if (output.misfit != Misfit::kNone) {
+      checked(PyObject_CallFunction(fail, "nO", i,
+                                    output.misfit == Misfit::kBatched ? Py_True : Py_False));
+    }
+    PyList_SET_ITEM(lowered.ptr(), i, wrap(output.value).release().ptr());
+  }
+  return checked(PyObject_CallOneArg(unflatten, lowered.ptr()));
+}
+
+Level::Options options(int64_t size, PyObject* randomness) {
+  return {.kind = LevelKind::kVmap,
+          .size = size,
+          .randomness = static_cast<Randomness>(to_int(randomness))};
+}
+
+bool scan_arguments(PyObject* in_dims, PyObject* arguments, Scan& scan) {
+  return (PyLong_CheckExact(in_dims) || PyTuple_CheckExact(in_dims) || in_dims == Py_None) &&
+         scan(in_dims, arguments);
+}
+
+}  // namespace
+
+PyObject* vmap_call(PyObject* /*self*/, PyObject* const* args, Py_ssize_t /*count*/) {
+  return guarded([&]() -> py::object {
+    PyObject *func = args[0], *in_dims = args[1], *out_dims = args[2], *finish = args[5];
+    PyObject* arguments = args[6];
+    Scan scan(args[4]);
+    if (!scan_arguments(in_dims, arguments, scan) || scan.size() < 0) return not_implemented();
+    const LevelScope scope(options(scan.size(), args[3]));
+    const Lift lift_argument(scope.level());
+    const py::object lifted = map_with_dims(in_dims, arguments, lift_argument);
+    const py::object output = checked(PyObject_Vectorcall(func, PySequence_Fast_ITEMS(lifted.ptr()),
+                                                          PyTuple_GET_SIZE(lifted.ptr()), nullptr));
+    py::object result = Lower(*scope.level())(out_dims, output.ptr());
+    if (C10_LIKELY(static_cast<bool>(result))) return result;
+    return finish_leaves(checked(PyObject_CallOneArg(finish, output.ptr())), *scope.level());
+  });
+}
+
+PyObject* vmap_leaves(PyObject* /*self*/, PyObject* const* args, Py_ssize_t /*count*/) {
+  return guarded([&]() -> py::object {
+    PyObject *call = args[0], *leaves = args[3], *dims = args[4];
+    const LevelScope scope(options(to_int(args[1]), args[2]));
+    const Lift lift_leaf(scope.level());
+    const py::object lifted = map_children(leaves, [&, i = Py_ssize_t{0}](PyObject* leaf) mutable {
+      return lift_leaf(PyList_GET_ITEM(dims, i++), leaf);
+    });
+    return finish_leaves(checked(PyObject_CallOneArg(call, lifted.ptr())), *scope.level());
+  });
+}
+
+}  // namespace torchlift::python

@@ -1,0 +1,58 @@
+"""Operators without a batching rule: right, recorded, warned of once, and refused in strict mode."""
+
+import warnings
+
+import pytest
+import torch
+
+import torchlift
+from torchlift import UnsupportedError, vmap
+
+X = torch.randn(4, 9)
+
+
+def looped(x):
+    return torch.histc(x, 3, -1.0, 1.0)
+
+
+pytestmark = pytest.mark.skipif(
+    torchlift.has_rule("aten::histc"), reason="aten::histc has a rule now: choose another operator"
+)
+
+
+def test_right_and_recorded(fallback_is_silent):
+    torchlift.reset_fallback_report()
+    torch.testing.assert_close(vmap(looped)(X), torch.stack([looped(x) for x in X]))
+    (record,) = torchlift.fallback_report()
+    assert record.op.startswith("aten::histc")
+    assert record.count == 1 and record.examples == 4 and record.seconds > 0
+    assert record.bytes == 4 * 3 * 4
+    torchlift.reset_fallback_report()
+    assert torchlift.fallback_report() == []
+
+
+def test_warning_can_be_switched_off():
+    previous = torchlift._set_vmap_fallback_warning_enabled(False)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            vmap(looped)(X)
+        assert torchlift._set_vmap_fallback_warning_enabled(True) is False
+    finally:
+        torchlift._set_vmap_fallback_warning_enabled(previous)
+
+
+def test_warns_in_functorchs_words():
+    with pytest.warns(UserWarning, match="There is a performance drop because we have not yet impl"):
+        vmap(lambda x: torch.bincount(x, minlength=3))(torch.zeros(3, 2, dtype=torch.int64))
+
+
+def test_strict(fallback_is_silent):
+    with torchlift.strict():
+        vmap(torch.sin)(X)
+        with pytest.raises(UnsupportedError, match="histc"):
+            vmap(looped)(X)
+        with torchlift.strict(False):
+            vmap(looped)(X)
+    vmap(looped)(X)
+    assert torchlift._C.open_levels() == 0

@@ -1,0 +1,62 @@
+"""torchlift: composable function transforms for PyTorch.
+
+    vmap              maps a function over a dimension of its arguments
+    grad, vjp         differentiate it; value_and_grad, grad_and_value return its value too
+    functional_call   calls a module with parameters that are arguments
+
+They nest in each other to any depth, and with torch's own autograd.
+
+>>> import torch, torchlift
+>>> torchlift.vmap(torchlift.grad(torch.sin))(torch.zeros(3))
+tensor([1., 1., 1.])
+"""
+
+import os as _os
+
+import torch as _torch
+
+from torchlift import _load
+
+_extension = _load.extension_path(_os.path.dirname(__file__))
+_load.check_torch(_load.built_for_torch(_extension), _torch.__version__)
+
+from torchlift import _C  # noqa: E402
+from torchlift._errors import TransformError, UnsupportedError  # noqa: E402
+from torchlift import _autograd, _autograd_function, _printing  # noqa: E402
+from torchlift._functional import functional_call, stack_module_state  # noqa: E402
+from torchlift._grad import grad, grad_and_value, value_and_grad, vjp  # noqa: E402
+from torchlift._printing import dump_tensor  # noqa: E402
+from torchlift._report import (  # noqa: E402
+    FallbackRecord,
+    _set_vmap_fallback_warning_enabled,
+    fallback_report,
+    has_rule,
+    reset_fallback_report,
+    strict,
+)
+from torchlift._vmap import vmap  # noqa: E402
+
+__version__: str = _C.build_info()["version"]
+
+__all__ = [
+    "FallbackRecord",
+    "TransformError",
+    "UnsupportedError",
+    "__version__",
+    "dump_tensor",
+    "fallback_report",
+    "functional_call",
+    "grad",
+    "grad_and_value",
+    "has_rule",
+    "reset_fallback_report",
+    "stack_module_state",
+    "strict",
+    "value_and_grad",
+    "vjp",
+    "vmap",
+]
+
+_printing.install()
+_autograd.install()
+_autograd_function.install()

@@ -1,0 +1,7 @@
+"""python -m torchlift"""
+
+import sys
+
+from torchlift._check import main
+
+sys.exit(main())

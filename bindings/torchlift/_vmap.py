@@ -1,0 +1,460 @@
+"""vmap: what is mapped, the general path, and the words of its errors.
+
+Calls made of tensors and plain containers never come here: see NOTE [the two paths of a transform]
+in bindings/_C/vmap.h.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Callable, Mapping, Sequence
+
+import torch
+
+from torchlift import _C, _pytree
+from torchlift._errors import TransformError
+from torchlift._names import argument_label, describe, function_name, parameters_of, wraps
+
+_RANDOMNESS = {"error": 0, "same": 1, "different": 2}
+
+
+def vmap(
+    func: Callable[..., Any],
+    in_dims: Any = 0,
+    out_dims: Any = 0,
+    randomness: str = "error",
+    *,
+    chunk_size: "int | None" = None,
+    axis_size: "int | None" = None,
+) -> Callable[..., Any]:
+    """Maps `func` over a dimension of its arguments, in one go.
+
+    `vmap(func)(xs)` equals `torch.stack([func(x) for x in xs])`, but each operator of `func` runs
+    once, on the whole batch.
+
+    Args:
+        func: any function of tensors and pytrees of tensors (dicts, lists, tuples, dataclasses
+            registered with optree or torch...), which returns tensors or pytrees of tensors.
+        in_dims: which dim of each argument to map over. An int for all tensors of all arguments
+            (values that are no tensors are passed as they are); None for those every call shares; a
+            tuple with an entry for each positional argument, where an entry may itself be a
+            structure like the argument's, or an int or None for all of it. A dict names parameters
+            of `func` instead, positional or keyword: `{"x": 0, "w": None}`; those it leaves out are
+            mapped over dim 0. (For a function of one parameter that is not named in it, such a dict
+            would have no parameter to name: that is an error; write `({...},)` for the structure of
+            an argument.) Negative dims count from the end. Tensors in keyword arguments are mapped
+            over dim 0 unless a dict says otherwise.
+        out_dims: where the mapped dim goes in each output: an int, None (for an output that is the
+            same for all examples), or a structure of these like the output's.
+        randomness: "error" (random operators raise), "same" (the same numbers for every example) or
+            "different".
+        chunk_size: run at most this many examples at a time, to bound memory. The results are the
+            same numbers.
+        axis_size: the number of examples, needed only if nothing is mapped.
+
+    Returns:
+        A function of the same arguments. It can be nested, used as a decorator, and called from
+        several threads.
+
+    Raises:
+        TransformError (a ValueError): before `func` runs, if in_dims do not fit the arguments;
+            after, if out_dims do not fit what it returned.
+
+    >>> import torch, torchlift
+    >>> x, y = torch.arange(6.).reshape(3, 2), torch.ones(3, 2)
+    >>> torchlift.vmap(torch.dot)(x, y)
+    tensor([1., 5., 9.])
+    >>> torchlift.vmap(lambda x, w: {"y": x * w}, in_dims={"x": 1, "w": None})(x, torch.ones(3))["y"].shape
+    torch.Size([2, 3])
+    >>> torchlift.vmap(torchlift.vmap(torch.mul), in_dims=(0, None))(x, torch.ones(2)).shape
+    torch.Size([3, 2])
+    """
+    mapped = _Vmap(func, in_dims, out_dims, randomness, chunk_size, axis_size)
+    if chunk_size is not None or isinstance(in_dims, dict):
+
+        @wraps(func)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            return mapped.general(args, kwargs)
+
+        return wrapped
+
+    call, finish, random = _C.vmap_call, mapped.finish, mapped.random
+
+    @wraps(func)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        if not kwargs:
+            result = call(func, in_dims, out_dims, random, axis_size, finish, args)
+            if result is not NotImplemented:
+                return result
+        return mapped.general(args, kwargs)
+
+    return wrapped
+
+
+class _Leaf:
+    """A leaf of the arguments: where it is, and the dim it is mapped over."""
+
+    __slots__ = ("argument", "path", "value", "dim")
+
+    def __init__(self, argument: "int | str", path: "tuple[Any, ...]", value: Any, dim: Any) -> None:
+        self.argument, self.path, self.value, self.dim = argument, path, value, dim
+
+
+class _Vmap:
+    """One vmap: its options and everything but the fast path."""
+
+    def __init__(
+        self,
+        func: Callable[..., Any],
+        in_dims: Any,
+        out_dims: Any,
+        randomness: str,
+        chunk_size: "int | None",
+        axis_size: "int | None",
+    ) -> None:
+        if not callable(func):
+            raise TypeError(f"vmap: the first argument must be a function, got {func!r}")
+        self.func, self.in_dims, self.out_dims = func, in_dims, out_dims
+        self.chunk_size, self.axis_size = chunk_size, axis_size
+        if randomness not in _RANDOMNESS:
+            raise TransformError(
+                f"vmap: randomness must be 'error', 'same' or 'different', got {randomness!r}."
+            )
+        for name, value in (("chunk_size", chunk_size), ("axis_size", axis_size)):
+            smallest = 1 if name == "chunk_size" else 0
+            if value is not None and (not isinstance(value, int) or value < smallest):
+                raise TransformError(
+                    f"vmap: {name} must be None or an int of at least {smallest}, got {value!r}."
+                )
+        self.random = _RANDOMNESS[randomness]
+        if isinstance(in_dims, torch.Tensor):
+            self.fail((), {}, "in_dims must be ints, None or structures of them, got a tensor.")
+        if isinstance(in_dims, list):
+            self.in_dims = tuple(in_dims)
+
+    # --- inputs ---------------------------------------------------------------------------------
+
+    def general(self, args: "tuple[Any, ...]", kwargs: "dict[str, Any]") -> Any:
+        (arg_dims, kwarg_dims) = self.split_in_dims(args, kwargs)
+        leaves: "list[_Leaf]" = []
+        specs = []
+        for argument, value, dims in [
+            *((i, value, dims) for i, (value, dims) in enumerate(zip(args, arg_dims))),
+            *((name, value, kwarg_dims[name]) for name, value in kwargs.items()),
+        ]:
+            found = self.flat_argument(args, kwargs, argument, value, dims)
+            specs.append((len(found), _pytree.flatten(value)[1]))
+            leaves += found
+        size = self.batch_size(args, kwargs, leaves)
+
+        def call(values: "list[Any]") -> "tuple[Any, ...]":
+            rebuilt, at = [], 0
+            for count, spec in specs:
+                rebuilt.append(spec.unflatten(values[at : at + count]))
+                at += count
+            positional = len(args)
+            named = dict(zip(kwargs, rebuilt[positional:]))
+            return self.finish(self.func(*rebuilt[:positional], **named))
+
+        values, dims = [leaf.value for leaf in leaves], [leaf.dim for leaf in leaves]
+        if self.chunk_size is not None and size > self.chunk_size:
+            return self.in_chunks(call, size, values, dims)
+        return _C.vmap_leaves(call, size, self.random, values, dims)
+
+    def split_in_dims(
+        self, args: "tuple[Any, ...]", kwargs: "dict[str, Any]"
+    ) -> "tuple[Sequence[Any], dict[str, Any]]":
+        """in_dims for each positional and each keyword argument."""
+        in_dims = self.in_dims
+        if isinstance(in_dims, dict):
+            return self.named_in_dims(args, kwargs)
+        kwarg_dims = {name: _Implicit(0) for name in kwargs}
+        if in_dims is None:
+            return [None] * len(args), kwarg_dims
+        if isinstance(in_dims, int) and not isinstance(in_dims, bool):
+            return [_Implicit(in_dims)] * len(args), kwarg_dims
+        if not isinstance(in_dims, tuple):
+            self.fail(
+                args,
+                kwargs,
+                f"in_dims must be an int, None, a tuple with an entry for each positional "
+                f"argument, or a dict of parameter names, got {type(in_dims).__name__}.",
+            )
+        if len(in_dims) != len(args):
+            self.fail(
+                args,
+                kwargs,
+                f"in_dims has {len(in_dims)} entries, but there are {len(args)} positional "
+                f"arguments. Give an entry for each: an int, None, or a structure like the argument's.",
+            )
+        return list(in_dims), kwarg_dims
+
+    def named_in_dims(
+        self, args: "tuple[Any, ...]", kwargs: "dict[str, Any]"
+    ) -> "tuple[Sequence[Any], dict[str, Any]]":
+        positions, names, any_name = parameters_of(self.func)
+        unknown = [n for n in self.in_dims if n not in names and n not in kwargs]
+        if unknown and not (any_name and unknown[0] in kwargs):
+            known = ", ".join(repr(n) for n in names) or "none that can be named"
+            self.fail(
+                args,
+                kwargs,
+                f"in_dims names {unknown[0]!r}, which is no parameter of {function_name(self.func)} "
+                f"(it has {known}). A dict given as in_dims names parameters; for the structure of "
+                f"a dict argument write in_dims=({{...}},).",
+            )
+        default = _Implicit(0)
+        by_position = [positions[i] if i < len(positions) else None for i in range(len(args))]
+        return (
+            [self.in_dims.get(name, default) for name in by_position],
+            {name: self.in_dims.get(name, default) for name in kwargs},
+        )
+
+    def flat_argument(
+        self,
+        args: "tuple[Any, ...]",
+        kwargs: "dict[str, Any]",
+        argument: "int | str",
+        value: Any,
+        dims: Any,
+    ) -> "list[_Leaf]":
+        implicit = isinstance(dims, _Implicit)
+        try:
+            entries = _pytree.broadcast_prefix(dims.dim if implicit else dims, value)
+        except _pytree.PrefixError as error:
+            where = self.label(argument, error.path)
+            self.fail(
+                args,
+                kwargs,
+                f"{where} is {describe(error.tree)}, but in_dims has {error.prefix!r} for it. An "
+                f"entry of in_dims is an int, None, or a structure like the argument's.",
+            )
+        leaves = []
+        for path, dim, leaf, level in entries:
+            if dim is not None and not isinstance(leaf, torch.Tensor):
+                if level and not implicit:
+                    self.fail(
+                        args,
+                        kwargs,
+                        f"{self.label(argument, path)} is {describe(leaf)}, which has no dim {dim} "
+                        f"to map over: in_dims must have None for it, or pass a tensor.",
+                    )
+                dim = None
+            if dim is not None:
+                dim = self.check_dim(args, kwargs, argument, path, leaf, dim, implicit)
+            leaves.append(_Leaf(argument, path, leaf, dim))
+        return leaves
+
+    def check_dim(
+        self,
+        args: "tuple[Any, ...]",
+        kwargs: "dict[str, Any]",
+        argument: "int | str",
+        path: "tuple[Any, ...]",
+        leaf: torch.Tensor,
+        dim: int,
+        implicit: bool,
+    ) -> int:
+        rank = leaf.dim()
+        if -rank <= dim < rank and not isinstance(dim, bool):
+            return dim % rank
+        where = self.label(argument, path)
+        if rank == 0:
+            name = argument if isinstance(argument, str) else None
+            fix = (
+                f"Name it in a dict to share it by all examples: in_dims={{{name!r}: None}}."
+                if name is not None and implicit
+                else "Give in_dims=None for it to share it by all examples."
+            )
+            self.fail(
+                args, kwargs, f"{where} has shape [] with 0 dims, so it has none to map over. {fix}"
+            )
+        self.fail(
+            args,
+            kwargs,
+            f"{where} has shape {list(leaf.shape)} with {rank} dim{'s' if rank > 1 else ''}, so "
+            f"in_dims must lie in [{-rank}, {rank - 1}], got {dim!r}. Give a dim it has, or None "
+            f"to share it by all examples.",
+        )
+        raise AssertionError
+
+    def batch_size(
+        self, args: "tuple[Any, ...]", kwargs: "dict[str, Any]", leaves: "list[_Leaf]"
+    ) -> int:
+        sizes: "dict[int, list[_Leaf]]" = {}
+        for leaf in leaves:
+            if leaf.dim is not None:
+                sizes.setdefault(leaf.value.shape[leaf.dim], []).append(leaf)
+        if not sizes:
+            if self.axis_size is not None:
+                return self.axis_size
+            self.fail(args, kwargs, self.nothing_mapped(args, kwargs, leaves))
+        if len(sizes) > 1:
+            seen = "; ".join(
+                f"{self.label(leaf.argument, leaf.path)} has shape {list(leaf.value.shape)}, that "
+                f"is size {size} along dim {leaf.dim}"
+                for size, members in sizes.items()
+                for leaf in members[:2]
+            )
+            self.fail(
+                args,
+                kwargs,
+                f"the mapped dims must have one size, got {' and '.join(map(str, sizes))}: {seen}. "
+                f"Make them agree, or give None in in_dims for what all examples share.",
+            )
+        (size,) = sizes
+        if self.axis_size is not None and self.axis_size != size:
+            leaf = sizes[size][0]
+            self.fail(
+                args,
+                kwargs,
+                f"axis_size={self.axis_size}, but {self.label(leaf.argument, leaf.path)} has shape "
+                f"{list(leaf.value.shape)}, that is size {size} along dim {leaf.dim}. Leave "
+                f"axis_size out, or give the size the arguments have.",
+            )
+        return size
+
+    def nothing_mapped(
+        self, args: "tuple[Any, ...]", kwargs: "dict[str, Any]", leaves: "list[_Leaf]"
+    ) -> str:
+        if not any(isinstance(leaf.value, torch.Tensor) for leaf in leaves):
+            return (
+                "there is no tensor among the arguments to map over. Pass one, or say how often "
+                "the function is to run: axis_size=n."
+            )
+        return (
+            "in_dims is None for every tensor, so there is nothing to map over. Give an int for "
+            "one of them, or say how often the function is to run: axis_size=n."
+        )
+
+    # --- chunks ---------------------------------------------------------------------------------
+
+    def in_chunks(
+        self, call: Callable[..., Any], size: int, values: "list[Any]", dims: "list[Any]"
+    ) -> Any:
+        step = self.chunk_size
+        assert step is not None
+        tensors = [value for value in values if isinstance(value, torch.Tensor)]
+        with _SameRandom(self.random == _RANDOMNESS["same"], tensors) as rewind:
+            parts = []
+            for start in range(0, size, step):
+                rewind()
+                count = min(step, size - start)
+                chunk = [
+                    value if dim is None else value.narrow(dim, start, count)
+                    for value, dim in zip(values, dims)
+                ]
+                plain = functools.partial(self.chunk_output, call)
+                parts.append(_C.vmap_leaves(plain, count, self.random, chunk, dims))
+        columns = zip(*(leaves for leaves, _, _ in parts))
+        _, out_dims, unflatten = parts[0]
+        return unflatten(
+            [
+                column[0] if dim is None else torch.cat(column, dim)
+                for column, dim in zip(columns, out_dims)
+            ]
+        )
+
+    @staticmethod
+    def chunk_output(call: Callable[..., Any], values: "list[Any]") -> "tuple[Any, ...]":
+        """As `call`, but the result is kept flat: (leaves, out_dims, unflatten)."""
+        leaves, dims, unflatten, fail = call(values)
+        return leaves, dims, lambda lowered: (lowered, dims, unflatten), fail
+
+    # --- outputs --------------------------------------------------------------------------------
+
+    def finish(self, output: Any) -> "tuple[list[Any], list[Any], Callable[..., Any], Any]":
+        """(leaves, out_dims, unflatten, fail): what the extension needs of an output."""
+        if output is None:
+            self.fail_output("the function returned None. It must return tensors: did it forget its "
+                             "return statement?")
+        out_dims = self.out_dims
+        if isinstance(output, torch.Tensor) and isinstance(out_dims, (tuple, list)):
+            if len(out_dims) == 1:
+                out_dims = out_dims[0]
+        leaves, spec = _pytree.flatten(output)
+        try:
+            entries = _pytree.broadcast_prefix(out_dims, output)
+        except _pytree.PrefixError as error:
+            self.fail_output(
+                f"the output{_pytree.format_path(error.path)} is {describe(error.tree)}, but "
+                f"out_dims has {error.prefix!r} for it. out_dims is an int, None, or a structure "
+                f"of these like the output's."
+            )
+        for path, _, leaf, _ in entries:
+            if not isinstance(leaf, torch.Tensor):
+                self.fail_output(
+                    f"the output{_pytree.format_path(path)} is {describe(leaf)}. The function must "
+                    f"return tensors; make it one with torch.as_tensor, or leave it out."
+                )
+
+        def fail(index: int, batched: bool) -> None:
+            path, dim, leaf, _ = entries[index]
+            where = f"the output{_pytree.format_path(path)}"
+            if batched:
+                self.fail_output(
+                    f"{where} differs between examples, so out_dims cannot be None for it (shape "
+                    f"of one example: {list(leaf.shape)}). Give the dim that the examples go to."
+                )
+            rank = leaf.dim() + 1
+            self.fail_output(
+                f"{where} has shape {list(leaf.shape)} for one example, so {rank} dim"
+                f"{'s' if rank > 1 else ''} with the mapped one: out_dims must lie in "
+                f"[{-rank}, {rank - 1}], got {dim}."
+            )
+
+        return leaves, [dim for _, dim, _, _ in entries], spec.unflatten, fail
+
+    # --- errors ---------------------------------------------------------------------------------
+
+    def label(self, argument: "int | str", path: "tuple[Any, ...]") -> str:
+        return argument_label(self.func, argument, path)
+
+    def echo(self) -> str:
+        options = [function_name(self.func)]
+        if self.in_dims != 0:
+            options.append(f"in_dims={self.in_dims!r}")
+        return f"vmap({', '.join(options)})"
+
+    def fail(self, args: "tuple[Any, ...]", kwargs: "Mapping[str, Any]", message: str) -> None:
+        positions, _, _ = parameters_of(self.func)
+        names = [positions[i] if i < len(positions) else f"args[{i}]" for i in range(len(args))]
+        names += [f"{name}=..." for name in kwargs]
+        raise TransformError(f"{self.echo()}({', '.join(names)}): {message}")
+
+    def fail_output(self, message: str) -> None:
+        out = "" if self.out_dims == 0 else f", out_dims={self.out_dims!r}"
+        raise TransformError(f"{self.echo()[:-1]}{out}): {message}")
+
+
+class _Implicit:
+    """An int in in_dims that was not meant for one argument alone."""
+
+    __slots__ = ("dim",)
+
+    def __init__(self, dim: int) -> None:
+        self.dim = dim
+
+
+class _SameRandom:
+    """Makes every chunk draw the numbers that the first one drew."""
+
+    def __init__(self, active: bool, tensors: "list[torch.Tensor]") -> None:
+        self.active = active
+        self.devices = sorted({t.get_device() for t in tensors if t.is_cuda}) if active else []
+
+    def __enter__(self) -> Callable[[], None]:
+        if not self.active:
+            return lambda: None
+        cpu = torch.get_rng_state()
+        cuda = [torch.cuda.get_rng_state(device) for device in self.devices]
+
+        def rewind() -> None:
+            torch.set_rng_state(cpu)
+            for device, state in zip(self.devices, cuda):
+                torch.cuda.set_rng_state(state, device)
+
+        return rewind
+
+    def __exit__(self, *_: object) -> None:
+        return None

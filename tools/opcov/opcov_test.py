@@ -1,0 +1,64 @@
+"""The measure is measured: a right implementation passes, two planted faults do not."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+TOOLS = pathlib.Path(__file__).resolve().parent.parent
+STORED = TOOLS / "opcov" / "torch_func.jsonl.gz"
+OPERATORS = "^(sin|mul|sum)$"
+
+
+def opcov(*arguments, mutant=""):
+    environment = os.environ | {"PYTHONPATH": str(TOOLS), "OPCOV_MUTANT": mutant}
+    command = [sys.executable, "-m", "opcov", *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def statuses(folder, transforms, mutant=""):
+    """{(transform, operator): status} of the loop implementation."""
+    out = folder / "rows.jsonl"
+    opcov("--impl", "opcov.loop_impl", "--transforms", transforms, "--ops", OPERATORS, "--out", out, mutant=mutant)
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(rows) == 3 * len(transforms.split(","))
+    return {(row["transform"], row["op"]): row["status"] for row in rows}
+
+
+def test_a_right_implementation_passes(tmp_path):
+    assert set(statuses(tmp_path, "vmap,grad,vmapvjp").values()) == {"pass"}
+
+
+@pytest.mark.parametrize("mutant, transforms", [("first", "vmap,vmapvmap"), ("scale", "grad,vmapvjp")])
+def test_a_planted_fault_is_seen(tmp_path, mutant, transforms):
+    assert set(statuses(tmp_path, transforms, mutant).values()) == {"wrong"}
+
+
+def test_loops_of_torchlift_are_counted(tmp_path):
+    """An operator without a batching rule passes, but not in silence."""
+    out = tmp_path / "rows.jsonl"
+    opcov("--impl", "torchlift", "--transforms", "vmap", "--ops", "^(sin|histc)$", "--out", out)
+    rows = {row["op"]: row for row in map(json.loads, out.read_text().splitlines())}
+    assert rows["sin"]["status"] == "pass" and not rows["sin"]["fallback"]
+    assert rows["histc"]["fallback"] and any("histc" in name for name in rows["histc"]["fallback_ops"])
+
+
+def test_transforms_that_the_library_lacks_are_left_out_aloud(tmp_path):
+    (tmp_path / "only_vmap.py").write_text("from opcov.loop_impl import vmap\n")
+    out = tmp_path / "rows.jsonl"
+    environment = os.environ | {"PYTHONPATH": f"{TOOLS}{os.pathsep}{tmp_path}"}
+    command = [sys.executable, "-m", "opcov", "--impl", "only_vmap", "--ops", "^sin$", "--out", str(out)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "vmapvjp: left out, only_vmap has no vjp" in done.stderr
+    found = [json.loads(line)["transform"] for line in out.read_text().splitlines()]
+    assert found == ["vmap", "vmap_inplace", "vmapvmap"]
+
+
+def test_the_stored_result_of_torch_func_can_be_read():
+    table = opcov("--report", STORED).stdout
+    assert "pass=5645 wrong=33 error=242" in table

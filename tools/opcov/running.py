@@ -1,0 +1,245 @@
+"""Runs the checks of one (operator, transform), and tells what became of them in a row."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import warnings
+from typing import Any
+
+import torch
+
+from opcov.derivatives import FD_TOLERANCE, Mismatch, Undecided, has_nan, is_double
+from opcov.samples import Tensors, build_cases, clone, is_random, seed_everything
+from opcov.transforms import NEEDS_GRAD, NEEDS_GRADGRAD, TRANSFORMS, Check, NotApplicable, Subject
+
+MAX_FAILURES_KEPT = 4  # failing checks described in a row
+
+# Tried in turn until the op supports one on CPU.
+DTYPES = (torch.float32, torch.float64, torch.complex64, torch.int64, torch.int32, torch.bool)
+
+WIDER = {torch.float32: torch.float64, torch.complex64: torch.complex128}
+
+FALLBACK = re.compile(r"performance drop because we have not yet implemented the batching rule for (\S+)\.")
+
+
+def tolerance(dtype: torch.dtype) -> tuple[float, float]:
+    if dtype in (torch.float16, torch.bfloat16):
+        return 2e-2, 2e-2
+    if dtype in (torch.float32, torch.complex64):
+        return 1e-4, 1e-4
+    if dtype in (torch.float64, torch.complex128):
+        return 1e-6, 1e-7
+    return 0.0, 0.0
+
+
+def compare(
+    actual: Tensors, expected: Tensors, shape_only: bool = False, tolerances: tuple[float, float] | None = None
+) -> None:
+    if len(actual) != len(expected):
+        raise Mismatch(f"{len(actual)} outputs, expected {len(expected)}")
+    for k, (a, e) in enumerate(zip(actual, expected)):
+        if a.shape != e.shape:
+            raise Mismatch(f"output {k}: shape {tuple(a.shape)}, expected {tuple(e.shape)}")
+        if a.dtype != e.dtype:
+            raise Mismatch(f"output {k}: dtype {a.dtype}, expected {e.dtype}")
+        if shape_only:
+            continue
+        rtol, atol = tolerances or tolerance(e.dtype)
+        try:
+            torch.testing.assert_close(
+                a.detach().resolve_conj().resolve_neg(), e.detach().resolve_conj().resolve_neg(),
+                rtol=rtol, atol=atol, equal_nan=True, check_stride=False,
+            )  # fmt: skip
+        except AssertionError as error:
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            raise Mismatch(f"output {k}: " + "; ".join(lines)) from None
+
+
+def first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:400] if text else ""
+
+
+@dataclasses.dataclass
+class Tally:
+    """What became of the checks of one (op, transform)."""
+
+    ok: int = 0
+    wrong: int = 0
+    error: int = 0
+    noref: int = 0
+    failures: list[dict] = dataclasses.field(default_factory=list)
+    noref_reason: str = ""
+    fallback_ops: set[str] = dataclasses.field(default_factory=set)
+    shape_only: bool = False
+    copies: int = 0  # checks on a batch of copies of one example
+    second_opinion: int = 0  # checks that finite differences decided for the library
+
+    def drop(self, reason: str) -> None:
+        self.noref += 1
+        self.noref_reason = self.noref_reason or reason
+
+    def fail(self, kind: str, sample: int, label: str, error: BaseException) -> None:
+        setattr(self, kind, getattr(self, kind) + 1)
+        failure = {
+            "kind": kind,
+            "sample": sample,
+            "check": label,
+            "error_type": type(error).__name__,
+            "message": first_line(error),
+        }
+        # Keep one of each message, wrong values before errors.
+        if all((f["kind"], f["message"]) != (kind, failure["message"]) for f in self.failures):
+            self.failures.append(failure)
+            self.failures.sort(key=lambda f: f["kind"] != "wrong")
+            del self.failures[MAX_FAILURES_KEPT:]
+
+
+class LoopWatch:
+    """Notes the operators for which the library loops over the examples while the watch is on.
+
+    By the library's own report if it has one: that misses nothing, while a warning may come once only.
+    Else by torch's warning.
+    """
+
+    def __init__(self, impl: Any, found: set[str]) -> None:
+        self.found = found
+        self.reports = hasattr(impl, "fallback_report") and hasattr(impl, "reset_fallback_report")
+        self.impl = impl
+        self.warnings = warnings.catch_warnings(record=True)
+
+    def __enter__(self) -> None:
+        if self.reports:
+            self.impl.reset_fallback_report()
+        self.caught = self.warnings.__enter__()
+        warnings.simplefilter("always")
+
+    def __exit__(self, *exc: Any) -> None:
+        self.warnings.__exit__(*exc)
+        if self.reports:
+            self.found |= {record.op for record in self.impl.fallback_report()}
+        for warning in self.caught:
+            if match := FALLBACK.search(str(warning.message)):
+                self.found.add(match.group(1))
+
+
+def run_check(impl: Any, check: Check, sample: int, tally: Tally) -> None:
+    for position, arguments in enumerate(check.arguments):
+        try:
+            seed_everything()
+            expected = check.reference(*clone(arguments))
+            if not expected:
+                raise NotApplicable("no tensor output")
+            break
+        except Undecided as error:
+            tally.fail("wrong", sample, check.label, error)
+            return
+        except Exception as error:
+            reason = f"{type(error).__name__}: {first_line(error)}"
+    else:
+        tally.drop(reason)
+        return
+
+    tally.shape_only |= check.shape_only
+    tally.copies += position > 0
+    with LoopWatch(impl, tally.fallback_ops):
+        try:
+            seed_everything()
+            actual = tuple(check.transformed(*clone(arguments)))
+            try:
+                compare(actual, expected, check.shape_only)
+            except Mismatch:
+                if confirmed(check, arguments, actual):
+                    tally.second_opinion += 1
+                elif check.second_opinion and all(map(is_double, actual)) and has_nan(expected):
+                    tally.drop("the derivative is undefined: the reference is NaN")
+                    return
+                else:
+                    raise
+            tally.ok += 1
+        except Mismatch as error:
+            tally.fail("wrong", sample, check.label, error)
+        except Exception as error:
+            tally.fail("error", sample, check.label, error)
+
+
+def confirmed(check: Check, arguments: Tensors, actual: Tensors) -> bool:
+    """Whether finite differences take the library's side against the reference."""
+    if check.second_opinion is None or not all(map(is_double, actual)):
+        return False
+    try:
+        compare(actual, check.second_opinion(*clone(arguments)), tolerances=FD_TOLERANCE)
+        return True
+    except Exception:
+        return False
+
+
+def run_transform(impl: Any, op: Any, name: str, dtype: torch.dtype, max_samples: int) -> dict:
+    """The row for one (op, transform) at one dtype."""
+    row: dict[str, Any] = {"dtype": str(dtype).removeprefix("torch.")}
+
+    def skip(reason: str) -> dict:
+        return row | {"status": "skip", "reason": reason}
+
+    differentiates = name in NEEDS_GRAD
+    if differentiates and (not op.supports_autograd or dtype not in op.supported_backward_dtypes("cpu")):
+        return skip("not differentiable")
+    if name in NEEDS_GRADGRAD and not op.supports_gradgrad:
+        return skip("no double backward in PyTorch (OpInfo.supports_gradgrad)")
+    if name == "vmap_inplace" and op.get_inplace() is None:
+        return skip("no in-place variant")
+
+    try:
+        cases = build_cases(op, dtype, differentiates, max_samples)
+    except Exception as error:
+        return skip(f"sample_inputs failed: {type(error).__name__}: {first_line(error)}")
+    if not cases:
+        return skip("no sample with a differentiable tensor" if differentiates else "no strided sample")
+
+    tally = Tally()
+    reasons = []
+    random_cases = [is_random(op, case) for case in cases]
+    for case, random_case in zip(cases, random_cases):
+        try:
+            for check in TRANSFORMS[name](Subject(impl, op, case, any(random_cases), random_case)):
+                run_check(impl, check, case.index, tally)
+        except NotApplicable as why:
+            reasons.append(str(why))
+        except Exception as error:
+            # Only the untransformed op runs outside of run_check.
+            reasons.append(f"the op itself failed: {type(error).__name__}: {first_line(error)}")
+
+    row["checks"] = {"ok": tally.ok, "wrong": tally.wrong, "error": tally.error, "noref": tally.noref}
+    if tally.ok + tally.wrong + tally.error == 0:
+        return skip(reasons[0] if reasons else f"no reference: {tally.noref_reason}")
+    row["status"] = "wrong" if tally.wrong else "error" if tally.error else "pass"
+    row["fallback"] = bool(tally.fallback_ops)
+    if tally.fallback_ops:
+        row["fallback_ops"] = sorted(tally.fallback_ops)
+    if tally.shape_only:
+        row["shape_only"] = True
+    for extra in ("copies", "second_opinion"):
+        if getattr(tally, extra):
+            row[extra] = getattr(tally, extra)
+    if tally.noref:
+        row["noref_reason"] = tally.noref_reason
+    if tally.failures:
+        row["error_type"] = tally.failures[0]["error_type"]
+        row["message"] = tally.failures[0]["message"]
+        row["failures"] = tally.failures
+    return row
+
+
+def run_op_transform(impl: Any, op: Any, name: str, max_samples: int) -> dict:
+    """The row for one (op, transform): at the op's first dtype, in doubt at a wider one."""
+    supported = op.supported_dtypes("cpu")
+    dtype = next((d for d in DTYPES if d in supported), None)
+    if dtype is None:
+        return {"status": "skip", "reason": "no supported dtype on CPU"}
+    row = run_transform(impl, op, name, dtype, max_samples)
+    if row["status"] == "wrong" and WIDER.get(dtype) in supported:
+        wide = run_transform(impl, op, name, WIDER[dtype], max_samples)
+        if wide["status"] != "skip":
+            row = wide | {"retried": True}
+    return row

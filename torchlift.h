@@ -1,0 +1,26 @@
+#ifndef TORCHLIFT_TORCHLIFT_H_
+#define TORCHLIFT_TORCHLIFT_H_
+
+// File: torchlift.h
+//
+// Everything of torchlift's C++ API:
+//
+//   #include "torchlift/torchlift.h"
+//   namespace tl = torchlift;
+//
+//   auto per_sample = tl::vmap(tl::grad(loss), {.in_dims = tl::in(tl::kNone, 0, 0)});
+//
+// It includes little of libtorch: at::Tensor with its methods and operators. Functions such as
+// at::softmax are in libtorch's headers of their own, ATen/ops/softmax.h.
+
+#include "autodiff/grad.h"
+#include "autodiff/vjp.h"
+#include "batching/batch_dims.h"
+#include "batching/fallback.h"
+#include "batching/vmap.h"
+#include "core/error.h"
+#include "core/level.h"
+#include "core/tensor_operators.h"
+#include "core/tree.h"
+
+#endif  // TORCHLIFT_TORCHLIFT_H_
