@@ -25,6 +25,7 @@
 #include "core/error.h"
 #include "core/level.h"
 #include "core/lifted_tensor.h"
+#include "core/tensor_operators.h"
 
 namespace torchlift {
 namespace {

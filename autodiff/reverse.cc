@@ -85,8 +85,8 @@ at::Tensor in_domain(const at::Tensor& t, Level* level) {
   return lift_alias(t, std::nullopt, LevelPtr::reclaim_copy(level));
 }
 
-// x without its graph in this domain. Not x.detach(): under vmap that detaches the value too, and with it
-// all outer domains would lose their gradients.
+// x without its graph in this domain. Not x.detach(): under vmap that detaches the value too, and
+// with it all outer domains would lose their gradients.
 at::Tensor detached_here(const at::Tensor& x) {
   LiftedTensorImpl* impl = as_lifted(x);
   if (impl == nullptr) return x.detach();

@@ -10,6 +10,7 @@
 #include <chrono>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <utility>
 
 #include "core/boxed.h"
@@ -170,20 +171,18 @@ void loop(const OperatorHandle& op, const LevelPtr& level, Stack* stack) {
   check_targets(op, args, *level);
   std::vector<ResultStack> results(schema.returns().size());
   const int64_t runs = std::max<int64_t>(level->size(), 1);
+  std::optional<WriteScopes> writing(std::in_place, op, args);
   for (int64_t i = 0; i < runs; ++i) {
     Stack call;
     for (const IValue& arg : args) call.push_back(example(arg, *level, i));
     op.callBoxed(call);
     for (size_t r = 0; r < results.size(); ++r) results[r].add(op, call[r]);
   }
+  writing.reset();
   int64_t bytes = 0;
   std::vector<IValue> written;
   for (size_t i = 0; i < args.size(); ++i) {
-    if (!writes_argument(op, i)) continue;
-    for_each_tensor(args[i], [](const at::Tensor& t) {
-      if (!t.is_inference()) t.unsafeGetTensorImpl()->bump_version();
-    });
-    written.push_back(args[i]);
+    if (writes_argument(op, i)) written.push_back(args[i]);
   }
   size_t next = 0;
   for (size_t r = 0; r < results.size(); ++r) {

@@ -47,6 +47,13 @@ bool writes_argument(const c10::OperatorHandle& op, size_t index) {
   return alias != nullptr && alias->isWrite();
 }
 
+WriteScopes::WriteScopes(const c10::OperatorHandle& op, const std::vector<c10::IValue>& args) {
+  for (size_t i = 0; i < args.size(); ++i) {
+    if (!writes_argument(op, i)) continue;
+    for_each_tensor(args[i], [this](const at::Tensor& t) { scopes_.emplace_back(as_lifted(t)); });
+  }
+}
+
 void apply_unbatched(const c10::OperatorHandle& op, const LevelPtr& level,
                      torch::jit::Stack* stack) {
   const auto& schema = op.schema();
@@ -64,17 +71,16 @@ void apply_unbatched(const c10::OperatorHandle& op, const LevelPtr& level,
       }
     });
   }
-  op.callBoxed(*stack);
+  {
+    const WriteScopes writing(op, args);
+    op.callBoxed(*stack);
+  }
   const size_t results = schema.returns().size();
   // Results that are arguments written in place keep their identity.
   std::vector<c10::IValue> written;
   for (size_t i = 0; i < count; ++i) {
     if (!writes_argument(op, i)) continue;
-    for_each_tensor(args[i], [](const at::Tensor& t) {
-      auto* impl = as_lifted(t);
-      impl->refresh_metadata();
-      if (!t.is_inference()) impl->bump_version();
-    });
+    for_each_tensor(args[i], [](const at::Tensor& t) { as_lifted(t)->refresh_metadata(); });
     written.push_back(args[i]);
   }
   size_t next = 0;

@@ -9,7 +9,9 @@
 #include <ATen/core/ivalue.h>
 #include <ATen/core/stack.h>
 
+#include <deque>
 #include <functional>
+#include <vector>
 
 #include "core/level.h"
 #include "core/lifted_tensor.h"
@@ -34,6 +36,15 @@ void apply_unbatched(const c10::OperatorHandle& op, const LevelPtr& level,
 
 // Whether the argument at `index` is written in place by the operator.
 bool writes_argument(const c10::OperatorHandle& op, size_t index);
+
+// A WriteScope for every argument that the operator writes in place; all of them must be lifted.
+class WriteScopes {
+ public:
+  WriteScopes(const c10::OperatorHandle& op, const std::vector<c10::IValue>& args);
+
+ private:
+  std::deque<WriteScope> scopes_;
+};
 
 }  // namespace torchlift
 

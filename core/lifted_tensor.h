@@ -58,6 +58,28 @@ class LiftedTensorImpl final : public c10::TensorImpl {
   LevelPtr level_;
 };
 
+// Held while an in-place operator works on the value of a LiftedTensor. Afterwards the tensor's
+// version has gone up, so that autograd notices the write wherever the tensor was saved. A tensor
+// that shares the value's version counter (lift_alias) has it raised by the value's own operator,
+// and not once more.
+class WriteScope {
+ public:
+  explicit WriteScope(LiftedTensorImpl* impl) : impl_(impl), before_(version()) {}
+  ~WriteScope() {
+    if (!impl_->is_inference() && version() == before_) impl_->bump_version();
+  }
+  WriteScope(const WriteScope&) = delete;
+  WriteScope& operator=(const WriteScope&) = delete;
+
+ private:
+  uint32_t version() const {
+    return impl_->is_inference() ? 0 : impl_->version_counter().current_version();
+  }
+
+  LiftedTensorImpl* impl_;
+  uint32_t before_;
+};
+
 inline bool is_lifted(const at::TensorBase& t) {
   return t.unsafeGetTensorImpl()->key_set().has(kFrontKey);
 }

@@ -381,6 +381,7 @@ struct Kernel<Op, Rule, Kind, R(A...)> {
     namespace pi = plumbing_internal;
     check_belongs(*level, target);
     auto* impl = as_lifted(target);
+    const WriteScope writing(impl);
     if (!batched) {
       at::Tensor value = impl->value();
       Op::call(value, pi::unlifted(rest, *level)...);
@@ -389,7 +390,6 @@ struct Kernel<Op, Rule, Kind, R(A...)> {
       if (!impl->bdim()) throw_write_to_unbatched(Op::name, target, *level);
       write(impl, level, target, rest...);
     }
-    if (!target.is_inference()) impl->bump_version();
     return target;
   }
 

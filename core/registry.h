@@ -101,9 +101,9 @@ bool has_rule(const std::string& name, const std::string& overload);
 // What is done for an operator that has no rule and no decomposition: batching/ installs its loop.
 void set_fallback_rule(BoxedRule rule);
 
-// What an operator that draws random numbers does while a vmap level is open, whatever its arguments: see
-// NOTE [mode key] in core/keys.h. Called for the operators that libtorch tags nondeterministic_seeded and
-// does not decompose, with the keys they were dispatched on.
+// What an operator that draws random numbers does while a vmap level is open, whatever its
+// arguments: see NOTE [mode key] in core/keys.h. Called for the operators that libtorch tags
+// nondeterministic_seeded and does not decompose, with the keys they were dispatched on.
 using RandomRule = void (*)(const c10::OperatorHandle& op, c10::DispatchKeySet keys,
                             torch::jit::Stack* stack);
 void set_random_rule(RandomRule rule);
