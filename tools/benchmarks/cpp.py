@@ -24,7 +24,7 @@ def medians(binaries, repetitions, clock):
                 f"--benchmark_out={file.name}",
                 "--benchmark_out_format=json",
                 f"--benchmark_repetitions={repetitions}",
-                "--benchmark_min_time=0.02",
+                "--benchmark_min_time=0.05",
                 "--benchmark_enable_random_interleaving=true",
             ]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -33,7 +33,7 @@ class Row:
 def number(value):
     if value is None:
         return "-"
-    digits = 3 if abs(value) < 1 else 2 if abs(value) < 10 else 1
+    digits = 3 if abs(value) < 2 else 2 if abs(value) < 10 else 1
     return f"{value:.{digits}f}"
 
 
