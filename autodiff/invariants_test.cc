@@ -76,8 +76,7 @@ double outer_jvp(const Function& f, double x) {
   return result;
 }
 
-// --- 1: arguments of other domains are hidden
-// ------------------------------------------------------------
+// --- 1: arguments of other domains are hidden ----------------------------------------------------
 
 TEST(InvariantsTest, TangentsOfTwoNestedDerivativesDoNotMix) {
   // d/da of a * d/db (a + b), a * d/db (a b), a * d/db (a b b) at b = a = 2.
@@ -107,8 +106,9 @@ TEST(InvariantsTest, TangentsOfTwoNestedDerivativesDoNotMix) {
 
 TEST(InvariantsTest, AnOuterTensorIsNoEdgeOfAnInnerGraph) {
   at::Tensor w = randn({5}).set_requires_grad(true);
+  const at::Tensor value = randn({3, 5});
   const LevelScope scope({.size = 3});
-  const at::Tensor x = lift(randn({3, 5}), 0, scope.level()).set_requires_grad(true);
+  const at::Tensor x = lift(value, 0, scope.level()).set_requires_grad(true);
   const at::Tensor y = x * w;
   ASSERT_TRUE(y.grad_fn() != nullptr);
   // x is the one edge; w's was hidden, and is found in the value's graph instead.
@@ -117,12 +117,12 @@ TEST(InvariantsTest, AnOuterTensorIsNoEdgeOfAnInnerGraph) {
   EXPECT_TRUE(lower(y, *scope.level()).value.requires_grad());
 }
 
-// --- 2: a graph of the gradient is made only if someone can see it
-// --------------------------------------
+// --- 2: a graph of the gradient is made only if someone can see it -------------------------------
 
 TEST(InvariantsTest, AnInnerGradientMakesNoGraphThatNobodySees) {
+  const at::Tensor value = randn({3, 5});
   const LevelScope scope({.size = 3});
-  const at::Tensor x = lift(randn({3, 5}), 0, scope.level());
+  const at::Tensor x = lift(value, 0, scope.level());
   const at::Tensor g = grad([](const at::Tensor& t) { return t.sin().sum(); }, x);
   EXPECT_FALSE(g.requires_grad());
   EXPECT_FALSE(lower(g, *scope.level()).value.requires_grad());
@@ -168,8 +168,7 @@ TEST(InvariantsTest, NoGradAroundAGradientStopsOuterDomainsOnly) {
   EXPECT_TRUE(at::allclose(g, (w * (x * w).cos()).detach()));
 }
 
-// --- 3: outputs are lowered; what escapes throws
-// ---------------------------------------------------------
+// --- 3: outputs are lowered; what escapes throws -------------------------------------------------
 
 TEST(InvariantsTest, ATensorThatEscapedNamesItsLevel) {
   at::Tensor escaped;
@@ -182,8 +181,7 @@ TEST(InvariantsTest, ATensorThatEscapedNamesItsLevel) {
   }
 }
 
-// --- 4: exceptions leave nothing behind
-// ----------------------------------------------------------------
+// --- 4: exceptions leave nothing behind ----------------------------------------------------------
 
 TEST(InvariantsTest, AnExceptionThreeTransformsDeepChangesNothing) {
   const auto before = c10::impl::tls_local_dispatch_key_set();
@@ -215,8 +213,7 @@ TEST(InvariantsTest, AnExceptionThreeTransformsDeepChangesNothing) {
   EXPECT_TRUE(at::allclose(nested(false), x.cos()));
 }
 
-// --- 5: threads
-// ------------------------------------------------------------------------------------------
+// --- 5: threads ----------------------------------------------------------------------------------
 
 TEST(InvariantsTest, ThreadsRunDifferentTransformsAtOnce) {
   std::vector<std::thread> threads;
@@ -238,8 +235,8 @@ TEST(InvariantsTest, ThreadsRunDifferentTransformsAtOnce) {
 
 TEST(InvariantsTest, BackwardNeedsNoLevelStack) {
   // As on a CUDA device, the backward pass of a level runs on a thread that never entered it.
-  const LevelScope scope({.size = 3});
   const at::Tensor value = randn({3, 4});
+  const LevelScope scope({.size = 3});
   const at::Tensor x = lift(value, 0, scope.level()).set_requires_grad(true);
   const at::Tensor y = x.sin().sum();
   at::Tensor g;
@@ -248,8 +245,7 @@ TEST(InvariantsTest, BackwardNeedsNoLevelStack) {
   EXPECT_TRUE(at::allclose(lower(g, *scope.level()).value, value.cos()));
 }
 
-// --- autograd Functions
-// ------------------------------------------------------------------------------------
+// --- autograd Functions --------------------------------------------------------------------------
 
 // sin, with a backward ten times too large so that one can tell whose backward ran.
 struct TenSin : torch::autograd::Function<TenSin> {

@@ -117,10 +117,12 @@ TEST(CrossEntropyRules, SecondOrder) {
 }
 
 TEST(NllRules, TargetOutOfRangeThrows) {
-  const LevelScope scope({.size = 3, .randomness = Randomness::kError});
-  const at::Tensor x = lift_alias(randn({3, 2, 4}), 0, scope.level());
+  const at::Tensor value = randn({3, 2, 4});
   const at::Tensor shared = integers(7, 8, {2});
-  const at::Tensor own = lift_alias(integers(7, 8, {3, 2}), 0, scope.level());
+  const at::Tensor targets = integers(7, 8, {3, 2});
+  const LevelScope scope({.size = 3, .randomness = Randomness::kError});
+  const at::Tensor x = lift_alias(value, 0, scope.level());
+  const at::Tensor own = lift_alias(targets, 0, scope.level());
   EXPECT_ANY_THROW(at::nll_loss(x, own));
   EXPECT_ANY_THROW(at::nll_loss(x, shared));
 }
