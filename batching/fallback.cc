@@ -25,8 +25,7 @@ using c10::IValue;
 using c10::OperatorHandle;
 using torch::jit::Stack;
 
-// --- the report
-// -----------------------------------------------------------------------------------------
+// --- the report ----------------------------------------------------------------------------------
 
 struct Report {
   std::mutex mutex;
@@ -68,8 +67,7 @@ void warn_once(const std::string& op) {
       "torchlift.strict() makes it an error.");
 }
 
-// --- the loop
-// -------------------------------------------------------------------------------------------
+// --- the loop ------------------------------------------------------------------------------------
 
 // An operator whose result shares memory with an argument cannot be looped over: the stacked copies
 // would not be views, and writes through them would be lost.

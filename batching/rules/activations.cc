@@ -56,8 +56,7 @@ namespace ops = at::_ops;
                    ops::softshrink_backward, ops::mish_backward, ops::_prelu_kernel_backward,
                    ops::rrelu_with_noise_backward, ops::logit_backward>()};
 
-// --- log_sigmoid: its buffer is [0] on CUDA, which has no batch dim
-// -----------------------------------
+// --- log_sigmoid: its buffer is [0] on CUDA, which has no batch dim ------------------------------
 
 std::tuple<Batched, Batched> log_sigmoid_forward_rule(BatchedArg self) {
   auto [output, buffer] = ops::log_sigmoid_forward::call(self.value);

@@ -96,8 +96,7 @@ at::Tensor zero_example(const BatchedArg& arg) { return arg.value.new_zeros(logi
 // A batch of no examples shaped like `example`.
 Batched no_examples(const at::Tensor& example) { return {example.unsqueeze(0).narrow(0, 0, 0), 0}; }
 
-// --- forward
-// -----------------------------------------------------------------------------------------
+// --- forward -------------------------------------------------------------------------------------
 
 // out [N, O, *] (with a batch dim or not) + bias [O] (with one or not).
 Batched add_bias(const Batched& out, const std::optional<BatchedArg>& bias) {
@@ -171,8 +170,7 @@ at::Tensor unpacked_convolution(const at::Tensor& input, const at::Tensor& weigh
                                 output_padding, std::move(groups));
 }
 
-// --- gradient of the input
-// ---------------------------------------------------------------------------
+// --- gradient of the input -----------------------------------------------------------------------
 
 // A tensor of which only the shape is read.
 at::Tensor shape_only(const BatchedArg& arg, at::IntArrayRef sizes) {
@@ -204,8 +202,7 @@ Batched input_gradient(const Level& level, const BatchedArg& grad, const Batched
   return {split_dim(out, 1, batch), 1};
 }
 
-// --- gradient of the weight
-// --------------------------------------------------------------------------
+// --- gradient of the weight ----------------------------------------------------------------------
 
 int64_t parameter(at::IntArrayRef list, int64_t i) { return list.size() == 1 ? list[0] : list[i]; }
 
@@ -297,8 +294,7 @@ Batched weight_gradient(const Level& level, const BatchedArg& grad, const Batche
   return weight_gradient_of_both(grad, input, weight, g, batch);
 }
 
-// --- backward
-// ----------------------------------------------------------------------------------------
+// --- backward ------------------------------------------------------------------------------------
 
 Batched bias_gradient(const BatchedArg& grad) {
   const at::Tensor value = batch_first(grad);

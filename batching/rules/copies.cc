@@ -25,8 +25,7 @@ namespace {
 
 namespace ops = at::_ops;
 
-// --- copies
-// -------------------------------------------------------------------------------------------
+// --- copies --------------------------------------------------------------------------------------
 
 Batched clone_rule(BatchedArg self, std::optional<at::MemoryFormat> format) {
   return with_memory_format(self, format, [](const at::Tensor& value, auto physical) {
@@ -84,8 +83,7 @@ Batched plain_clone_rule(BatchedArg self) { return {self.value.clone(), self.bdi
     rule<ops::_lazy_clone, &plain_clone_rule>(),
 };
 
-// --- conversions that libtorch makes of these
-// ------------------------------------------------------------
+// --- conversions that libtorch makes of these ----------------------------------------------------
 
 namespace implicit = at::compositeimplicitautograd;
 
@@ -102,8 +100,7 @@ constexpr typename Op::ptr_schema to_function = &implicit::to;
     composite<ops::to_other, to_function<ops::to_other>>(),
 };
 
-// --- filling
-// --------------------------------------------------------------------------------------------
+// --- filling -------------------------------------------------------------------------------------
 
 void check_fill_value(const BatchedArg& value) {
   TORCH_CHECK(value.logical_dim() == 0,

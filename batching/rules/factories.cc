@@ -27,8 +27,7 @@ using OptPin = std::optional<bool>;
 using OptFormat = std::optional<at::MemoryFormat>;
 using Sizes = c10::SmallVector<int64_t, 8>;
 
-// --- zeros_like and the like
-// ----------------------------------------------------------------------------
+// --- zeros_like and the like ---------------------------------------------------------------------
 
 template <class Op>
 Batched like(BatchedArg self, Dtype dtype, OptLayout layout, OptDevice device, OptPin pin,
@@ -52,8 +51,7 @@ Batched full_like_rule(BatchedArg self, const at::Scalar& fill, Dtype dtype, Opt
     rule<ops::full_like, &full_like_rule>(),
 };
 
-// --- new_zeros and the like: [size] -> [B, size]
-// ----------------------------------------------------------
+// --- new_zeros and the like: [size] -> [B, size] -------------------------------------------------
 
 Sizes with_batch(const BatchedArg& self, at::IntArrayRef size) {
   Sizes sizes{self.value.size(*self.bdim)};

@@ -126,8 +126,7 @@ std::tuple<Batched, Batched, Batched> group_norm_backward(BatchedArg grad, Batch
   return result;
 }
 
-// --- renorm
-// -------------------------------------------------------------------------------------------
+// --- renorm --------------------------------------------------------------------------------------
 
 // What each slice is multiplied by so that its norm is at most maxnorm.
 at::Tensor renorm_factor(const BatchedArg& self, const at::Scalar& p, int64_t dim,
@@ -150,8 +149,7 @@ void renorm_in_place(BatchedArg self, const at::Scalar& p, int64_t dim, const at
   self.value.mul_(renorm_factor(self, p, dim, maxnorm));
 }
 
-// --- weight norm
-// --------------------------------------------------------------------------------------
+// --- weight norm ---------------------------------------------------------------------------------
 
 // All dims but the batch dim (first) and the logical `dim`.
 DimList other_dims(const at::Tensor& v, int64_t dim) {

@@ -42,8 +42,7 @@ namespace {
 
 namespace ops = at::_ops;
 
-// --- solve: the right side is a vector or a matrix, by the shapes that the user sees
-// -----------------------
+// --- solve: the right side is a vector or a matrix, by the shapes that the user sees -------------
 
 bool is_vector_for(const BatchedArg& b, const BatchedArg& a) {
   auto rows = logical_sizes(a);
@@ -71,8 +70,7 @@ std::tuple<Batched, Batched, Batched, Batched> solve_rule(BatchedArg a, BatchedA
           Batched{info, dim}};
 }
 
-// --- operators whose tensors differ in rank, but share their leading dims
-// -----------------------------------
+// --- operators whose tensors differ in rank, but share their leading dims ------------------------
 
 Batched householder_rule(const Level& level, BatchedArg input, BatchedArg tau) {
   return {

@@ -76,8 +76,7 @@ Batched loss_backward(BatchedArg grad, BatchedArg self, BatchedArg target, int64
                        extra...);
 }
 
-// --- binary cross entropy: input, target and weights of one shape
-// --------------------------------------
+// --- binary cross entropy: input, target and weights of one shape --------------------------------
 
 // The kernels squeeze their operands and work in place, so they get them all in the full shape.
 struct FullShape {
@@ -139,8 +138,7 @@ Batched bce_with_logits(BatchedArg self, BatchedArg target, std::optional<Batche
   return reduce_examples({losses, 0}, reduction);
 }
 
-// --- soft margin: the kernels write results of self's shape
-// ---------------------------------------------
+// --- soft margin: the kernels write results of self's shape --------------------------------------
 
 Batched soft_margin(BatchedArg self, BatchedArg target, int64_t reduction) {
   const FullShape full(self, target, batch_size_of({&self, &target}));
@@ -157,8 +155,7 @@ Batched soft_margin_backward(BatchedArg grad, BatchedArg self, BatchedArg target
           0};
 }
 
-// --- the norm of a difference
-// -------------------------------------------------------------------------
+// --- the norm of a difference --------------------------------------------------------------------
 
 Batched dist_rule(BatchedArg self, BatchedArg other, const at::Scalar& p) {
   const Batched difference = pointwise<ops::sub_Tensor>(self, other, at::Scalar(1));

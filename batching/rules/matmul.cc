@@ -91,8 +91,7 @@ Batched mm_columns(const at::Tensor& a, const BatchedArg& b) {
   return {at::bmm(a.expand({batch, a.size(0), a.size(1)}), columns.transpose(0, 1)), 0};
 }
 
-// --- bmm
-// -----------------------------------------------------------------------------------------------
+// --- bmm -----------------------------------------------------------------------------------------
 
 // [B, N, M, K] times [B, N, K, P]. The two batch dims become one, in the order that is a view.
 Batched bmm_both(const at::Tensor& a, const at::Tensor& b) {
@@ -125,8 +124,7 @@ Batched bmm_columns(const at::Tensor& a, const BatchedArg& b) {
   return {out.view({a.size(0), a.size(1), columns.size(2), columns.size(3)}), 2};
 }
 
-// --- dot
-// -----------------------------------------------------------------------------------------------
+// --- dot -----------------------------------------------------------------------------------------
 
 // A sum of rounded products is as good as a dot product only where the dtype is precise.
 bool sums_precisely(at::ScalarType dtype) { return dtype != at::kHalf && dtype != at::kBFloat16; }
@@ -147,8 +145,7 @@ Batched dot_product(const BatchedArg& a, const BatchedArg& b, const char* op) {
   return {at::bmm(x.unsqueeze(1), y.unsqueeze(2)).view({x.size(0)}), 0};
 }
 
-// --- rules
-// ---------------------------------------------------------------------------------------------
+// --- rules ---------------------------------------------------------------------------------------
 
 Batched mm_rule(BatchedArg a, BatchedArg b) {
   check_mm(a, b, "mm");

@@ -64,8 +64,7 @@ void add_into(const BatchedArg& self, const Batched& product, const at::Scalar& 
   target.add_(value, alpha);
 }
 
-// --- addmm
-// -----------------------------------------------------------------------------------------------
+// --- addmm ---------------------------------------------------------------------------------------
 
 // [M, N]; checked.
 Sizes addmm_shape(const BatchedArg& self, const BatchedArg& a, const BatchedArg& b,
@@ -120,8 +119,7 @@ void addmm_in_place(BatchedArg self, BatchedArg a, BatchedArg b, const at::Scala
   batch_first(self).baddbmm_(expanded(a, batch), expanded(b, batch), beta, alpha);
 }
 
-// --- baddbmm
-// ---------------------------------------------------------------------------------------------
+// --- baddbmm -------------------------------------------------------------------------------------
 
 Sizes baddbmm_shape(const BatchedArg& self, const BatchedArg& a, const BatchedArg& b,
                     const char* op) {
@@ -148,8 +146,7 @@ void baddbmm_in_place(BatchedArg self, BatchedArg a, BatchedArg b, const at::Sca
   add_into(self, bmm_or_shared(a, b), beta, alpha);
 }
 
-// --- addbmm: the sum of the N products
-// -------------------------------------------------------------------
+// --- addbmm: the sum of the N products -----------------------------------------------------------
 
 Batched summed_bmm(const BatchedArg& self, const BatchedArg& a, const BatchedArg& b,
                    const char* op) {
@@ -172,8 +169,7 @@ void addbmm_in_place(BatchedArg self, BatchedArg a, BatchedArg b, const at::Scal
   add_into(self, summed_bmm(self, a, b, "addbmm_"), beta, alpha);
 }
 
-// --- addmv
-// -----------------------------------------------------------------------------------------------
+// --- addmv ---------------------------------------------------------------------------------------
 
 Batched checked_mv(const BatchedArg& self, const BatchedArg& a, const BatchedArg& v,
                    const char* op) {
@@ -193,8 +189,7 @@ void addmv_in_place(BatchedArg self, BatchedArg a, BatchedArg v, const at::Scala
   add_into(self, checked_mv(self, a, v, "addmv_"), beta, alpha);
 }
 
-// --- addr
-// ------------------------------------------------------------------------------------------------
+// --- addr ----------------------------------------------------------------------------------------
 
 Batched outer_product(const BatchedArg& a, const BatchedArg& b, const char* op) {
   TORCH_CHECK(a.logical_dim() == 1 && b.logical_dim() == 1, "[vmap] ", op,
@@ -215,8 +210,7 @@ void addr_in_place(BatchedArg self, BatchedArg a, BatchedArg b, const at::Scalar
   add_into(self, outer_product(a, b, "addr_"), beta, alpha);
 }
 
-// --- bilinear
-// --------------------------------------------------------------------------------------------
+// --- bilinear ------------------------------------------------------------------------------------
 
 std::vector<int64_t> shifted(at::IntArrayRef dims, int64_t rank) {
   std::vector<int64_t> out;

@@ -193,8 +193,7 @@ Batched nll_backward(BatchedArg grad, BatchedArg self, BatchedArg target,
   }
 }
 
-// --- cross entropy
-// ------------------------------------------------------------------------------------
+// --- cross entropy -------------------------------------------------------------------------------
 
 // The smoothing term of a mean divides by the weights of the targets that count.
 at::Tensor smoothing_weight(const at::Tensor& target, const at::Tensor& ignored,

@@ -31,8 +31,7 @@ namespace {
 namespace ops = at::_ops;
 using reduction_internal::finish;
 
-// --- over all dims: of the flattened example
-// ----------------------------------------------------------
+// --- over all dims: of the flattened example -----------------------------------------------------
 
 Batched keep_all(at::Tensor result, int64_t rank, bool keepdim) {
   return {keepdim ? with_ones(result, rank) : std::move(result), 0};
@@ -67,8 +66,7 @@ Batched median_of_all(BatchedArg self) {
   return {std::get<0>(DimOp::call(flattened(self), 1, /*keepdim=*/false)), 0};
 }
 
-// --- along a dim, behind another integer
-// --------------------------------------------------------------
+// --- along a dim, behind another integer ---------------------------------------------------------
 
 std::tuple<Batched, Batched> kthvalue_rule(BatchedArg self, int64_t k, int64_t dim, bool keepdim) {
   const Dimmed in = dimmed(self);
@@ -85,8 +83,7 @@ std::tuple<Batched, Batched> topk_rule(BatchedArg self, int64_t k, int64_t dim, 
                 /*drop_last=*/in.scalar && k == 1);
 }
 
-// --- searchsorted
-// -------------------------------------------------------------------------------------
+// --- searchsorted --------------------------------------------------------------------------------
 
 // A sequence that is 1-d to the user serves values of any shape; as a batch [B, N] it wants values
 // [B, M].

@@ -53,8 +53,7 @@ Batched repeated(const at::Tensor& draw, int64_t batch_size) {
   return {expanded(shared, batch_size).clone(at::MemoryFormat::Contiguous), 0};
 }
 
-// --- numbers that depend on no tensor
-// ------------------------------------------------------------------
+// --- numbers that depend on no tensor ------------------------------------------------------------
 
 // x.uniform_(), x.normal_()...
 template <class Op, class Schema = typename Op::schema>
@@ -137,8 +136,7 @@ Batched draw_like(const Level& level, BatchedArg self, First... first, Dtype dty
          &draw_like<ops::randint_like_low_generator_dtype, int64_t, int64_t, Gen>>(),
 };
 
-// --- bernoulli with a tensor of probabilities
-// ------------------------------------------------------------
+// --- bernoulli with a tensor of probabilities ----------------------------------------------------
 
 // Uniform numbers of one example's shape: u < p is 1 with probability p.
 at::Tensor uniform_numbers(const at::Tensor& like, at::IntArrayRef sizes, const Gen& generator) {
@@ -173,8 +171,7 @@ Batched bernoulli_tensor_rule(const Level& level, BatchedArg self, BatchedArg p,
   return {drawn.expand(shape.sizes()).clone(at::MemoryFormat::Contiguous), 0};
 }
 
-// --- normal with tensors of parameters
-// ---------------------------------------------------------------
+// --- normal with tensors of parameters -----------------------------------------------------------
 
 at::Tensor normal_noise(const at::Tensor& like, at::IntArrayRef sizes, const Gen& generator) {
   return ops::normal_functional::call(like.new_empty(sizes), 0.0, 1.0, generator);
@@ -204,8 +201,7 @@ Batched normal_std_rule(const Level& level, double mean, BatchedArg std, Gen gen
   return {noise.unsqueeze(*std.bdim).mul(std.value).add(mean), std.bdim};
 }
 
-// --- dropout
-// ----------------------------------------------------------------------------------------------
+// --- dropout -------------------------------------------------------------------------------------
 
 std::tuple<Batched, Batched> native_dropout_rule(const Level& level, BatchedArg input, double p,
                                                  std::optional<bool> train) {
@@ -268,8 +264,7 @@ void rrelu_rule(const c10::OperatorHandle& op, const LevelPtr& level, torch::jit
   stack->push_back(args[0]);
 }
 
-// --- other distributions
-// ------------------------------------------------------------------------------
+// --- other distributions -------------------------------------------------------------------------
 
 Batched sample_dirichlet_rule(BatchedArg self, Gen generator) {
   return {ops::_sample_dirichlet::call(batch_first(self), generator), 0};

@@ -68,8 +68,7 @@ struct Call {
   }
 };
 
-// --- what there is to know of a call
-// -----------------------------------------------------------------
+// --- what there is to know of a call -------------------------------------------------------------
 
 bool ends_with(const std::string& name, const std::string& end) {
   return name.size() >= end.size() && name.compare(name.size() - end.size(), end.size(), end) == 0;
@@ -110,8 +109,7 @@ Args inspect(const Call& call) {
   return found;
 }
 
-// --- errors
-// -----------------------------------------------------------------------------------------------
+// --- errors --------------------------------------------------------------------------------------
 
 [[noreturn]] void throw_random(const Call& call) {
   unsupported_error(
@@ -139,8 +137,7 @@ Args inspect(const Call& call) {
       "batched x).");
 }
 
-// --- randomness "same"
-// --------------------------------------------------------------------------------
+// --- randomness "same" ---------------------------------------------------------------------------
 
 // Operators whose rules can share one draw among examples with different arguments.
 bool can_share(const Call& call) {
@@ -165,8 +162,7 @@ void draw_same(const Call& call, const Args& args) {
   call.draw_outside(call.stack);
 }
 
-// --- randomness "different"
-// -----------------------------------------------------------------------------
+// --- randomness "different" ----------------------------------------------------------------------
 
 IValue lifted(const IValue& results, const LevelPtr& level) {
   return map_tensors(results, [&](const at::Tensor& t) { return lift(t, 0, level); });
@@ -230,8 +226,7 @@ void draw_different(const Call& call, const Args& args) {
   draw_one_by_one(call);
 }
 
-// --- the kernel
-// -------------------------------------------------------------------------------------------
+// --- the kernel ----------------------------------------------------------------------------------
 
 void random_rule(const OperatorHandle& op, DispatchKeySet keys, Stack* stack) {
   const DispatchKeySet below = keys & DispatchKeySet(DispatchKeySet::FULL_AFTER, kModeKey);

@@ -36,8 +36,7 @@ namespace torchlift {
 namespace {
 namespace ops = at::_ops;
 
-// --- full reductions that have a form with a list of dims
-// ---------------------------------------------
+// --- full reductions that have a form with a list of dims ----------------------------------------
 
 // DimOp is the same reduction over a list of dims.
 template <class DimOp, class... Rest>
@@ -78,8 +77,7 @@ Batched count_nonzero_rule(BatchedArg self, std::optional<int64_t> dim) {
   return {at::count_nonzero(in.value, dims), bdim_after(in.bdim, dims)};
 }
 
-// --- norms
-// -------------------------------------------------------------------------------------------
+// --- norms ---------------------------------------------------------------------------------------
 
 Batched norm_scalar(BatchedArg self, const at::Scalar& p) {
   const Dimmed in = dimmed(self);
@@ -92,8 +90,7 @@ Batched norm_scalar_dtype(BatchedArg self, const std::optional<at::Scalar>& p,
   return {at::norm(in.value, p, in.all_dims(), /*keepdim=*/false, dtype), 0};
 }
 
-// --- others
-// -------------------------------------------------------------------------------------------
+// --- others --------------------------------------------------------------------------------------
 
 // BNN -> B
 Batched trace_rule(BatchedArg self) {

@@ -250,8 +250,7 @@ void check_plan(const RuleCase& c, const Plan& plan, int64_t size) {
   check_inside(c, plan, size, second, "second derivative inside the level");
 }
 
-// --- two nested levels
-// --------------------------------------------------------------------------------
+// --- two nested levels ---------------------------------------------------------------------------
 
 constexpr int64_t kOuter = 2;
 constexpr int64_t kInner = 3;
