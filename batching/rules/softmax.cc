@@ -18,6 +18,7 @@
 #include <ATen/ops/softmax_ops.h>
 
 #include <limits>
+#include <type_traits>
 
 #include "batching/rules/reduction.h"
 
@@ -82,13 +83,19 @@ Batched masked_softmax_backward(BatchedArg grad, BatchedArg output, BatchedArg m
 [[maybe_unused]] const RuleSet kRules{
     along_dim_rows<ops::_softmax, ops::_log_softmax, ops::_safe_softmax>()};
 
+// The overload set has one function or two, with the version of torch.
+template <class Op>
+using SchemaOf = std::add_pointer_t<typename Op::schema>;
+
 [[maybe_unused]] const RuleSet kBackward{
     rule<ops::_softmax_backward_data, &softmax_backward<ops::_softmax_backward_data>>(),
     rule<ops::_log_softmax_backward_data, &softmax_backward<ops::_log_softmax_backward_data>>(),
     rule<ops::_masked_softmax, &masked_softmax>(),
     rule<ops::_masked_softmax_backward, &masked_softmax_backward>(),
-    composite<ops::softmax_int, &at::compositeimplicitautograd::softmax>(),
-    composite<ops::log_softmax_int, &at::compositeimplicitautograd::log_softmax>(),
+    composite<ops::softmax_int,
+              static_cast<SchemaOf<ops::softmax_int>>(&at::compositeimplicitautograd::softmax)>(),
+    composite<ops::log_softmax_int, static_cast<SchemaOf<ops::log_softmax_int>>(
+                                        &at::compositeimplicitautograd::log_softmax)>(),
 };
 
 }  // namespace

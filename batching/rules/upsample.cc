@@ -5,8 +5,6 @@
 #include <ATen/ops/_upsample_bicubic2d_aa_ops.h>
 #include <ATen/ops/_upsample_bilinear2d_aa_backward_ops.h>
 #include <ATen/ops/_upsample_bilinear2d_aa_ops.h>
-#include <ATen/ops/_upsample_lanczos2d_aa_backward_ops.h>
-#include <ATen/ops/_upsample_lanczos2d_aa_ops.h>
 #include <ATen/ops/_upsample_nearest_exact1d_backward_ops.h>
 #include <ATen/ops/_upsample_nearest_exact1d_ops.h>
 #include <ATen/ops/_upsample_nearest_exact2d_backward_ops.h>
@@ -37,6 +35,15 @@
 
 #include "batching/rules/fold.h"
 #include "core/registry.h"
+
+// Lanczos resampling is younger than torch 2.11.
+#if __has_include(<ATen/ops/_upsample_lanczos2d_aa_ops.h>)
+#define TORCHLIFT_HAS_LANCZOS 1
+#include <ATen/ops/_upsample_lanczos2d_aa_backward_ops.h>
+#include <ATen/ops/_upsample_lanczos2d_aa_ops.h>
+#else
+#define TORCHLIFT_HAS_LANCZOS 0
+#endif
 
 namespace torchlift {
 namespace {
@@ -92,7 +99,6 @@ Batched affine_grid_rule(const Level& level, BatchedArg theta, at::IntArrayRef s
     fold_row<ops::upsample_trilinear3d, 5>(),
     fold_row<ops::_upsample_bilinear2d_aa, 4>(),
     fold_row<ops::_upsample_bicubic2d_aa, 4>(),
-    fold_row<ops::_upsample_lanczos2d_aa, 4>(),
     Backward<ops::upsample_nearest1d_backward>::row(),
     Backward<ops::upsample_nearest2d_backward>::row(),
     Backward<ops::upsample_nearest3d_backward>::row(),
@@ -105,8 +111,14 @@ Batched affine_grid_rule(const Level& level, BatchedArg theta, at::IntArrayRef s
     Backward<ops::upsample_trilinear3d_backward>::row(),
     Backward<ops::_upsample_bilinear2d_aa_backward>::row(),
     Backward<ops::_upsample_bicubic2d_aa_backward>::row(),
+};
+
+#if TORCHLIFT_HAS_LANCZOS
+[[maybe_unused]] const RuleSet kLanczos{
+    fold_row<ops::_upsample_lanczos2d_aa, 4>(),
     Backward<ops::_upsample_lanczos2d_aa_backward>::row(),
 };
+#endif
 
 [[maybe_unused]] const RuleSet kSampling{
     fold_row<ops::grid_sampler_2d, 4>(),
@@ -117,8 +129,6 @@ Batched affine_grid_rule(const Level& level, BatchedArg theta, at::IntArrayRef s
     fold_row<ops::col2im, 3>(),
     rule<ops::affine_grid_generator, &affine_grid_rule>(),
 };
-
-[[maybe_unused]] const RuleSet kShuffle{};
 
 }  // namespace
 }  // namespace torchlift
