@@ -64,14 +64,6 @@ def test_stub_matches_the_extension():
 
 
 class TestImport:
-    def test_costs_less_than_50_ms(self):
-        code = (
-            "import time, torch; t = time.process_time(); import torchlift; "
-            "print(time.process_time() - t)"
-        )
-        # CPU time, the smallest of several: other work on the machine only adds.
-        assert min(float(run_python("-c", code).stdout) for _ in range(5)) < 0.05
-
     def test_loads_nothing_heavy(self):
         code = (
             "import torch, sys; before = set(sys.modules); import torchlift; "

@@ -17,13 +17,14 @@ import torch
 import chains
 import compile_time
 import cpp
+import loading
 import machine
 import table
 import timing
 
 HERE = pathlib.Path(__file__).resolve().parent
 PEERBENCH_TARGETS = {"per_sample_grad_mlp": 0.65, "per_sample_grad_cnn": 0.9, "per_sample_grad_transformer": 0.75}
-SECTIONS = ("python", "peerbench", "cpp", "compile")
+SECTIONS = ("python", "loading", "peerbench", "cpp", "compile")
 
 
 def parse_arguments():
@@ -71,6 +72,8 @@ def measure(section, options, earlier):
     rounds = 30 if options.quick else 300
     if section == "python":
         return chains.rows(rounds)
+    if section == "loading":
+        return loading.rows(2 if options.quick else 9)
     if section == "peerbench":
         return peerbench_rows(options)
     if section == "cpp":
@@ -80,6 +83,7 @@ def measure(section, options, earlier):
 
 WHAT = {
     "python": "Python: chains of operators and single calls",
+    "loading": "Python: the import",
     "peerbench": "Python: per-sample gradients of three models",
     "cpp": "C++: the same chains by Google Benchmark",
     "compile": "compile time of headers and files of rules",

@@ -128,6 +128,15 @@ def fixed_rows(rounds):
         lambda: plain_gradient(total_sin, row, None), lambda T: one_argument(T.grad(total_sin), row), rounds
     )
     yield fixed_row("fixed cost of a grad call over plain autograd", seconds, 8)
+    yield functional_call_row(rounds)
+
+
+def functional_call_row(rounds):
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Tanh(), torch.nn.Linear(2, 2))
+    params, x = {name: p.detach() for name, p in model.named_parameters()}, torch.ones(2)
+    with torch.no_grad():
+        seconds = measure(lambda: model(x), lambda T: lambda: T.functional_call(model, params, (x,)), rounds)
+    return fixed_row("fixed cost of functional_call (4 parameters) over calling the module", seconds, None)
 
 
 def one_argument(function, x):
