@@ -21,7 +21,7 @@ std::string join(const std::vector<std::string>& words) {
 
 // "argument 1.w", "the result", "the result[0]".
 std::string describe(const Path* path) {
-  const std::string text = path == nullptr ? std::string() : path->str();
+  std::string text = path == nullptr ? std::string() : path->str();
   if (text.rfind("argument", 0) == 0) return text;
   return "the result" + text;
 }
@@ -111,6 +111,7 @@ Dims Dims::list(std::vector<Dims> children) {
   return dims;
 }
 
+// NOLINTNEXTLINE(performance-unnecessary-value-param): its elements are moved from.
 Dims Dims::named(std::vector<std::pair<std::string, Dims>> children) {
   Dims dims;
   dims.kind_ = Kind::kNamed;

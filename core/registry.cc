@@ -103,7 +103,7 @@ void hide_arguments(const OperatorHandle& op, const LevelPtr& level, Stack* stac
 void register_kernel(const OperatorName& name, DispatchKey key, KernelFunction kernel,
                      std::optional<c10::impl::CppSignature> signature) {
   handles().push_back(
-      c10::Dispatcher::singleton().registerImpl(name, key, std::move(kernel), std::move(signature),
+      c10::Dispatcher::singleton().registerImpl(name, key, std::move(kernel), signature,
                                                 /*inferred_function_schema=*/nullptr, kDebugName));
 }
 

@@ -100,7 +100,7 @@ TEST(ReductionRules, AnyOverNoDims) {
 TEST(ReductionRules, SeveralDims) {
   check_rows({{"sum 0 2",
                [](const at::Tensor& x) {
-                 return x.sum({0, 2});
+                 return x.sum(at::IntArrayRef{0, 2});
                }},
               {"mean -1 0",
                [](const at::Tensor& x) {
@@ -116,7 +116,7 @@ TEST(ReductionRules, SeveralDims) {
                }},
               {"var 0 -1",
                [](const at::Tensor& x) {
-                 return x.var({{0, -1}}, at::Scalar(0), true);
+                 return x.var(at::IntArrayRef{0, -1}, at::Scalar(0), true);
                }},
               {"count_nonzero 0 2",
                [](const at::Tensor& x) {
@@ -132,7 +132,7 @@ TEST(ReductionRules, Variance) {
                 .f =
                     [](const Tensors& in) {
                       auto [s, m] = at::std_mean(in[0], -1, at::Scalar(1), true);
-                      auto [v, n] = at::var_mean(in[0], {}, at::Scalar(0));
+                      auto [v, n] = at::var_mean(in[0], at::OptionalIntArrayRef(), at::Scalar(0));
                       return Tensors{at::std(in[0], 0), at::var(in[0]), s, m, v, n};
                     },
                 .make = [&](int64_t) { return Tensors{randn(shape)}; }});
