@@ -95,13 +95,35 @@ void check_targets(const OperatorHandle& op, const std::vector<IValue>& args, co
 
 // The arguments of one example: its slice of batched values. With an empty batch there is none;
 // zeros stand in, to find the shapes of the results.
-IValue example(const IValue& arg, const Level& level, int64_t index) {
+IValue example(const IValue& arg, const Level& level, int64_t index, bool written) {
   return map_tensors(arg, [&](const at::Tensor& t) {
     const Lowered lowered = lower(t, level);
     if (!lowered.bdim) return lowered.value;
     if (level.size() == 0) return at::zeros(t.sizes(), lowered.value.options());
-    return lowered.value.select(*lowered.bdim, index);
+    const at::Tensor value = lowered.value.select(*lowered.bdim, index);
+    // Some kernels (_embedding_bag, fractional_max_pool3d_backward...) read an index tensor from
+    // its first element on, whatever its strides say.
+    const bool is_index = at::isIntegralType(value.scalar_type(), /*includeBool=*/false);
+    return is_index && !written ? value.contiguous() : value;
   });
+}
+
+// NOTE [gradient flags]
+// A few operators take a flag compute_x_grad beside an argument x, into which their callers put
+// x.requires_grad. A tensor of a level says no where only a gradient outside of the level tracks
+// its value: asked again of the value, the answer may be yes.
+void refresh_gradient_flags(const OperatorHandle& op, Stack* call) {
+  if (!c10::GradMode::is_enabled()) return;
+  const auto& formals = op.schema().arguments();
+  for (size_t i = 0; i < formals.size(); ++i) {
+    const std::string& flag = formals[i].name();
+    if (!(*call)[i].isBool() || flag.size() < 14 || flag.rfind("compute_", 0) != 0) continue;
+    if (flag.compare(flag.size() - 5, 5, "_grad") != 0) continue;
+    const auto of = op.schema().argumentIndexWithName(flag.substr(8, flag.size() - 13));
+    if (!of.has_value() || !(*call)[*of].isTensor()) continue;
+    const at::Tensor& t = (*call)[*of].toTensor();
+    if (t.defined() && t.requires_grad()) (*call)[i] = true;
+  }
 }
 
 at::Tensor stacked(const std::vector<at::Tensor>& examples, int64_t batch_size) {
@@ -109,6 +131,13 @@ at::Tensor stacked(const std::vector<at::Tensor>& examples, int64_t batch_size) 
   c10::SmallVector<int64_t, 8> sizes{0};
   sizes.append(examples[0].sizes().begin(), examples[0].sizes().end());
   return at::empty(sizes, examples[0].options());
+}
+
+// Of the value in all levels: a lifted tensor itself has no layout of its own.
+bool is_strided(const at::Tensor& t) {
+  at::Tensor value = t;
+  while (const LiftedTensorImpl* impl = as_lifted(value)) value = at::Tensor(impl->value());
+  return value.layout() == at::kStrided;
 }
 
 // Collects the results of all examples at one position of the schema.
@@ -137,6 +166,11 @@ class ResultStack {
     std::vector<at::Tensor> column;
     for (const auto& each : examples_) column.push_back(each.at(position));
     if (!column[0].defined()) return {};
+    if (is_lifted(column[0]) && !is_strided(column[0])) {
+      unsupported_error("vmap",
+                        "a result is sparse, and nested levels of vmap cannot stack sparse "
+                        "tensors. Return it from one vmap only, or compute with dense tensors.");
+    }
     for (const at::Tensor& each : column) {
       if (!each.sizes().equals(column[0].sizes())) {
         unsupported_error(
@@ -172,7 +206,10 @@ void loop(const OperatorHandle& op, const LevelPtr& level, Stack* stack) {
   std::optional<WriteScopes> writing(std::in_place, op, args);
   for (int64_t i = 0; i < runs; ++i) {
     Stack call;
-    for (const IValue& arg : args) call.push_back(example(arg, *level, i));
+    for (size_t a = 0; a < args.size(); ++a) {
+      call.push_back(example(args[a], *level, i, writes_argument(op, a)));
+    }
+    refresh_gradient_flags(op, &call);
     op.callBoxed(call);
     for (size_t r = 0; r < results.size(); ++r) results[r].add(op, call[r]);
   }

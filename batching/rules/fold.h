@@ -56,7 +56,11 @@ struct IntoFirst {
                 rank - 1, " or ", rank, " dimensions, but got shape ",
                 at::IntArrayRef(logical_sizes(arg)));
     const at::Tensor value = expanded(arg, batch);
-    return logical == rank ? value.flatten(0, 1) : value;
+    const at::Tensor folded = logical == rank ? value.flatten(0, 1) : value;
+    // Some kernels (adaptive_max_pool3d_backward...) read an index tensor from its first element
+    // on, whatever its strides say: an expanded one would send them out of its memory.
+    return at::isIntegralType(folded.scalar_type(), /*includeBool=*/false) ? folded.contiguous()
+                                                                           : folded;
   }
   Batched out(const at::Tensor& result) const {
     if (!result.defined()) return {};
