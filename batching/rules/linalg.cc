@@ -26,6 +26,7 @@
 #include <ATen/ops/linalg_lu_ops.h>
 #include <ATen/ops/linalg_lu_solve.h>
 #include <ATen/ops/linalg_lu_solve_ops.h>
+#include <ATen/ops/linalg_matrix_exp.h>
 #include <ATen/ops/linalg_matrix_exp_ops.h>
 #include <ATen/ops/linalg_qr_ops.h>
 #include <ATen/ops/linalg_solve_triangular_ops.h>
@@ -51,6 +52,20 @@ bool is_vector_for(const BatchedArg& b, const BatchedArg& a) {
          (b.logical_dim() + 1 == a.logical_dim() && logical_sizes(b) == rows);
 }
 
+// With 1-sized dims in front up to `rank`: else libtorch could take a matrix that all examples
+// share for a batch of vectors, where its sizes happen to fit.
+at::Tensor same_rank(const at::Tensor& t, int64_t rank) {
+  if (t.dim() >= rank) return t;
+  c10::SmallVector<int64_t, 8> sizes(static_cast<size_t>(rank - t.dim()), 1);
+  sizes.append(t.sizes().begin(), t.sizes().end());
+  return t.expand(sizes);
+}
+
+// [B, 1, 1, ...] without the `added` 1-sized dims.
+at::Tensor without_added(const at::Tensor& t, int64_t added) {
+  return added == 0 ? t : t.flatten(0, added);
+}
+
 std::tuple<Batched, Batched, Batched, Batched> solve_rule(BatchedArg a, BatchedArg b, bool left,
                                                           bool check_errors) {
   TORCH_CHECK(a.logical_dim() >= 2, "[vmap] linalg.solve: expected a matrix, but got shape ",
@@ -63,11 +78,14 @@ std::tuple<Batched, Batched, Batched, Batched> solve_rule(BatchedArg a, BatchedA
   const at::Tensor column = vector ? b.value.unsqueeze(-1) : b.value;
   const BatchedArg right{column, b.bdim};
   const int64_t rank = std::max(a.logical_dim(), right.logical_dim());
-  const auto [x, lu, pivots, info] =
-      at::_linalg_solve_ex(aligned(a, rank), aligned(right, rank), left, check_errors);
-  const auto dim = a.bdim ? std::optional<int64_t>(0) : std::nullopt;
-  return {Batched{vector ? x.squeeze(-1) : x, 0}, Batched{lu, dim}, Batched{pivots, dim},
-          Batched{info, dim}};
+  const auto [x, lu, pivots, info] = at::_linalg_solve_ex(
+      aligned(a, rank), same_rank(aligned(right, rank), rank + 1), left, check_errors);
+  // The factors have the leading dims of a, without those that `aligned` put in.
+  const int64_t added = a.bdim ? rank - a.logical_dim() : 0;
+  const auto factor = [&](const at::Tensor& t) {
+    return a.bdim ? Batched{without_added(t, added), 0} : Batched{t, std::nullopt};
+  };
+  return {Batched{vector ? x.squeeze(-1) : x, 0}, factor(lu), factor(pivots), factor(info)};
 }
 
 // --- operators whose tensors differ in rank, but share their leading dims ------------------------
@@ -76,6 +94,13 @@ Batched householder_rule(const Level& level, BatchedArg input, BatchedArg tau) {
   return {
       at::linalg_householder_product(expanded(input, level.size()), expanded(tau, level.size())),
       0};
+}
+
+// libtorch's takes a view of its argument that only contiguous matrices have.
+Batched matrix_exp_rule(BatchedArg a) {
+  TORCH_CHECK(a.logical_dim() >= 2, "[vmap] linalg.matrix_exp: expected a matrix, but got shape ",
+              at::IntArrayRef(logical_sizes(a)));
+  return {at::linalg_matrix_exp(batch_first(a).contiguous()), 0};
 }
 
 std::tuple<Batched, Batched, Batched> lu_unpack_rule(const Level& level, BatchedArg lu,
@@ -137,12 +162,12 @@ void check_errors(const c10::OperatorHandle& /*op*/, const LevelPtr& level,
     leading_row<ops::linalg_lu>(),
     leading_row<ops::linalg_lu_factor_ex>(),
     leading_row<ops::linalg_ldl_factor_ex>(),
-    leading_row<ops::linalg_matrix_exp>(),
     leading_row<ops::linalg_solve_triangular>(),
     leading_row<ops::triangular_solve>(),
     leading_row<ops::geqrf>(),
     rule<ops::_linalg_solve_ex, &solve_rule>(),
     rule<ops::linalg_householder_product, &householder_rule>(),
+    rule<ops::linalg_matrix_exp, &matrix_exp_rule>(),
     rule<ops::lu_unpack, &lu_unpack_rule>(),
     rule<ops::linalg_lu_solve, &lu_solve_rule>(),
     rule<ops::linalg_cross, &cross_rule>(),

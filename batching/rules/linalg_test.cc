@@ -1,4 +1,5 @@
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/_linalg_solve_ex.h>
 #include <ATen/ops/cholesky_solve.h>
 #include <ATen/ops/det.h>
 #include <ATen/ops/eye.h>
@@ -77,6 +78,17 @@ TEST(LinalgRules, Solve) {
   check_rule(square("solve, vector", solve, {3, 3}, {{3}}));
   check_rule(square("solve, several vectors", solve, {2, 3, 3}, {{2, 3}}));
   check_rule(square("solve, broadcast", solve, {2, 3, 3}, {{3, 4}}));
+  // As many rows and columns as there are examples: not to be taken for a batch of vectors.
+  check_rule(square("solve, all sizes 3", solve, {3, 3}, {{3, 3}}));
+  for (const std::vector<int64_t>& right : std::vector<std::vector<int64_t>>{{3}, {3, 2}}) {
+    RuleCase factors = square("_linalg_solve_ex", solve, {3, 3}, {right});
+    factors.f = [](const Tensors& in) {
+      const auto [x, lu, pivots, info] = at::_linalg_solve_ex(in[0], in[1]);
+      return Tensors{x, lu, pivots, info};
+    };
+    factors.differentiable = false;
+    check_rule(factors);
+  }
   check_rule(square(
       "triangular",
       [](const Tensors& in) { return at::linalg_solve_triangular(in[0], in[1], /*upper=*/true); },
