@@ -13,7 +13,6 @@ struct Box {
   struct Dim {
     int64_t stride;
     int64_t left;
-    bool taken;
   };
   std::vector<Dim> dims;  // by falling stride
 };
@@ -22,7 +21,7 @@ Box box_of(const Strided& example) {
   Box box;
   for (size_t i = 0; i < example.sizes.size(); ++i) {
     if (example.sizes[i] > 1 && example.strides[i] > 0) {
-      box.dims.push_back({example.strides[i], example.sizes[i] - 1, false});
+      box.dims.push_back({example.strides[i], example.sizes[i] - 1});
     }
   }
   std::sort(box.dims.begin(), box.dims.end(),
@@ -41,13 +40,15 @@ bool enter(Box& box, int64_t distance) {
   return distance == 0;
 }
 
-// Runs along one dim of the box.
+// Runs along one dim of the box, which may be one that others run along (overlapping windows): what
+// counts are the steps of all of them together.
 bool run(Box& box, int64_t size, int64_t stride) {
   if (size <= 1 || stride == 0) return true;
   for (Box::Dim& dim : box.dims) {
-    if (dim.taken || stride % dim.stride != 0 || (size - 1) * (stride / dim.stride) > dim.left)
-      continue;
-    dim.taken = true;
+    if (stride % dim.stride != 0) continue;
+    const int64_t steps = (size - 1) * (stride / dim.stride);
+    if (steps > dim.left) continue;
+    dim.left -= steps;
     return true;
   }
   return false;

@@ -2,6 +2,7 @@
 // so that writes through it reach the base.
 
 #include <ATen/InferSize.h>
+#include <ATen/TensorUtils.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/_conj.h>
 #include <ATen/ops/_conj_ops.h>
@@ -99,7 +100,11 @@ Batched view_rule(BatchedArg self, at::IntArrayRef sizes) {
 Batched unsafe_view_rule(BatchedArg self, at::IntArrayRef sizes) {
   const auto all = sizes_with_batch(self, sizes);
   check_numel(self, all);
-  return {at::_unsafe_view(batch_first(self), all), 0};
+  // Not a view to anybody, so a copy will do where the batch dim lies in the way of one.
+  const at::Tensor value = batch_first(self);
+  const bool viewable =
+      at::detail::computeStride(value.sizes(), value.strides(), at::IntArrayRef(all)).has_value();
+  return {at::_unsafe_view(viewable ? value : value.contiguous(), all), 0};
 }
 
 Batched reshape_alias_rule(BatchedArg self, at::IntArrayRef sizes, at::IntArrayRef /*strides*/) {
