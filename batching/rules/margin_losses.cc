@@ -22,29 +22,37 @@ namespace {
 namespace ops = at::_ops;
 
 // NOTE [margin rows]
-// An example is one row [C] or several [N, C]. All rows of the batch go to libtorch's kernel at
-// once with reduction none, [B*N, C] -> [B*N]; then each example's rows are reduced.
+// An example is one class [], one row [C] or several [N, C]; its target [] or [1] or [N]. All rows
+// of the batch go to libtorch's kernel at once with reduction none, [B*N, C] -> [B*N]; then each
+// example's rows are reduced.
+struct Rows {
+  int64_t size;
+  int64_t n;
 
-// BNC -> (BN)C; BC stays. Likewise for what has one value a row.
-at::Tensor rows(const at::Tensor& t, bool has_n) { return has_n ? t.flatten(0, 1) : t; }
+  Rows(const at::Tensor& x, int64_t batch_size)
+      : size(batch_size), n(x.dim() == 3 ? x.size(1) : 1) {}
 
-at::Tensor unrows(const at::Tensor& t, bool has_n, int64_t size, int64_t n) {
-  return has_n ? t.unflatten(0, at::IntArrayRef({size, n})) : t;
-}
+  // [B], [B, C] or [B, N, C] -> [B*N, C].
+  static at::Tensor of(const at::Tensor& x) {
+    if (x.dim() == 1) return x.unsqueeze(1);
+    return x.dim() == 3 ? x.flatten(0, 1) : x;
+  }
 
-at::Tensor reduce_rows(const at::Tensor& losses, int64_t reduction) {
-  if (reduction == at::Reduction::None || losses.dim() == 1) return losses;
-  return reduction == at::Reduction::Mean ? losses.mean(1) : losses.sum(1);
-}
+  // The losses [B*N] of rows as the result; `by_row` if the example's loss has a dim for N.
+  at::Tensor reduced(const at::Tensor& losses, int64_t reduction, bool by_row) const {
+    const at::Tensor each = losses.view({size, n});
+    if (reduction == at::Reduction::None) return by_row ? each : each.squeeze(1);
+    return reduction == at::Reduction::Mean ? each.mean(1) : each.sum(1);
+  }
 
-// The cotangent of each row, [B] or [B, N].
-at::Tensor row_cotangents(const BatchedArg& grad, int64_t reduction, bool has_n, int64_t size,
-                          int64_t n) {
-  const at::Tensor g = expanded(grad, size);
-  if (reduction == at::Reduction::None || !has_n) return g;
-  const at::Tensor each = reduction == at::Reduction::Mean ? g / static_cast<double>(n) : g;
-  return each.unsqueeze(-1).expand({size, n});
-}
+  // The cotangent of the result, [B] or [B, N], as those of the rows, [B*N].
+  at::Tensor cotangents(const BatchedArg& grad, int64_t reduction) const {
+    const at::Tensor g = expanded(grad, size);
+    if (g.dim() == 2) return g.flatten();
+    const at::Tensor each = reduction == at::Reduction::Mean ? g / static_cast<double>(n) : g;
+    return each.unsqueeze(1).expand({size, n}).flatten();
+  }
+};
 
 std::optional<at::Tensor> value_of(const std::optional<BatchedArg>& arg) {
   return arg && arg->value.defined() ? std::optional<at::Tensor>(arg->value) : std::nullopt;
@@ -70,6 +78,13 @@ Batched by_example(int64_t size, const F& f) {
   return {at::stack(results), 0};
 }
 
+void check_target(const BatchedArg& target, const Rows& rows) {
+  const auto sizes = logical_sizes(target);
+  TORCH_CHECK(c10::multiply_integers(sizes) == rows.n,
+              "[vmap] multi_margin_loss: expected one target for each of ", rows.n,
+              " rows, but got a target of shape ", at::IntArrayRef(sizes));
+}
+
 Batched multi_margin(BatchedArg self, BatchedArg target, const at::Scalar& p,
                      const at::Scalar& margin, std::optional<BatchedArg> weight,
                      int64_t reduction) {
@@ -83,10 +98,11 @@ Batched multi_margin(BatchedArg self, BatchedArg target, const at::Scalar& p,
                                    reduction);
     });
   }
-  const bool has_n = x.dim() == 3;
-  const at::Tensor losses = at::multi_margin_loss(rows(x, has_n), rows(t, has_n), p, margin,
+  const Rows rows(x, size);
+  check_target(target, rows);
+  const at::Tensor losses = at::multi_margin_loss(Rows::of(x), t.flatten(), p, margin,
                                                   value_of(weight), at::Reduction::None);
-  return {reduce_rows(unrows(losses, has_n, size, x.size(1)), reduction), 0};
+  return {rows.reduced(losses, reduction, target.logical_dim() > 0), 0};
 }
 
 Batched multi_margin_backward(BatchedArg grad, BatchedArg self, BatchedArg target,
@@ -103,38 +119,35 @@ Batched multi_margin_backward(BatchedArg grad, BatchedArg self, BatchedArg targe
                                             margin, w.select(0, b), reduction);
     });
   }
-  const bool has_n = x.dim() == 3;
-  const int64_t n = x.size(1);
-  const at::Tensor g = row_cotangents(grad, reduction, has_n, size, n);
+  const Rows rows(x, size);
+  check_target(target, rows);
   const at::Tensor result =
-      at::multi_margin_loss_backward(rows(g, has_n), rows(x, has_n), rows(t, has_n), p, margin,
-                                     value_of(weight), at::Reduction::None);
-  return {unrows(result, has_n, size, n), 0};
+      at::multi_margin_loss_backward(rows.cotangents(grad, reduction), Rows::of(x), t.flatten(), p,
+                                     margin, value_of(weight), at::Reduction::None);
+  return {result.view(x.sizes()), 0};
 }
 
 std::tuple<Batched, Batched> multilabel_margin(BatchedArg self, BatchedArg target,
                                                int64_t reduction) {
   const int64_t size = batch_size_of({&self, &target});
   const at::Tensor x = expanded(self, size);
-  const bool has_n = x.dim() == 3;
-  const int64_t n = x.size(1);
-  auto [losses, is_target] = at::multilabel_margin_loss_forward(
-      rows(x, has_n), rows(expanded(target, size), has_n), at::Reduction::None);
-  return {Batched{reduce_rows(unrows(losses, has_n, size, n), reduction), 0},
-          Batched{unrows(is_target, has_n, size, n), 0}};
+  const at::Tensor t = expanded(target, size);
+  const Rows rows(x, size);
+  const auto [losses, is_target] =
+      at::multilabel_margin_loss_forward(Rows::of(x), Rows::of(t), at::Reduction::None);
+  return {Batched{rows.reduced(losses, reduction, self.logical_dim() == 2), 0},
+          Batched{is_target.view(t.sizes()), 0}};
 }
 
 Batched multilabel_margin_backward(BatchedArg grad, BatchedArg self, BatchedArg target,
                                    int64_t reduction, BatchedArg is_target) {
   const int64_t size = batch_size_of({&grad, &self, &target, &is_target});
   const at::Tensor x = expanded(self, size);
-  const bool has_n = x.dim() == 3;
-  const int64_t n = x.size(1);
-  const at::Tensor g = row_cotangents(grad, reduction, has_n, size, n);
+  const Rows rows(x, size);
   const at::Tensor result = at::multilabel_margin_loss_backward(
-      rows(g, has_n), rows(x, has_n), rows(expanded(target, size), has_n), at::Reduction::None,
-      rows(expanded(is_target, size), has_n));
-  return {unrows(result, has_n, size, n), 0};
+      rows.cotangents(grad, reduction), Rows::of(x), Rows::of(expanded(target, size)),
+      at::Reduction::None, Rows::of(expanded(is_target, size)));
+  return {result.view(x.sizes()), 0};
 }
 
 [[maybe_unused]] const RuleSet kRules{

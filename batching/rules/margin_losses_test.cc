@@ -32,9 +32,25 @@ TEST(MarginLossRules, OneClass) {
   }
 }
 
+// An example that is a number is a row of one class.
+TEST(MarginLossRules, OneNumber) {
+  for (const int64_t reduction : kReductions) {
+    check_rule({.name = "multi_margin_loss of a number",
+                .f =
+                    [=](const Tensors& in) {
+                      return Tensors{at::multi_margin_loss(in[0], in[1], 1, 1, {}, reduction)};
+                    },
+                .make =
+                    [](int64_t) {
+                      return Tensors{randn({}), integers(0, 1, {})};
+                    },
+                .empty_batch = false});
+  }
+}
+
 TEST(MarginLossRules, SeveralLabels) {
   for (const int64_t reduction : kReductions) {
-    for (const std::vector<int64_t>& shape : std::vector<std::vector<int64_t>>{{5}, {4, 5}}) {
+    for (const std::vector<int64_t>& shape : std::vector<std::vector<int64_t>>{{}, {5}, {4, 5}}) {
       check_rule({.name = "multilabel_margin_loss",
                   .f =
                       [=](const Tensors& in) {
@@ -42,7 +58,8 @@ TEST(MarginLossRules, SeveralLabels) {
                       },
                   .make =
                       [=](int64_t) {
-                        return Tensors{randn(shape), integers(-1, 5, shape)};
+                        const int64_t classes = shape.empty() ? 1 : shape.back();
+                        return Tensors{randn(shape), integers(-1, classes, shape)};
                       },
                   .empty_batch = false});
     }
