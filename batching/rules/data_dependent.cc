@@ -6,8 +6,19 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/_is_all_true_ops.h>
 #include <ATen/ops/_is_any_true_ops.h>
+#include <ATen/ops/allclose_ops.h>
 #include <ATen/ops/arange.h>
+#include <ATen/ops/bincount_ops.h>
+#include <ATen/ops/equal_ops.h>
+#include <ATen/ops/isclose.h>
 #include <ATen/ops/one_hot_ops.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/tensor_split_compositeimplicitautograd_dispatch.h>
+#include <ATen/ops/tensor_split_ops.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+#include <vector>
 
 #include "batching/rules/dims.h"
 #include "core/error.h"
@@ -37,21 +48,85 @@ namespace ops = at::_ops;
       "torch.mul(x, scale) rather than scale.item(), and return what is to be printed.");
 }
 
-[[noreturn]] void throw_equal(const c10::OperatorHandle& op, const LevelPtr& level,
-                              torch::jit::Stack* /*stack*/) {
-  unsupported_error("vmap", op.schema().name(),
-                    " gives one True or False, but its arguments are of ", level->describe(),
-                    ", and the examples may differ. Keep the answer a tensor: (x == y).all(), or "
+// --- one answer where all examples agree -------------------------------------------------------
+//
+// Composite operators check their arguments by equal(). Where every example gives the same answer,
+// that is the answer; numbers and shapes that a user may branch on are another matter (below).
+
+at::Tensor innermost(const at::Tensor& t) {
+  at::Tensor value = t;
+  while (const LiftedTensorImpl* impl = as_lifted(value)) value = at::Tensor(impl->value());
+  return value;
+}
+
+// [B, ...] -> [B, numel], also for a 0-d example.
+at::Tensor flat(BatchedArg self) {
+  const at::Tensor rows = batch_first(self);
+  return rows.dim() == 1 ? rows.unsqueeze(1) : rows.flatten(1);
+}
+
+// The answer that `each` (one bool for each example) gives for all of them, in every level.
+bool agreed(const char* op, const Level& level, const at::Tensor& each) {
+  const at::Tensor answers = innermost(each);
+  if (answers.numel() == 0 || answers.all().item<bool>()) return true;
+  if (!answers.any().item<bool>()) return false;
+  unsupported_error("vmap", op, " gives one True or False, but its arguments are of ",
+                    level.describe(),
+                    ", and the examples differ. Keep the answer a tensor: (x == y).all(), or "
                     "torch.isclose(x, y).all(), and choose by torch.where.");
+}
+
+bool equal_rule(const Level& level, BatchedArg self, BatchedArg other) {
+  if (logical_sizes(self) != logical_sizes(other)) return false;
+  const int64_t rank = self.logical_dim();
+  const at::Tensor same = aligned(self, rank).eq(aligned(other, rank));
+  return agreed("aten::equal", level, flat({same, 0}).all(1));
+}
+
+bool allclose_rule(const Level& level, BatchedArg self, BatchedArg other, double rtol, double atol,
+                   bool equal_nan) {
+  const int64_t rank = std::max(self.logical_dim(), other.logical_dim());
+  const at::Tensor close =
+      at::isclose(aligned(self, rank), aligned(other, rank), rtol, atol, equal_nan);
+  return agreed("aten::allclose", level, flat({close, 0}).all(1));
+}
+
+// A tensor of numbers that all examples share, taken out of its levels.
+at::Tensor shared_numbers(const char* op, const at::Tensor& t) {
+  at::Tensor value = t;
+  while (const LiftedTensorImpl* impl = as_lifted(value)) {
+    if (!impl->bdim() || impl->level().size() == 0) {
+      value = impl->bdim() ? at::ones(value.sizes(), impl->value().options())
+                           : at::Tensor(impl->value());
+      continue;
+    }
+    const at::Tensor rows = impl->value().movedim(*impl->bdim(), 0);
+    if (!innermost(rows.eq(rows.narrow(0, 0, 1))).all().item<bool>()) {
+      unsupported_error("vmap", op, " of a tensor of ", impl->level().describe(),
+                        ": the shapes of its results depend on numbers that differ between the "
+                        "examples. Pass numbers that all examples share.");
+    }
+    value = rows.select(0, 0);
+  }
+  return value;
+}
+
+std::vector<at::Tensor> tensor_split(const at::Tensor& self, const at::Tensor& where, int64_t dim) {
+  return at::compositeimplicitautograd::tensor_split(self, shared_numbers("tensor_split", where),
+                                                     dim);
 }
 
 // --- a shape that the values decide ------------------------------------------------------------
 
+[[noreturn]] void throw_shape(const char* op, const Level& level, const char* fix) {
+  unsupported_error(
+      "vmap", op, " of a tensor of ", level.describe(),
+      ": the shape of its result depends on the values, and the examples may differ. ", fix);
+}
+
 [[noreturn]] void throw_shape(const c10::OperatorHandle& op, const LevelPtr& level,
                               const char* fix) {
-  unsupported_error(
-      "vmap", op.schema().name(), " of a tensor of ", level->describe(),
-      ": the shape of its result depends on the values, and the examples may differ. ", fix);
+  throw_shape(op.schema().name().c_str(), *level, fix);
 }
 
 [[noreturn]] void throw_nonzero(const c10::OperatorHandle& op, const LevelPtr& level,
@@ -70,11 +145,43 @@ namespace ops = at::_ops;
       "outside of vmap.");
 }
 
-[[noreturn]] void throw_bincount(const c10::OperatorHandle& op, const LevelPtr& level,
-                                 torch::jit::Stack* /*stack*/) {
-  throw_shape(op, level,
-              "With a known number of bins: torch.zeros_like(bins).scatter_add(0, x, weights), or "
-              "one_hot(x, num_classes).sum(0).");
+// How many bins every example has: the largest of its numbers decides, if it is above minlength.
+int64_t number_of_bins(const Level& level, const at::Tensor& x, int64_t minlength) {
+  const at::Tensor all = innermost(x);
+  if (all.numel() == 0) return minlength;
+  TORCH_CHECK(all.min().item<int64_t>() >= 0,
+              "bincount only supports 1-d non-negative integral inputs.");
+  const at::Tensor largest = innermost(x.amax(1));
+  const int64_t least = std::max(largest.min().item<int64_t>() + 1, minlength);
+  const int64_t most = std::max(largest.max().item<int64_t>() + 1, minlength);
+  if (least != most) {
+    throw_shape("aten::bincount", level,
+                "Pass minlength, larger than all of the numbers; or, with a known number of bins, "
+                "use torch.zeros_like(bins).scatter_add(0, x, weights).");
+  }
+  return most;
+}
+
+// BN -> BC: ones, or weights, are added up in the bin of each number.
+Batched bincount_rule(const Level& level, BatchedArg self, std::optional<BatchedArg> weights,
+                      int64_t minlength) {
+  TORCH_CHECK(self.logical_dim() == 1 && at::isIntegralType(self.value.scalar_type(), false),
+              "bincount only supports 1-d non-negative integral inputs.");
+  TORCH_CHECK(minlength >= 0, "minlength should be >= 0");
+  const at::Tensor x = expanded(self, level.size());
+  const int64_t bins = number_of_bins(level, x, minlength);
+  const bool weighted = weights.has_value() && x.size(1) > 0;
+  if (weighted) {
+    TORCH_CHECK(logical_sizes(*weights) == logical_sizes(self),
+                "weights should be 1-d and have the same length as input");
+  }
+  const at::ScalarType dtype = !weighted                                    ? at::kLong
+                               : weights->value.scalar_type() == at::kFloat ? at::kFloat
+                                                                            : at::kDouble;
+  const at::Tensor added = weighted ? expanded(*weights, level.size()).to(dtype)
+                                    : at::ones(x.sizes(), x.options().dtype(dtype));
+  const at::Tensor zeros = at::zeros({level.size(), bins}, x.options().dtype(dtype));
+  return {zeros.scatter_add(1, x.to(at::kLong), added), 0};
 }
 
 [[noreturn]] void throw_repeats(const c10::OperatorHandle& op, const LevelPtr& level,
@@ -84,12 +191,6 @@ namespace ops = at::_ops;
 }
 
 // --- all right, once asked of each example -----------------------------------------------------
-
-// [B, ...] -> [B, numel], also for a 0-d example.
-at::Tensor flat(BatchedArg self) {
-  const at::Tensor rows = batch_first(self);
-  return rows.dim() == 1 ? rows.unsqueeze(1) : rows.flatten(1);
-}
 
 Batched is_all_true_rule(BatchedArg self) { return {flat(self).all(1), 0}; }
 
@@ -102,12 +203,6 @@ void assert_async_rule(const c10::OperatorHandle& op, const LevelPtr& level,
   args[0] = lower(args[0].toTensor(), *level).value.all();
   for (const c10::IValue& arg : args) stack->push_back(arg);
   op.callBoxed(*stack);
-}
-
-at::Tensor innermost(const at::Tensor& t) {
-  at::Tensor value = t;
-  while (const LiftedTensorImpl* impl = as_lifted(value)) value = at::Tensor(impl->value());
-  return value;
 }
 
 // libtorch's reads the largest class and writes ones into plain zeros.
@@ -131,21 +226,22 @@ at::Tensor one_hot(const at::Tensor& self, int64_t num_classes) {
 
 [[maybe_unused]] const RuleSet kBoxed{
     boxed_rule("aten::_local_scalar_dense", "", &throw_item),
-    boxed_rule("aten::equal", "", &throw_equal),
-    boxed_rule("aten::allclose", "", &throw_equal),
     boxed_rule("aten::nonzero", "", &throw_nonzero),
     boxed_rule("aten::_unique", "", &throw_unique),
     boxed_rule("aten::_unique2", "", &throw_unique),
     boxed_rule("aten::unique_dim", "", &throw_unique),
     boxed_rule("aten::unique_consecutive", "", &throw_unique),
     boxed_rule("aten::unique_dim_consecutive", "", &throw_unique),
-    boxed_rule("aten::bincount", "", &throw_bincount),
     boxed_rule("aten::_assert_async", "", &assert_async_rule),
     boxed_rule("aten::_assert_async", "msg", &assert_async_rule),
     boxed_rule("aten::repeat_interleave", "Tensor", &throw_repeats),
 };
 
 [[maybe_unused]] const RuleSet kRules{
+    rule<ops::equal, &equal_rule>(),
+    rule<ops::allclose, &allclose_rule>(),
+    rule<ops::bincount, &bincount_rule>(),
+    composite<ops::tensor_split_tensor_indices_or_sections, &tensor_split>(),
     rule<ops::_is_all_true, &is_all_true_rule>(),
     rule<ops::_is_any_true, &is_any_true_rule>(),
     composite<ops::one_hot, &one_hot>(),

@@ -4,12 +4,15 @@
 #include <ATen/ops/_is_any_true.h>
 #include <ATen/ops/_unique2.h>
 #include <ATen/ops/allclose.h>
+#include <ATen/ops/arange.h>
 #include <ATen/ops/bincount.h>
 #include <ATen/ops/equal.h>
+#include <ATen/ops/full.h>
 #include <ATen/ops/nonzero.h>
 #include <ATen/ops/one_hot.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/repeat_interleave.h>
+#include <ATen/ops/tensor_split.h>
 #include <ATen/ops/unique_consecutive.h>
 #include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
@@ -56,18 +59,50 @@ TEST_F(DataDependent, ItemOfAnUnbatchedTensor) {
   EXPECT_EQ(lift_alias(at::ones({}), std::nullopt, scope.level()).item<double>(), 1);
 }
 
+// One answer where all examples agree; else none.
 TEST_F(DataDependent, Equal) {
-  EXPECT_THAT(message_of([&] { at::equal(x, x); }), HasSubstr("(x == y).all()"));
-  EXPECT_THAT(message_of([&] { at::allclose(x, x); }), HasSubstr("torch.isclose(x, y).all()"));
+  const at::Tensor counted = lift_alias(at::arange(24, at::kDouble).view({4, 6}), 0, scope.level());
+  const at::Tensor first = at::arange(6, at::kDouble);
+  EXPECT_TRUE(at::equal(x, at::zeros({6})));
+  EXPECT_FALSE(at::equal(x, x.add(1)));
+  EXPECT_FALSE(at::equal(x, at::zeros({5})));
+  EXPECT_TRUE(at::allclose(counted, counted.add(1e-9)));
+  EXPECT_FALSE(at::allclose(counted, counted.add(1)));
+  EXPECT_THAT(message_of([&] { at::equal(counted, first); }), HasSubstr("(x == y).all()"));
+  EXPECT_THAT(message_of([&] { at::allclose(counted, first); }),
+              HasSubstr("torch.isclose(x, y).all()"));
+}
+
+TEST_F(DataDependent, EqualInNestedLevels) {
+  const LevelScope inner({.size = 6});
+  const at::Tensor each = lift_alias(x, 0, inner.level());  // a number, in both levels
+  const at::Tensor counted = lift_alias(at::arange(6, at::kDouble), 0, inner.level());
+  EXPECT_TRUE(at::equal(each, at::zeros({})));
+  EXPECT_THAT(message_of([&] { at::equal(each, counted); }), HasSubstr("vmap level 2 (size 6)"));
+}
+
+TEST_F(DataDependent, TensorSplit) {
+  const at::Tensor same = lift_alias(at::full({4, 2}, 2, at::kLong), 0, scope.level());
+  const at::Tensor counted = lift_alias(at::arange(4, at::kLong), 0, scope.level());
+  EXPECT_EQ(at::tensor_split(x, same, 0).size(), 3U);
+  EXPECT_THAT(message_of([&] { at::tensor_split(x, counted, 0); }),
+              HasSubstr("Pass numbers that all examples share"));
 }
 
 TEST_F(DataDependent, Shapes) {
   EXPECT_THAT(message_of([&] { at::nonzero(x); }), HasSubstr("torch.where(mask, x, y)"));
   EXPECT_THAT(message_of([&] { at::_unique2(x); }), HasSubstr("Use torch.sort"));
   EXPECT_THAT(message_of([&] { at::unique_consecutive(x); }), HasSubstr("Use torch.sort"));
-  EXPECT_THAT(message_of([&] { at::bincount(whole); }), HasSubstr("scatter_add"));
   EXPECT_THAT(message_of([&] { at::repeat_interleave(whole); }), HasSubstr("Pass repeats"));
   EXPECT_THAT(message_of([&] { at::one_hot(whole); }), HasSubstr("num_classes=10"));
+}
+
+TEST_F(DataDependent, Bincount) {
+  const at::Tensor numbers = lift_alias(at::arange(24, at::kLong).view({4, 6}), 0, scope.level());
+  EXPECT_EQ(at::bincount(whole).size(0), 1);
+  EXPECT_EQ(at::bincount(numbers, {}, 30).size(0), 30);
+  EXPECT_THAT(message_of([&] { at::bincount(numbers); }), HasSubstr("Pass minlength"));
+  EXPECT_THAT(message_of([&] { at::bincount(numbers.sub(1), {}, 30); }), HasSubstr("non-negative"));
 }
 
 TEST_F(DataDependent, AssertAsyncChecksAllExamples) {
@@ -89,6 +124,21 @@ TEST(DataDependentRules, OfEachExample) {
                     return Tensors{integers(0, 5, {3, 2})};
                   },
               .differentiable = false});
+  for (const bool weighted : {false, true}) {
+    check_rule({.name = "bincount",
+                .f =
+                    [=](const Tensors& in) {
+                      std::optional<at::Tensor> weights;
+                      if (weighted) weights = in[1];
+                      return Tensors{at::bincount(in[0], weights, 6)};
+                    },
+                .make =
+                    [](int64_t) {
+                      return Tensors{integers(0, 6, {7}), randn({7})};
+                    },
+                .always_batched = {static_cast<size_t>(0)},
+                .differentiable = false});
+  }
   check_rule({.name = "_is_all_true",
               .f =
                   [](const Tensors& in) {
