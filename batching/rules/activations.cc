@@ -43,18 +43,32 @@ namespace {
 
 namespace ops = at::_ops;
 
-[[maybe_unused]] const RuleSet kRules{
-    pointwise_rows<ops::relu, ops::relu_, ops::gelu, ops::gelu_, ops::silu, ops::silu_, ops::elu,
-                   ops::elu_, ops::celu, ops::celu_, ops::leaky_relu, ops::leaky_relu_,
-                   ops::softplus, ops::hardtanh, ops::hardtanh_, ops::hardswish, ops::hardswish_,
-                   ops::hardsigmoid, ops::hardsigmoid_, ops::hardshrink, ops::softshrink, ops::mish,
-                   ops::mish_, ops::threshold, ops::threshold_, ops::_prelu_kernel,
-                   ops::tanh_backward, ops::sigmoid_backward, ops::threshold_backward,
-                   ops::gelu_backward, ops::silu_backward, ops::elu_backward,
-                   ops::leaky_relu_backward, ops::softplus_backward, ops::hardtanh_backward,
-                   ops::hardswish_backward, ops::hardsigmoid_backward, ops::hardshrink_backward,
-                   ops::softshrink_backward, ops::mish_backward, ops::_prelu_kernel_backward,
-                   ops::rrelu_with_noise_backward, ops::logit_backward>()};
+[[maybe_unused]] const RuleSet kRules{pointwise_rows<
+    ops::relu, ops::relu_, ops::gelu, ops::gelu_, ops::silu, ops::silu_, ops::elu, ops::elu_,
+    ops::celu, ops::celu_, ops::leaky_relu, ops::leaky_relu_, ops::softplus, ops::hardtanh,
+    ops::hardtanh_, ops::hardswish, ops::hardswish_, ops::hardsigmoid, ops::hardsigmoid_,
+    ops::hardshrink, ops::softshrink, ops::mish, ops::mish_, ops::threshold, ops::threshold_,
+    ops::_prelu_kernel, ops::tanh_backward, ops::sigmoid_backward, ops::threshold_backward,
+    ops::silu_backward, ops::elu_backward, ops::leaky_relu_backward, ops::softplus_backward,
+    ops::hardtanh_backward, ops::hardswish_backward, ops::hardsigmoid_backward,
+    ops::hardshrink_backward, ops::softshrink_backward, ops::mish_backward,
+    ops::_prelu_kernel_backward, ops::rrelu_with_noise_backward, ops::logit_backward>()};
+
+// --- gelu_backward: oneDNN's kernel, unlike ATen's, takes no operands that are to be broadcast
+// -----
+
+Batched gelu_backward_rule(BatchedArg grad, BatchedArg self, c10::string_view approximate) {
+  const bool alike = grad.bdim == self.bdim && grad.value.sizes().equals(self.value.sizes());
+  if (alike || logical_sizes(grad) != logical_sizes(self)) {
+    return pointwise<ops::gelu_backward>(grad, self, approximate);
+  }
+  const int64_t size = batch_size_of({&grad, &self});
+  return {ops::gelu_backward::call(expanded(grad, size).contiguous(),
+                                   expanded(self, size).contiguous(), approximate),
+          0};
+}
+
+[[maybe_unused]] const RuleSet kGelu{rule<ops::gelu_backward, &gelu_backward_rule>()};
 
 // --- log_sigmoid: its buffer is [0] on CUDA, which has no batch dim ------------------------------
 

@@ -3,6 +3,7 @@
 #include <ATen/ops/binary_cross_entropy.h>
 #include <ATen/ops/binary_cross_entropy_with_logits.h>
 #include <ATen/ops/cosine_embedding_loss.h>
+#include <ATen/ops/cosine_similarity.h>
 #include <ATen/ops/dist.h>
 #include <ATen/ops/hinge_embedding_loss.h>
 #include <ATen/ops/huber_loss.h>
@@ -100,6 +101,21 @@ TEST(LossRules, CosineEmbedding) {
                   [](int64_t) {
                     return Tensors{randn({3, 4}), randn({3, 4}), randn({3})};
                   }});
+}
+
+// Also where one argument is of the level and the other is not, and a norm is below eps.
+TEST(LossRules, CosineSimilarity) {
+  for (const double eps : {1e-8, 2.0}) {
+    check_rule({.name = "cosine similarity",
+                .f =
+                    [eps](const Tensors& in) {
+                      return Tensors{at::cosine_similarity(in[0], in[1], 1, eps)};
+                    },
+                .make =
+                    [](int64_t) {
+                      return Tensors{randn({3, 4}), randn({3, 4})};
+                    }});
+  }
 }
 
 TEST(LossRules, Dist) {
