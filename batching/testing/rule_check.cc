@@ -110,16 +110,18 @@ bool is_differentiable(const at::Tensor& t) {
   return t.defined() && (at::isFloatingType(t.scalar_type()) || at::isComplexType(t.scalar_type()));
 }
 
-// A cotangent that tells elements apart, the same for every example.
-at::Tensor cotangent_for(const at::Tensor& out) {
-  return at::cos(at::arange(out.numel(), at::TensorOptions().dtype(at::kDouble)))
-      .reshape(out.sizes())
+// A cotangent that tells elements apart, and examples by their phase (a number each; batched where
+// the cotangent is to be).
+at::Tensor cotangent_for(const at::Tensor& out, const at::Tensor& phase) {
+  return at::cos(at::arange(out.numel(), at::TensorOptions().dtype(at::kDouble))
+                     .reshape(out.sizes())
+                     .add(phase))
       .to(out.scalar_type());
 }
 
 // The gradient of sum(cotangent * f) with regard to every floating input.
 Tensors gradients(const std::function<Tensors(const Tensors&)>& f, const Tensors& in,
-                  bool create_graph) {
+                  const at::Tensor& phase, bool create_graph) {
   const c10::AutoGradMode enable(true);
   Tensors primals;
   Tensors wanted;
@@ -139,7 +141,7 @@ Tensors gradients(const std::function<Tensors(const Tensors&)>& f, const Tensors
   for (const at::Tensor& out : f(used)) {
     if (!is_differentiable(out) || !out.requires_grad()) continue;
     outs.push_back(out);
-    cotangents.push_back(cotangent_for(out));
+    cotangents.push_back(cotangent_for(out, phase));
   }
   Tensors grads;
   if (!outs.empty()) {
@@ -231,24 +233,67 @@ void check_through(const RuleCase& c, const Plan& plan, int64_t size) {
     }
     return run_loop(split, c.f);
   };
-  const Tensors got = gradients(through_level, inputs, false);
-  const Tensors want = gradients(through_loop, inputs, false);
+  const at::Tensor phase = at::zeros({}, at::kDouble);
+  const Tensors got = gradients(through_level, inputs, phase, false);
+  const Tensors want = gradients(through_loop, inputs, phase, false);
   expect_same(got, want, /*size=*/-1, c.tolerance,
               describe(c, plan, size, "backward through the level"));
 }
 
-void check_plan(const RuleCase& c, const Plan& plan, int64_t size) {
-  const auto first = [&](const Tensors& in) { return gradients(c.f, in, false); };
-  const auto second = [&](const Tensors& in) {
-    return gradients([&](const Tensors& again) { return gradients(c.f, again, true); }, in, false);
+// The gradients of a case, as a case with one more input: the phase of the cotangents.
+RuleCase gradient_case(const RuleCase& c, int order) {
+  RuleCase with_phase = c;
+  with_phase.make = [make = c.make](int64_t i) {
+    Tensors in = make(i);
+    in.push_back(at::full({}, 0.6 * static_cast<double>(i), at::kDouble));
+    return in;
   };
+  with_phase.f = [f = c.f, order](const Tensors& in) {
+    const Tensors primals(in.begin(), in.end() - 1);
+    const at::Tensor phase = in.back();
+    if (order == 1) return gradients(f, primals, phase, false);
+    const auto first = [&](const Tensors& again) { return gradients(f, again, phase, true); };
+    return gradients(first, primals, phase, false);
+  };
+  return with_phase;
+}
+
+// A gradient of a case inside the level. The cotangent is batched; and, in the plainest of the
+// plans, once shared by all examples.
+void check_gradient(const RuleCase& c, const Plan& plan, int64_t size, int order,
+                    const char* what) {
+  const RuleCase g = gradient_case(c, order);
+  Plan with_phase = plan;
+  with_phase.emplace_back(0);
+  check_inside(g, with_phase, size, g.f, what);
+  const bool plain = std::all_of(plan.begin(), plan.end(), [](auto dim) { return dim == 0; });
+  if (!plain || ::testing::Test::HasFatalFailure()) return;
+  with_phase.back() = std::nullopt;
+  check_inside(g, with_phase, size, g.f, what);
+}
+
+void check_plan(const RuleCase& c, const Plan& plan, int64_t size) {
   check_inside(c, plan, size, c.f, "forward");
   if (!c.differentiable || ::testing::Test::HasFatalFailure()) return;
-  check_inside(c, plan, size, first, "backward inside the level");
+  check_gradient(c, plan, size, 1, "backward inside the level");
   if (size == 0 || ::testing::Test::HasFatalFailure()) return;
   check_through(c, plan, size);
   if (!c.second_order || ::testing::Test::HasFatalFailure()) return;
-  check_inside(c, plan, size, second, "second derivative inside the level");
+  check_gradient(c, plan, size, 2, "second derivative inside the level");
+}
+
+// Nothing is batched but the cotangent: derivative formulas meet a batched gradient and arguments
+// without a batch dim.
+void check_cotangent_alone(const RuleCase& c) {
+  if (!c.differentiable || !c.always_batched.empty()) return;
+  const size_t count = make_example(c, 0).size();
+  const RuleCase g = gradient_case(c, 1);
+  Plan plan(count + 1);
+  plan.back() = 0;
+  check_inside(g, plan, 3, g.f, "backward inside the level, cotangent alone");
+  if (!c.second_order || ::testing::Test::HasFatalFailure()) return;
+  const RuleCase second = gradient_case(c, 2);
+  check_inside(second, plan, 3, second.f, "second derivative, cotangent alone");
 }
 
 // --- two nested levels ---------------------------------------------------------------------------
@@ -349,13 +394,20 @@ void check_rule(const RuleCase& c) {
       if (::testing::Test::HasFatalFailure()) return;
     }
   }
-  for (const Roles& roles : nested_roles(c)) {
+  try {
+    const StrictScope strict;
+    check_cotangent_alone(c);
+  } catch (const std::exception& e) {
+    FAIL() << c.name << ", the cotangent alone batched, threw: " << e.what();
+  }
+  const RuleCase g = gradient_case(c, 1);
+  for (Roles roles : nested_roles(c)) {
     const StrictScope strict;
     try {
       check_nested(c, roles, c.f, "forward");
       if (!c.differentiable || ::testing::Test::HasFatalFailure()) continue;
-      check_nested(
-          c, roles, [&](const Tensors& in) { return gradients(c.f, in, false); }, "backward");
+      roles.push_back(3);  // the phase is another one for each pair of examples
+      check_nested(g, roles, g.f, "backward");
     } catch (const std::exception& e) {
       FAIL() << c.name << " threw in nested levels: " << e.what();
     }
