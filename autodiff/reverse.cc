@@ -9,6 +9,7 @@
 #include <torch/csrc/autograd/functions/accumulate_grad.h>
 #include <torch/csrc/autograd/variable.h>
 
+#include <algorithm>
 #include <limits>
 #include <utility>
 
@@ -27,7 +28,15 @@ using torch::autograd::Node;
 // what f touched *in this domain*: a primal was tracked before f ran, or the graph of the outputs
 // reaches a node that was there before, or a leaf that is not one of our primals (weights that f
 // closes over). Outer domains are not concerned: they record what happens to the values, whatever
-// this domain does (NOTE [grad mode of outer domains] in core/grad_mode.h).
+// this domain does (NOTE [grad mode of outer domains] in core/grad_mode.h). But see the next note.
+//
+// NOTE [derivatives of a backward pass]
+// Without create_graph, GradMode is off in the formulas of a backward pass, and some of them then
+// choose kernels that cannot be differentiated: silu_backward and logit_backward throw, while those
+// of det and solve work with an LU factorization that autograd takes for a constant, and would lose
+// an outer gradient or a tangent without a word. So where the outputs or cotangents are tracked in
+// an outer domain, or carry a tangent in any, the pass runs as if its graph were wanted, and what
+// this domain recorded is dropped.
 class GraphWalk {
  public:
   GraphWalk(uint64_t first_node, const std::vector<at::Tensor>& primals)
@@ -79,6 +88,24 @@ bool any_tracked(const std::vector<at::Tensor>& tensors) {
   return false;
 }
 
+// Whether somebody differentiates what is computed from t by other means than a graph of this
+// domain: see NOTE [derivatives of a backward pass].
+bool differentiated_elsewhere(const at::Tensor& t, bool outer_grad) {
+  if (!t.defined()) return false;
+  if (t._fw_grad(/*level=*/0).defined()) return true;
+  for (const LiftedTensorImpl* impl = as_lifted(t); impl != nullptr;
+       impl = as_lifted(impl->value())) {
+    const at::Tensor& value = impl->value();
+    if ((outer_grad && value.requires_grad()) || value._fw_grad(/*level=*/0).defined()) return true;
+  }
+  return false;
+}
+
+bool any_differentiated_elsewhere(const std::vector<at::Tensor>& tensors, bool outer_grad) {
+  return std::any_of(tensors.begin(), tensors.end(),
+                     [&](const at::Tensor& t) { return differentiated_elsewhere(t, outer_grad); });
+}
+
 // The tensor as one of `level`, so that autograd of that domain can use it.
 at::Tensor in_domain(const at::Tensor& t, Level* level) {
   if (level == nullptr || !t.defined() || depth_of(t) == level->depth()) return t;
@@ -99,6 +126,12 @@ at::Tensor detached_here(const at::Tensor& x) {
       &level, outer_grad_enabled(level) ? OuterGradMode::kOn : OuterGradMode::kOff);
   const c10::NoGradGuard no_grad;
   return at::alias(x);
+}
+
+void drop_graphs(std::vector<at::Tensor>& tensors) {
+  for (at::Tensor& t : tensors) {
+    if (t.defined() && t.requires_grad()) t = detached_here(t);
+  }
 }
 
 }  // namespace
@@ -128,11 +161,14 @@ std::vector<at::Tensor> Pullback::operator()(std::vector<at::Tensor> cotangents,
   }
   std::vector<at::Tensor> result(state.primals.size());
   if (!outputs.empty() && !state.primals.empty()) {
-    const bool create_graph = grad_enabled && (state.seen_outside || any_tracked(grads));
+    const bool wants_graph = grad_enabled && (state.seen_outside || any_tracked(grads));
+    const bool create_graph = wants_graph || any_differentiated_elsewhere(outputs, outer_grad) ||
+                              any_differentiated_elsewhere(grads, outer_grad);
     const OuterGradModeGuard guard(level, outer_grad ? OuterGradMode::kOn : OuterGradMode::kOff);
     result = torch::autograd::grad(outputs, state.primals, grads,
-                                   /*retain_graph=*/create_graph || !free_graph, create_graph,
+                                   /*retain_graph=*/wants_graph || !free_graph, create_graph,
                                    /*allow_unused=*/true);
+    if (create_graph && !wants_graph) drop_graphs(result);
   }
   for (size_t i = 0; i < result.size(); ++i) {
     if (!result[i].defined()) {

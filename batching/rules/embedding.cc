@@ -14,6 +14,7 @@
 #include <ATen/ops/stack.h>
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "batching/rules/reduction.h"
@@ -110,10 +111,13 @@ Batched dense_backward(BatchedArg grad, BatchedArg indices, int64_t num_weights,
   return {result.view({size, num_weights, width}), 0};
 }
 
-// Sparse gradients cannot be batched: under vmap they are dense.
-Batched embedding_backward(BatchedArg grad, BatchedArg indices, int64_t num_weights,
-                           int64_t padding_idx, bool scale_grad_by_freq, bool /*sparse*/) {
-  return dense_backward(grad, indices, num_weights, padding_idx, scale_grad_by_freq);
+// Sparse gradients cannot be batched: under vmap they are dense. (No rule of its own: libtorch
+// makes this operator of others, so it has no autograd kernel that a rule could stand below.)
+at::Tensor embedding_backward(const at::Tensor& grad, const at::Tensor& indices,
+                              c10::SymInt num_weights, c10::SymInt padding_idx,
+                              bool scale_grad_by_freq, bool /*sparse*/) {
+  return at::embedding_dense_backward_symint(grad, indices, std::move(num_weights),
+                                             std::move(padding_idx), scale_grad_by_freq);
 }
 
 at::Tensor renormed(const at::Tensor& tables, const BatchedArg& indices, double max_norm,
@@ -139,7 +143,7 @@ void embedding_renorm_in_place(BatchedArg self, BatchedArg indices, double max_n
 [[maybe_unused]] const RuleSet kRules{
     rule<ops::embedding, &embedding_rule>(),
     rule<ops::embedding_dense_backward, &dense_backward>(),
-    rule<ops::embedding_backward, &embedding_backward>(),
+    composite<ops::embedding_backward, &embedding_backward>(),
     rule<ops::embedding_renorm, &embedding_renorm_rule>(),
     rule<ops::embedding_renorm_, &embedding_renorm_in_place>(),
 };

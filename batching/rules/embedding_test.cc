@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "batching/testing/rule_check.h"
+#include "core/tensor_operators.h"
 
 namespace torchlift::testing {
 namespace {
@@ -34,8 +35,12 @@ TEST(EmbeddingRules, PaddingAndCounts) {
 }
 
 TEST(EmbeddingRules, SecondOrder) {
-  check_rule({.name = "embedding",
-              .f = [](const Tensors& in) { return Tensors{at::embedding(in[0], in[1])}; },
+  check_rule({.name = "embedding, squared",
+              .f =
+                  [](const Tensors& in) {
+                    const at::Tensor out = at::embedding(in[0], in[1]);
+                    return Tensors{out, out * out};
+                  },
               .make =
                   [](int64_t) {
                     return Tensors{randn({5, 3}), integers(0, 5, {4})};
