@@ -7,10 +7,12 @@
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/accumulate_grad.h>
+#include <torch/csrc/autograd/functions/tensor.h>
 #include <torch/csrc/autograd/variable.h>
 
 #include <algorithm>
 #include <limits>
+#include <typeinfo>
 #include <utility>
 
 #include "core/dispatch.h"
@@ -21,6 +23,7 @@ namespace torchlift {
 namespace {
 
 using torch::autograd::AccumulateGrad;
+using torch::autograd::CopySlices;
 using torch::autograd::Node;
 
 // NOTE [who can see the graph]
@@ -42,7 +45,12 @@ class GraphWalk {
   GraphWalk(uint64_t first_node, const std::vector<at::Tensor>& primals)
       : first_node_(first_node), primals_(primals) {}
 
-  bool reaches_outside(const std::vector<at::Tensor>& outputs) {
+  // NOTE [in-place writes into views]
+  // The node of such a write, CopySlices, copies the gradient of the base and writes its part for
+  // the view into the copy. Where a shared cotangent comes in, and the part depends on the example,
+  // that is a batched value in a tensor without a batch dim. So a graph with such a node starts
+  // from cotangents that have one.
+  void run(const std::vector<at::Tensor>& outputs) {
     for (const at::Tensor& output : outputs) {
       if (output.defined() && output.requires_grad()) {
         push(torch::autograd::impl::gradient_edge(output).function.get());
@@ -51,11 +59,17 @@ class GraphWalk {
     while (!todo_.empty()) {
       Node* node = todo_.back();
       todo_.pop_back();
-      if (is_outside(*node)) return true;
+      if (is_outside(*node)) {
+        reaches_outside_ = true;
+        continue;
+      }
+      writes_views_ = writes_views_ || typeid(*node) == typeid(CopySlices);
       for (const auto& edge : node->next_edges()) push(edge.function.get());
     }
-    return false;
   }
+
+  bool reaches_outside() const { return reaches_outside_; }
+  bool writes_views() const { return writes_views_; }
 
  private:
   void push(Node* node) {
@@ -79,6 +93,8 @@ class GraphWalk {
   const std::vector<at::Tensor>& primals_;
   ska::flat_hash_set<Node*> seen_;
   std::vector<Node*> todo_;
+  bool reaches_outside_ = false;
+  bool writes_views_ = false;
 };
 
 bool any_tracked(const std::vector<at::Tensor>& tensors) {
@@ -112,6 +128,21 @@ at::Tensor in_domain(const at::Tensor& t, Level* level) {
   return lift_alias(t, std::nullopt, LevelPtr::reclaim_copy(level));
 }
 
+// The cotangent of `output` with a batch dim in every level in which the output has one: a view of
+// what the examples share.
+at::Tensor batched_like(const at::Tensor& cotangent, const at::Tensor& output) {
+  const LiftedTensorImpl* impl = as_lifted(output);
+  if (impl == nullptr) return cotangent;
+  auto [value, bdim] = lower(cotangent, impl->level());
+  if (impl->bdim() && !bdim) {
+    c10::SmallVector<int64_t, 8> sizes{impl->level().size()};
+    sizes.append(value.sizes().begin(), value.sizes().end());
+    value = value.expand(sizes);
+    bdim = 0;
+  }
+  return lift(batched_like(value, impl->value()), bdim, impl->level_ptr());
+}
+
 // x without its graph in this domain. Not x.detach(): under vmap that detaches the value too, and
 // with it all outer domains would lose their gradients.
 at::Tensor detached_here(const at::Tensor& x) {
@@ -141,6 +172,7 @@ struct Pullback::State {
   std::vector<at::Tensor> outputs;       // with the graph
   std::vector<at::Tensor> seen_outputs;  // what the caller gets
   bool seen_outside;                     // see NOTE [who can see the graph]
+  bool writes_views;                     // see NOTE [in-place writes into views]
 };
 
 const std::vector<at::Tensor>& Pullback::outputs() const { return state_->seen_outputs; }
@@ -158,6 +190,7 @@ std::vector<at::Tensor> Pullback::operator()(std::vector<at::Tensor> cotangents,
     if (!cotangents[i].defined() || !state.outputs[i].requires_grad()) continue;
     outputs.push_back(state.outputs[i]);
     grads.push_back(in_domain(cotangents[i], level));
+    if (state.writes_views) grads.back() = batched_like(grads.back(), outputs.back());
   }
   std::vector<at::Tensor> result(state.primals.size());
   if (!outputs.empty() && !state.primals.empty()) {
@@ -214,8 +247,10 @@ Pullback ReverseScope::finish(const std::vector<at::Tensor>& outputs) {
   grad_guard_.reset();
   outer_guard_.reset();
   auto state = std::make_shared<Pullback::State>();
-  state->seen_outside = outer_grad_ && (primal_tracked_outside_ ||
-                                        GraphWalk(first_node_, primals_).reaches_outside(outputs));
+  GraphWalk graph(first_node_, primals_);
+  graph.run(outputs);
+  state->seen_outside = outer_grad_ && (primal_tracked_outside_ || graph.reaches_outside());
+  state->writes_views = graph.writes_views();
   state->primals = std::move(primals_);
   state->outputs = outputs;
   state->seen_outputs.reserve(outputs.size());

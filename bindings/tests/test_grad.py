@@ -229,6 +229,53 @@ class TestAutogradInside:
         torch.testing.assert_close(grad(g)(x), df(x))
 
 
+def _sin_of_a_part(x):
+    y = x.clone()
+    y[1:].sin_()
+    return y
+
+
+def _row_of_a_view(x):
+    y = x.clone()
+    y.view(2, 2)[0].mul_(3)
+    return y * y
+
+
+def _column(x):
+    y = torch.outer(x, x)
+    y[:, 1] = x.exp()
+    return y
+
+
+def _twice(x):
+    y = 2 * x
+    y[:2].mul_(x[2:])
+    y[1:3].exp_()
+    return y.sum() * x
+
+
+class TestWritesIntoViews:
+    @pytest.mark.parametrize("function", [_sin_of_a_part, _row_of_a_view, _column, _twice])
+    def test_against_a_loop(self, function):
+        xs = torch.randn(3, 4, dtype=torch.float64)
+        loss = lambda x: function(x).sum()  # noqa: E731
+        inner = grad(loss)
+        leaves = [x.clone().requires_grad_() for x in xs]
+        firsts = [torch.autograd.grad(loss(x), x, create_graph=True)[0] for x in leaves]
+        seconds = [torch.autograd.grad(g.sin().sum(), x)[0] for g, x in zip(firsts, leaves)]
+        torch.testing.assert_close(vmap(inner)(xs), torch.stack(firsts).detach())
+        torch.testing.assert_close(grad(lambda z: vmap(loss)(z).sum())(xs), torch.stack(firsts).detach())
+        nested = vmap(grad(lambda x: inner(x).sin().sum()))(xs)
+        torch.testing.assert_close(nested, torch.stack(seconds))
+        around = grad(lambda z: vmap(inner)(z).sin().sum())(xs)
+        torch.testing.assert_close(around, torch.stack(seconds))
+
+    def test_nested_vmap(self):
+        xs = torch.randn(2, 3, 4, dtype=torch.float64)
+        inner = vmap(grad(lambda x: _sin_of_a_part(x).sum()))
+        torch.testing.assert_close(vmap(inner)(xs), torch.stack([inner(x) for x in xs]))
+
+
 class TestVjp:
     def test_matches_torch_func(self):
         x, y = torch.randn(3), torch.randn(3)
