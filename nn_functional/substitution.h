@@ -1,0 +1,68 @@
+#ifndef TORCHLIFT_NN_FUNCTIONAL_SUBSTITUTION_H_
+#define TORCHLIFT_NN_FUNCTIONAL_SUBSTITUTION_H_
+
+// File: nn_functional/substitution.h
+//
+// What functional_call (nn_functional/functional_call.h) rests on. Not for users.
+//
+// NOTE [substitution]
+// A torch::nn::Module keeps its parameters as member handles that nobody but its own code can
+// reassign. So the module is left alone, and the operators it calls are met instead: while a
+// SubstitutionScope is open, a dispatch key in this thread's state sends every operator of the
+// thread to a kernel of ours first, which replaces arguments that are parameters of the module by
+// the values given for them, and calls the operator again.
+//  - Nothing of the module or its tensors is written, so other threads may use it meanwhile, and an
+//    exception leaves nothing to restore.
+//  - The operator runs with the key excluded: what it is made of sees the values only. The values
+//    are final. One that is itself a parameter with a value of its own (two weights exchanged) is
+//    replaced by an alias, so that an operator that returns its argument (contiguous) does not lead
+//    to a second substitution.
+//  - Operators of a backward pass are never substituted: they work on what the forward pass saved.
+//  - Scopes nest. The innermost one that knows a parameter decides.
+// What is not an operator sees the module's own tensor: sizes, dtype and device, which are
+// therefore checked to agree, but also data_ptr(), data(), requires_grad() and grad(). See
+// docs/limits.md.
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+
+#include <cstdint>
+#include <vector>
+
+namespace torchlift {
+
+// `own` is replaced by `value`.
+struct Substitution {
+  at::Tensor own;
+  at::Tensor value;
+};
+
+// Replaces tensors on this thread while it lives. Cheap to make when the substitutions are sorted
+// by the address of own's TensorImpl; each own must occur once.
+class SubstitutionScope {
+ public:
+  explicit SubstitutionScope(std::vector<Substitution> substitutions);
+  ~SubstitutionScope();
+  SubstitutionScope(const SubstitutionScope&) = delete;
+  SubstitutionScope& operator=(const SubstitutionScope&) = delete;
+
+  // The innermost scope of this thread.
+  static const SubstitutionScope* current();
+  // The value that takes the place of t on this thread, or null.
+  static const at::Tensor* find_anywhere(const at::TensorBase& t);
+  // Whether operators are substituted now; false in a backward pass that began in the scope.
+  bool active() const;
+
+ private:
+  const at::Tensor* find(const c10::TensorImpl* own) const;
+
+  std::vector<Substitution> substitutions_;  // sorted by address
+  uint64_t filter_ = 0;                      // a bit for each address
+  const SubstitutionScope* outer_;
+  const void* node_;  // of autograd, being evaluated when the scope was opened
+  c10::impl::ForceDispatchKeyGuard keys_;
+};
+
+}  // namespace torchlift
+
+#endif  // TORCHLIFT_NN_FUNCTIONAL_SUBSTITUTION_H_
