@@ -20,6 +20,7 @@
 #include "core/lifted_tensor.h"
 #include "core/registry.h"
 #include "core/runtime.h"
+#include "nn_functional/buffers.h"
 
 namespace torchlift::python {
 namespace {
@@ -42,6 +43,14 @@ PyObject* dump_tensor_of(PyObject* /*self*/, PyObject* const* args, Py_ssize_t /
   return guarded([&]() -> py::object { return py::str(dump_tensor(tensor_of(args[0]))); });
 }
 
+PyObject* copy_per_row_of(PyObject* /*self*/, PyObject* const* args, Py_ssize_t /*count*/) {
+  return guarded([&]() -> py::object { return wrap(copy_per_row(tensor_of(args[0]))); });
+}
+
+PyObject* share_over_rows_of(PyObject* /*self*/, PyObject* const* args, Py_ssize_t /*count*/) {
+  return guarded([&]() -> py::object { return wrap(share_over_rows(tensor_of(args[0]))); });
+}
+
 PyMethodDef methods[] = {
     fast("vmap_call", vmap_call),
     fast("vmap_leaves", vmap_leaves),
@@ -57,6 +66,8 @@ PyMethodDef methods[] = {
     fast("replace_value", replace_value),
     fast("is_lifted", is_lifted_tensor),
     fast("dump_tensor", dump_tensor_of),
+    fast("copy_per_row", copy_per_row_of),
+    fast("share_over_rows", share_over_rows_of),
     {nullptr, nullptr, 0, nullptr},
 };
 

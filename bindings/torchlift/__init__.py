@@ -3,6 +3,7 @@
     vmap              maps a function over a dimension of its arguments
     grad, vjp         differentiate it; value_and_grad, grad_and_value return its value too
     functional_call   calls a module with parameters that are arguments
+    Ensemble          several models as one; per_sample_grad and its kin; optim; maml; empirical_ntk
 
 They nest in each other to any depth, and with torch's own autograd.
 
@@ -23,8 +24,31 @@ _load.check_torch(_load.built_for_torch(_extension), _torch.__version__)
 from torchlift import _C  # noqa: E402
 from torchlift._errors import TransformError, UnsupportedError  # noqa: E402
 from torchlift import _autograd, _autograd_function, _printing  # noqa: E402
+from torchlift._batch_norm import (  # noqa: E402
+    patch_batch_norm_with,
+    replace_all_batch_norm_modules_,
+)
+from torchlift._ensemble import Ensemble  # noqa: E402
 from torchlift._functional import functional_call, stack_module_state  # noqa: E402
 from torchlift._grad import grad, grad_and_value, value_and_grad, vjp  # noqa: E402
+from torchlift._linearized import empirical_ntk, fisher_diagonal, ggn_diagonal  # noqa: E402
+from torchlift._make_functional import (  # noqa: E402
+    FunctionalModule,
+    FunctionalModuleWithBuffers,
+    combine_state_for_ensemble,
+    extract_state,
+    load_state,
+    make_functional,
+    make_functional_with_buffers,
+)
+from torchlift._meta import adapt, implicit_maml_grad, maml  # noqa: E402
+from torchlift._per_sample import (  # noqa: E402
+    clip_and_sum,
+    dp_gradients,
+    dp_sgd_step,
+    per_sample_grad,
+    per_sample_grad_norms,
+)
 from torchlift._printing import dump_tensor  # noqa: E402
 from torchlift._report import (  # noqa: E402
     FallbackRecord,
@@ -35,20 +59,43 @@ from torchlift._report import (  # noqa: E402
     strict,
 )
 from torchlift._vmap import vmap  # noqa: E402
+from torchlift import optim  # noqa: E402
 
 __version__: str = _C.build_info()["version"]
 
 __all__ = [
+    "Ensemble",
     "FallbackRecord",
+    "FunctionalModule",
+    "FunctionalModuleWithBuffers",
     "TransformError",
     "UnsupportedError",
     "__version__",
+    "adapt",
+    "clip_and_sum",
+    "combine_state_for_ensemble",
+    "dp_gradients",
+    "dp_sgd_step",
     "dump_tensor",
+    "empirical_ntk",
+    "extract_state",
     "fallback_report",
+    "fisher_diagonal",
     "functional_call",
+    "ggn_diagonal",
     "grad",
     "grad_and_value",
     "has_rule",
+    "implicit_maml_grad",
+    "load_state",
+    "make_functional",
+    "make_functional_with_buffers",
+    "maml",
+    "optim",
+    "patch_batch_norm_with",
+    "per_sample_grad",
+    "per_sample_grad_norms",
+    "replace_all_batch_norm_modules_",
     "reset_fallback_report",
     "stack_module_state",
     "strict",

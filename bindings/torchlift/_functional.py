@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from torchlift import _C
+from torchlift import _C, _buffers
 from torchlift._errors import TransformError
 
 
@@ -19,6 +20,8 @@ def functional_call(
     *,
     tie_weights: bool = True,
     strict: bool = False,
+    mutate_buffers: "str | None" = None,
+    buffer_modes: "Mapping[str, str] | str" = "per_row",
 ) -> Any:
     """Calls `module` with other parameters and buffers in place of its own.
 
@@ -29,7 +32,15 @@ def functional_call(
         kwargs: keyword arguments.
         tie_weights: a tensor that the module holds under several names is replaced under all of
             them when one is given.
-        strict: every parameter and buffer must be given, and no other name.
+        strict: every parameter and buffer must be given, with its shape and dtype, and no other name.
+        mutate_buffers: "return" leaves the given buffers alone and returns (output, buffers), with a dict
+            of all buffers as they are after the call. Under vmap every example has its own, also of a
+            buffer that is not mapped over: BatchNorm in training mode works.
+        buffer_modes: what is returned for a buffer then: "per_row", what each example (row of the innermost
+            vmap) wrote; "shared", the mean of that over the rows (integers: the largest), one for all; or
+            "frozen", what was given. One of these for all buffers, or a dict from names of buffers
+            ("bn1.running_mean") or of modules ("bn1", or "" for the whole) to them; the longest name that
+            fits decides.
 
     In-place changes that the module makes to its buffers reach the given tensors; a buffer it
     assigns anew is put in the dict. The module may be used from several threads through
@@ -43,6 +54,15 @@ def functional_call(
     """
     dicts = parameter_and_buffer_dicts
     sources = _as_dicts(dicts)
+    if mutate_buffers is not None:
+        if mutate_buffers != "return":
+            raise TransformError(
+                f'functional_call: mutate_buffers must be "return" or None, got {mutate_buffers!r}.'
+            )
+        call = functools.partial(
+            functional_call, module, args=args, kwargs=kwargs, tie_weights=tie_weights, strict=strict
+        )
+        return _buffers.call_returning_buffers(call, module, sources, buffer_modes)
     if args is None:
         args = ()
     elif not isinstance(args, tuple):
@@ -94,6 +114,14 @@ def _check_strict(
             f"functional_call of {type(module).__name__} with strict=True: "
             f"missing names {missing}, unexpected names {unexpected}."
         )
+    for source in sources:
+        for name, value in source.items():
+            if isinstance(value, Tensor) and (value.shape, value.dtype) != (own[name].shape, own[name].dtype):
+                raise TransformError(
+                    f"functional_call of {type(module).__name__} with strict=True: {name!r} is a tensor of "
+                    f"shape {list(own[name].shape)}, {own[name].dtype}, got one of shape "
+                    f"{list(value.shape)}, {value.dtype}."
+                )
 
 
 def stack_module_state(
