@@ -50,6 +50,8 @@ namespace ops = at::_ops;
 
 // How many times smaller than the result a copy must be to be cheaper than bmm over mm. Measured.
 constexpr int64_t kCopyPaysOff = 4;
+// From how many columns on a bmm is as fast as one mm of all columns. Measured.
+constexpr int64_t kWideEnough = 16;
 
 void check_rank(const BatchedArg& arg, int64_t rank, const char* op, const char* name) {
   TORCH_CHECK(arg.logical_dim() == rank, "[vmap] ", op, ": ", name, " must have ", rank,
@@ -80,13 +82,21 @@ Batched mm_rows(const BatchedArg& a, const at::Tensor& b) {
   return {at::bmm(rows, b.expand({batch, b.size(0), b.size(1)})), 0};
 }
 
-// [M, K] times [B, K, N], the batch dim joining the columns: [K, B, N] -> [M, B, N].
+// [M, K] times [B, K, N], the batch dim joining the columns: [K, B, N] -> [M, B, N]. In that layout
+// an example's rows do not follow each other, so view(-1) of it, which a product allows, would fail
+// (as in attention with weights of an ensemble): unless there is one row, the result has the batch
+// first.
 Batched mm_columns(const at::Tensor& a, const BatchedArg& b) {
   const at::Tensor columns = batch_first(b).transpose(0, 1);
   const int64_t batch = columns.size(1);
   const int64_t n = columns.size(2);
+  const bool one_row = a.size(0) == 1;
+  if (!one_row && n >= kWideEnough) {
+    return {at::bmm(a.expand({batch, a.size(0), a.size(1)}), columns.transpose(0, 1)), 0};
+  }
   if (can_merge(columns, 1, 2) || columns.size(0) * kCopyPaysOff <= a.size(0)) {
-    return {at::mm(a, merged(columns, 1)).view({a.size(0), batch, n}), 1};
+    const at::Tensor out = at::mm(a, merged(columns, 1)).view({a.size(0), batch, n});
+    return one_row ? Batched{out, 1} : Batched{out.transpose(0, 1).contiguous(), 0};
   }
   return {at::bmm(a.expand({batch, a.size(0), a.size(1)}), columns.transpose(0, 1)), 0};
 }
@@ -117,11 +127,13 @@ Batched bmm_rows(const BatchedArg& a, const at::Tensor& b) {
 }
 
 // [N, M, K] times [B, N, K, P]: columns [N, K, B*P] if that is a view, else the rows of the
-// transposes.
+// transposes. The batch dim goes to the front for the reason given at mm_columns: libtorch's matmul
+// comes here with the weights of an ensemble.
 Batched bmm_columns(const at::Tensor& a, const BatchedArg& b) {
   const at::Tensor columns = batch_first(b).movedim(0, 2);  // [N, K, B, P]
   const at::Tensor out = at::bmm(a, merged(columns, 2));
-  return {out.view({a.size(0), a.size(1), columns.size(2), columns.size(3)}), 2};
+  const at::Tensor split = out.view({a.size(0), a.size(1), columns.size(2), columns.size(3)});
+  return {split.movedim(2, 0).contiguous(), 0};
 }
 
 // --- dot -----------------------------------------------------------------------------------------

@@ -99,8 +99,10 @@ Batched addmm_rule(BatchedArg self, BatchedArg a, BatchedArg b, const at::Scalar
     const at::Tensor columns = batch_first(b).transpose(0, 1);  // [K, B, N]
     if (can_merge(columns, 1, 2)) {
       const at::Tensor row = batch_first(self).flatten(0, 1);
-      const at::Tensor out = at::addmm(row, a.value, columns.flatten(1, 2), beta, alpha);
-      return {out.view({shape[0], columns.size(1), shape[1]}), 1};
+      const at::Tensor out = at::addmm(row, a.value, columns.flatten(1, 2), beta, alpha)
+                                 .view({shape[0], columns.size(1), shape[1]});
+      // The layout that view() of the result relies on: see mm_columns.
+      return shape[0] == 1 ? Batched{out, 1} : Batched{out.transpose(0, 1).contiguous(), 0};
     }
   }
   if (!a.bdim && !b.bdim) {
