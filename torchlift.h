@@ -22,5 +22,9 @@
 #include "core/level.h"
 #include "core/tensor_operators.h"
 #include "core/tree.h"
+#include "nn_functional/functional_call.h"
+#include "nn_functional/make_functional.h"
+#include "nn_functional/optim.h"
+#include "nn_functional/per_sample.h"
 
 #endif  // TORCHLIFT_TORCHLIFT_H_

@@ -1,0 +1,126 @@
+"""An ensemble of ten digit classifiers, trained as one module, and what their disagreement is good for.
+
+All members take each step together: one vmap for the forward pass, one backward pass. Where they disagree the
+answer is uncertain, so the digits they disagree about most hold most of the errors; and noise, on which a single
+network is often sure of itself, makes them disagree.
+
+    python examples/ensemble/ensemble.py [--members 10] [--digits 1797] [--epochs 20] [--out ensemble.png]
+"""
+
+import argparse
+import pathlib
+
+import sklearn.datasets
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import torchlift
+
+
+def make_model():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Dropout(0.2), nn.Linear(64, 10))
+
+
+def load(count):
+    """(train images, train labels, test images, test labels)"""
+    data = sklearn.datasets.load_digits()
+    images = torch.tensor(data.images[:count] / 16, dtype=torch.float32).unsqueeze(1)
+    labels = torch.tensor(data.target[:count])
+    half = len(images) // 2
+    return images[:half], labels[:half], images[half:], labels[half:]
+
+
+def train(ensemble, images, labels, epochs):
+    optimizer = torch.optim.Adam(ensemble.parameters(), lr=3e-3)
+    for _ in range(epochs):
+        for batch in torch.randperm(len(images)).split(64):
+            losses = ensemble.train_step(optimizer, F.cross_entropy, images[batch], labels[batch])
+    return losses
+
+
+def predict(ensemble, images):
+    """(mean probabilities [images, 10], uncertainty [images])
+
+    The uncertainty is what the members disagree about: the entropy of the mean less the mean entropy.
+    """
+    ensemble.eval()
+    with torch.no_grad():
+        probabilities = ensemble(images).softmax(-1)
+    entropy = lambda p: -(p * p.clamp_min(1e-12).log()).sum(-1)  # noqa: E731
+    mean = probabilities.mean(0)
+    return mean, entropy(mean) - entropy(probabilities).mean(0)
+
+
+def accuracy(probabilities, labels):
+    return (probabilities.argmax(-1) == labels).float().mean().item()
+
+
+def run(members=10, count=1797, epochs=20):
+    torch.manual_seed(0)
+    images, labels, test_images, test_labels = load(count)
+    ensemble = torchlift.Ensemble.create(make_model, members, init="vmap")
+    train(ensemble, images, labels, epochs)
+    mean, uncertainty = predict(ensemble, test_images)
+    with torch.no_grad():
+        singles = [accuracy(out, test_labels) for out in ensemble(test_images)]
+    _, of_noise = predict(ensemble, torch.rand_like(test_images))
+    wrong = mean.argmax(-1) != test_labels
+    return {
+        "images": test_images,
+        "labels": test_labels,
+        "mean": mean,
+        "uncertainty": uncertainty,
+        "of_noise": of_noise,
+        "wrong": wrong,
+        "accuracy": accuracy(mean, test_labels),
+        "mean_accuracy_of_members": sum(singles) / len(singles),
+    }
+
+
+def draw(path, found):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure = plt.figure(figsize=(12, 6), layout="constrained")
+    left, right = figure.subfigures(1, 2)
+    left.suptitle("the most uncertain digits: answer (red: wrong)", fontsize=10)
+    order = found["uncertainty"].topk(min(25, len(found["labels"]))).indices.tolist()
+    for axis, i in zip(left.subplots(5, 5).flat, order):
+        axis.imshow(found["images"][i, 0], cmap="gray_r")
+        color = "tab:red" if found["wrong"][i] else "tab:blue"
+        axis.set_title(f"{found['mean'][i].argmax()}", fontsize=8, color=color, pad=3)
+    for axis in left.axes:
+        axis.set_axis_off()
+    axis = right.subplots()
+    groups = {
+        "digits, right": found["uncertainty"][~found["wrong"]],
+        "digits, wrong": found["uncertainty"][found["wrong"]],
+        "noise": found["of_noise"],
+    }
+    axis.hist([g.numpy() for g in groups.values()], bins=30, density=True, label=list(groups))
+    axis.set(xlabel="disagreement of the members (nats)", ylabel="density", yscale="log")
+    axis.legend()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--members", type=int, default=10)
+    parser.add_argument("--digits", type=int, default=1797)
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("ensemble.png"))
+    options = parser.parse_args()
+    found = run(options.members, options.digits, options.epochs)
+    print(f"accuracy of a member, on average: {found['mean_accuracy_of_members']:.3f}, of all: {found['accuracy']:.3f}")
+    certain, wrong = found["uncertainty"][~found["wrong"]].mean(), found["uncertainty"][found["wrong"]].mean()
+    print(f"disagreement on digits answered right: {certain:.3f}, wrong: {wrong:.3f}, noise: {found['of_noise'].mean():.3f}")
+    draw(options.out, found)
+    print(f"picture: {options.out}")
+
+
+if __name__ == "__main__":
+    main()

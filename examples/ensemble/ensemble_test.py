@@ -1,0 +1,31 @@
+"""The example in a small form."""
+
+import importlib.util
+import pathlib
+import subprocess
+
+import bazel  # tools/bazel.py
+
+HERE = pathlib.Path(__file__).resolve().parent
+
+
+def load():
+    spec = importlib.util.spec_from_file_location("ensemble_example", HERE / "ensemble.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_python(tmp_path):
+    example = load()
+    found = example.run(members=3, count=600, epochs=10)
+    assert found["accuracy"] > 0.8
+    assert found["uncertainty"][found["wrong"]].mean() > found["uncertainty"][~found["wrong"]].mean()
+    example.draw(tmp_path / "picture.png", found)
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
+
+
+def test_cpp():
+    target = "//examples/ensemble:ensemble"
+    bazel.run("build", *bazel.PLAIN, target)
+    subprocess.run([bazel.bin_dir() / "examples" / "ensemble" / "ensemble", "100"], check=True)
