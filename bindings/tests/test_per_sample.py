@@ -142,7 +142,7 @@ def loop(model, xs, ys):
 
 
 def norms_of(grads):
-    return torch.stack([g.flatten(1).square().sum(1) for g in grads.values()]).sum(0).sqrt()
+    return torch.stack([g.reshape(len(g), -1).square().sum(1) for g in grads.values()]).sum(0).sqrt()
 
 
 @pytest.mark.parametrize("size", [1, 5])
@@ -228,7 +228,9 @@ def test_several_inputs():
 
 def test_clip_and_sum():
     grads = {"a": torch.randn(6, 2, 3, dtype=torch.float64), "b": torch.randn(6, 4, dtype=torch.float64)}
-    grads["a"][0], grads["b"][0] = 0, 0
+    grads["scalar"] = torch.randn(6, dtype=torch.float64)
+    for g in grads.values():
+        g[0] = 0
     norms = norms_of(grads)
     want = {k: sum(g[i] * min(1.0, 1.5 / max(norms[i].item(), 1e-300)) for i in range(6)) for k, g in grads.items()}
     for given in (None, norms):

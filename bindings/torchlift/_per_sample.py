@@ -210,7 +210,7 @@ def per_sample_grad_norms(
 
 def grad_norms(grads: "Mapping[str, Tensor]") -> Tensor:
     """The norm over all parameters of each example's gradient, from materialised gradients."""
-    squares = [g.flatten(1).square().sum(1) for g in grads.values()]
+    squares = [g.unsqueeze(-1).flatten(1).square().sum(1) for g in grads.values()]
     return torch.stack(squares).sum(0).sqrt()
 
 
