@@ -82,8 +82,32 @@ def test_what_forward_depends_on_splits_groups():
         def forward(self, x):
             return self.layer(x) * self.factor
 
-    models, x = [Scaled(1.0), Scaled(2.0)], torch.randn(5, 3)
-    close(Ensemble(models)(x), torch.stack([m(x) for m in models]))
+    # Numbers, functions, and objects of which nothing is known.
+    for factors in ([1.0, 2.0], [torch.tensor(1.0), torch.tensor(2.0)]):
+        models, x = [Scaled(f) for f in factors], torch.randn(5, 3)
+        ensemble = Ensemble(models)
+        assert len(ensemble.groups) == 2
+        close(ensemble(x), torch.stack([m(x) for m in models]))
+
+    class Activated(nn.Module):
+        def __init__(self, function):
+            super().__init__()
+            self.function = function
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.function(self.layer(x))
+
+    models = [Activated(torch.tanh), Activated(torch.relu), Activated(torch.tanh)]
+    ensemble = Ensemble(models)
+    assert sorted(map(tuple, ensemble.member_indices)) == [(0, 2), (1,)]
+    close(ensemble(x), torch.stack([m(x) for m in models]))
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_models_built_alike_are_one_group(name):
+    build, _ = BUILDERS[name]
+    assert len(Ensemble([build() for _ in range(3)]).groups) == 1
 
 
 def test_trains_all_members_in_one_step():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import weakref
 from typing import Any, Callable, Sequence
 
 import torch
@@ -169,27 +171,43 @@ class Ensemble(nn.Module):
 
 def _signature(model: nn.Module) -> Any:
     """What the members of a group have in common: all that decides what forward does, but values."""
-    modules = tuple((name, type(m), m.extra_repr()) for name, m in model.named_modules())
-    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    first: "dict[int, str]" = {}
+    tensors = [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]
+    names = {id(m): name for name, m in model.named_modules()}
+    names.update((id(t), name) for name, t in reversed(tensors))
     state = tuple(
-        (name, tuple(t.shape), t.dtype, t.device, t.requires_grad, first.setdefault(id(t), name))
-        for name, t in tensors
+        (name, tuple(t.shape), t.dtype, t.device, t.requires_grad, names[id(t)]) for name, t in tensors
     )
-    return modules, state, _plain_attributes(model)
+    return state, tuple(
+        (name, type(m), m.extra_repr(), _fingerprint(vars(m), names)) for name, m in model.named_modules()
+    )
 
 
-def _plain_attributes(model: nn.Module) -> Any:
-    """Numbers, strings and such that a module keeps as attributes: a width, a flag, a slope."""
-    plain = (bool, int, float, str, type(None), torch.dtype)
-    found = []
-    for name, module in model.named_modules():
-        for key, value in sorted(vars(module).items()):
-            if isinstance(value, plain) or (
-                isinstance(value, (tuple, list)) and all(isinstance(v, plain) for v in value)
-            ):
-                found.append((name, key, repr(value)))
-    return tuple(found)
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+
+
+def _fingerprint(value: Any, names: "dict[int, str]") -> Any:
+    """Equal for two attributes only where they mean the same. names: of modules and tensors of the model.
+
+    An object of any other kind is equal to itself alone; models that hold different ones run apart.
+    """
+    if isinstance(value, _PLAIN):
+        return type(value), repr(value)
+    if id(value) in names:
+        return "of the model", names[id(value)]
+    if isinstance(value, weakref.ref):
+        return "reference", _fingerprint(value(), names)
+    if isinstance(value, dict):
+        return dict, tuple((repr(k), _fingerprint(v, names)) for k, v in value.items())
+    if isinstance(value, (list, tuple)):
+        return type(value), tuple(_fingerprint(v, names) for v in value)
+    if isinstance(value, (set, frozenset)) and all(isinstance(v, _PLAIN) for v in value):
+        return set, tuple(sorted(map(repr, value)))
+    if isinstance(value, functools.partial):
+        return "partial", _fingerprint([value.func, value.args, value.keywords], names)
+    return "object", id(value)
 
 
 def _set_tensor(module: nn.Module, name: str, value: Tensor) -> None:
