@@ -1,6 +1,7 @@
 // Batch norm.
 
 #include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/_native_batch_norm_legit_no_training_ops.h>
 #include <ATen/ops/_native_batch_norm_legit_ops.h>
 #include <ATen/ops/native_batch_norm.h>
@@ -9,8 +10,10 @@
 #include <ATen/ops/native_batch_norm_ops.h>
 
 #include <array>
+#include <vector>
 
 #include "batching/rules/reduction.h"
+#include "core/boxed.h"
 #include "core/error.h"
 #include "core/tensor_operators.h"
 
@@ -131,7 +134,9 @@ struct RunningStatistic {
   }
   void update(const OptionalArg& arg, int64_t size) const {
     if (!folded.has_value()) return;
-    at::Tensor target = batch_first(*arg);
+    // As libtorch's kernel does, this leaves the version of the statistic as it is: autograd has
+    // saved it, and does not use it after training.
+    at::Tensor target = batch_first(*arg).variable_data();
     target.copy_(per_example(*folded, size).value);
   }
 };
@@ -206,7 +211,29 @@ std::tuple<Batched, Batched, Batched, Batched, Batched> batch_norm_functional(
   return {out, save_mean, save_invstd, Batched{new_mean, 0}, Batched{new_var, 0}};
 }
 
+// _native_batch_norm_legit(input, weight, bias, running_mean!, running_var!, training, momentum,
+// eps). Boxed, as it writes arguments after the first.
+void batch_norm_legit(const c10::OperatorHandle& op, const LevelPtr& level,
+                      torch::jit::Stack* stack) {
+  const std::vector<c10::IValue> args = torch::jit::pop(*stack, op.schema().arguments().size());
+  const bool training = args[5].toBool();
+  std::array<Lowered, 5> lowered;
+  std::array<OptionalArg, 5> tensors;
+  for (size_t i = 0; i < lowered.size(); ++i) {
+    if (args[i].isNone()) continue;
+    lowered[i] = lower(args[i].toTensor(), *level);
+    tensors[i].emplace(as_arg(lowered[i]));
+  }
+  const auto [out, save_mean, save_invstd] =
+      batch_norm(*tensors[0], tensors[1], tensors[2], tensors[3], tensors[4], training,
+                 args[6].toDouble(), args[7].toDouble());
+  for (const Batched& result : {out, save_mean, save_invstd}) {
+    stack->emplace_back(lift(result.value, result.bdim, level));
+  }
+}
+
 [[maybe_unused]] const RuleSet kRules{
+    boxed_rule("aten::_native_batch_norm_legit", "", &batch_norm_legit),
     rule<ops::native_batch_norm, &batch_norm>(),
     rule<ops::native_batch_norm_backward, &batch_norm_backward>(),
     rule<ops::_native_batch_norm_legit_no_stats, &batch_norm_no_stats>(),

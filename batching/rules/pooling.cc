@@ -13,6 +13,10 @@
 #include <ATen/ops/avg_pool2d_ops.h>
 #include <ATen/ops/avg_pool3d_backward_ops.h>
 #include <ATen/ops/avg_pool3d_ops.h>
+#include <ATen/ops/fractional_max_pool2d_backward_ops.h>
+#include <ATen/ops/fractional_max_pool2d_ops.h>
+#include <ATen/ops/fractional_max_pool3d_backward_ops.h>
+#include <ATen/ops/fractional_max_pool3d_ops.h>
 #include <ATen/ops/max_pool1d_ops.h>
 #include <ATen/ops/max_pool1d_with_indices.h>
 #include <ATen/ops/max_pool2d_compositeimplicitautograd_dispatch.h>
@@ -38,6 +42,36 @@ at::Tensor max_pool1d(const at::Tensor& self, at::IntArrayRef kernel_size, at::I
   return std::get<0>(
       at::max_pool1d_with_indices(self, kernel_size, stride, padding, dilation, ceil_mode));
 }
+
+// The windows of a fractional pool start where its random samples, N x C x dims, say; without N
+// they are 1 x C x dims.
+template <class Op, int64_t Rank>
+std::tuple<Batched, Batched> fractional_pool(const Level& level, BatchedArg self,
+                                             at::IntArrayRef kernel_size,
+                                             at::IntArrayRef output_size, BatchedArg samples) {
+  const bool has_n = self.logical_dim() == Rank;
+  TORCH_CHECK((has_n || self.logical_dim() == Rank - 1) && samples.logical_dim() == 3, "[vmap] ",
+              Op::name, ": expected a tensor of ", Rank - 1, " or ", Rank,
+              " dimensions and samples of 3, but got shapes ", at::IntArrayRef(logical_sizes(self)),
+              " and ", at::IntArrayRef(logical_sizes(samples)));
+  const int64_t size = level.size();
+  const int64_t n = has_n ? logical_sizes(self)[0] : 1;
+  const at::Tensor x = expanded(self, size);
+  const at::Tensor starts = expanded(samples, size).narrow(1, 0, n).flatten(0, 1);
+  const auto [out, indices] =
+      Op::call(has_n ? x.flatten(0, 1) : x, kernel_size, output_size, starts.contiguous());
+  const auto apart = [&](const at::Tensor& t) {
+    return Batched{has_n ? t.unflatten(0, at::IntArrayRef({size, n})) : t, 0};
+  };
+  return {apart(out), apart(indices)};
+}
+
+[[maybe_unused]] const RuleSet kFractional{
+    rule<ops::fractional_max_pool2d, &fractional_pool<ops::fractional_max_pool2d, 4>>(),
+    rule<ops::fractional_max_pool3d, &fractional_pool<ops::fractional_max_pool3d, 5>>(),
+    fold_row<ops::fractional_max_pool2d_backward, 4>(),
+    fold_row<ops::fractional_max_pool3d_backward, 5>(),
+};
 
 [[maybe_unused]] const RuleSet kRules{
     fold_row<ops::max_pool2d_with_indices, 4>(),

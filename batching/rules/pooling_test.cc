@@ -6,6 +6,8 @@
 #include <ATen/ops/avg_pool1d.h>
 #include <ATen/ops/avg_pool2d.h>
 #include <ATen/ops/avg_pool3d.h>
+#include <ATen/ops/fractional_max_pool2d.h>
+#include <ATen/ops/fractional_max_pool3d.h>
 #include <ATen/ops/max_pool1d.h>
 #include <ATen/ops/max_pool2d.h>
 #include <ATen/ops/max_pool2d_with_indices.h>
@@ -107,6 +109,39 @@ TEST(PoolingRules, Adaptive) {
                return std::get<0>(at::adaptive_max_pool3d(x, {2, 3, 2}));
              },
              {{2, 2, 4, 4, 5}, {2, 4, 4, 5}});
+}
+
+TEST(PoolingRules, Fractional) {
+  for (const bool has_n : {true, false}) {
+    check_rule({.name = "fractional_max_pool2d",
+                .f =
+                    [](const Tensors& in) {
+                      const auto [out, indices] =
+                          at::fractional_max_pool2d(in[0], {2, 2}, {3, 4}, in[1].detach());
+                      return Tensors{out, indices};
+                    },
+                .make =
+                    [=](int64_t) {
+                      const at::Tensor x = randn({2, 3, 7, 8});
+                      const at::Tensor samples = positive({2, 3, 2}).sub(0.5);
+                      return has_n ? Tensors{x, samples} : Tensors{x[0], samples.narrow(0, 0, 1)};
+                    },
+                .empty_batch = false});
+    check_rule({.name = "fractional_max_pool3d",
+                .f =
+                    [](const Tensors& in) {
+                      const auto [out, indices] =
+                          at::fractional_max_pool3d(in[0], {2, 2, 2}, {2, 3, 2}, in[1].detach());
+                      return Tensors{out, indices};
+                    },
+                .make =
+                    [=](int64_t) {
+                      const at::Tensor x = randn({2, 2, 5, 6, 5});
+                      const at::Tensor samples = positive({2, 2, 3}).sub(0.5);
+                      return has_n ? Tensors{x, samples} : Tensors{x[0], samples.narrow(0, 0, 1)};
+                    },
+                .empty_batch = false});
+  }
 }
 
 TEST(PoolingRules, Unpool) {

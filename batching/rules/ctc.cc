@@ -1,0 +1,84 @@
+// The connectionist temporal classification loss: the examples join N.
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/_ctc_loss.h>
+#include <ATen/ops/_ctc_loss_backward.h>
+#include <ATen/ops/_ctc_loss_backward_ops.h>
+#include <ATen/ops/_ctc_loss_ops.h>
+
+#include <vector>
+
+#include "batching/rules/dims.h"
+#include "core/registry.h"
+
+namespace torchlift {
+namespace {
+
+namespace ops = at::_ops;
+
+// NOTE [ctc in one call]
+//   log_probs  BTNC -> T(BN)C
+//   targets    BNS -> (BN)S, or, where they lie one after the other, BL -> (BL)
+//   lengths    those of N, B times
+at::Tensor join_probs(const BatchedArg& log_probs, int64_t size) {
+  TORCH_CHECK(log_probs.logical_dim() == 3,
+              "[vmap] ctc_loss: expected log_probs of 3 dimensions, "
+              "but got shape ",
+              at::IntArrayRef(logical_sizes(log_probs)));
+  return expanded(log_probs, size).transpose(0, 1).flatten(1, 2);
+}
+
+at::Tensor split_probs(const at::Tensor& joined, int64_t size) {
+  return joined.unflatten(1, at::IntArrayRef({size, joined.size(1) / size})).transpose(0, 1);
+}
+
+at::Tensor join_rows(const BatchedArg& arg, int64_t size) {
+  return expanded(arg, size).flatten(0, 1).contiguous();
+}
+
+at::Tensor split_rows(const at::Tensor& joined, int64_t size) {
+  return joined.unflatten(0, at::IntArrayRef({size, joined.size(0) / size}));
+}
+
+std::vector<int64_t> repeated(at::IntArrayRef lengths, int64_t size) {
+  std::vector<int64_t> all;
+  for (int64_t b = 0; b < size; ++b) all.insert(all.end(), lengths.begin(), lengths.end());
+  return all;
+}
+
+void check_size(const Level& level) {
+  TORCH_CHECK(level.size() > 0, "[vmap] ctc_loss: needs at least one example");
+}
+
+std::tuple<Batched, Batched> ctc_loss_rule(const Level& level, BatchedArg log_probs,
+                                           BatchedArg targets, at::IntArrayRef input_lengths,
+                                           at::IntArrayRef target_lengths, int64_t blank,
+                                           bool zero_infinity) {
+  check_size(level);
+  const int64_t size = level.size();
+  const auto [loss, alpha] = at::_ctc_loss(join_probs(log_probs, size), join_rows(targets, size),
+                                           repeated(input_lengths, size),
+                                           repeated(target_lengths, size), blank, zero_infinity);
+  return {Batched{split_rows(loss, size), 0}, Batched{split_rows(alpha, size), 0}};
+}
+
+Batched ctc_loss_backward_rule(const Level& level, BatchedArg grad, BatchedArg log_probs,
+                               BatchedArg targets, at::IntArrayRef input_lengths,
+                               at::IntArrayRef target_lengths, BatchedArg loss, BatchedArg alpha,
+                               int64_t blank, bool zero_infinity) {
+  check_size(level);
+  const int64_t size = level.size();
+  const at::Tensor joined = at::_ctc_loss_backward(
+      join_rows(grad, size), join_probs(log_probs, size), join_rows(targets, size),
+      repeated(input_lengths, size), repeated(target_lengths, size), join_rows(loss, size),
+      join_rows(alpha, size), blank, zero_infinity);
+  return {split_probs(joined, size), 0};
+}
+
+[[maybe_unused]] const RuleSet kRules{
+    rule<ops::_ctc_loss, &ctc_loss_rule>(),
+    rule<ops::_ctc_loss_backward, &ctc_loss_backward_rule>(),
+};
+
+}  // namespace
+}  // namespace torchlift

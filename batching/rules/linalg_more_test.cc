@@ -1,0 +1,74 @@
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/geqrf.h>
+#include <ATen/ops/linalg_ldl_factor.h>
+#include <ATen/ops/linalg_ldl_solve.h>
+#include <ATen/ops/linalg_pinv.h>
+#include <ATen/ops/ormqr.h>
+#include <gtest/gtest.h>
+
+#include "batching/testing/rule_check.h"
+
+namespace torchlift::testing {
+namespace {
+
+TEST(MoreLinalgRules, Ormqr) {
+  for (const bool transpose : {false, true}) {
+    check_rule({.name = "ormqr",
+                .f =
+                    [=](const Tensors& in) {
+                      return Tensors{at::ormqr(in[0], in[1], in[2], /*left=*/true, transpose)};
+                    },
+                .make =
+                    [](int64_t) {
+                      const auto [a, tau] = at::geqrf(randn({4, 3}));
+                      return Tensors{a, tau, randn({4, 2})};
+                    },
+                .empty_batch = false,
+                .tolerance = 1e-7});
+  }
+}
+
+TEST(MoreLinalgRules, LdlSolve) {
+  for (const std::vector<int64_t>& right : std::vector<std::vector<int64_t>>{{3, 2}, {2, 3, 2}}) {
+    check_rule({.name = "ldl_solve",
+                .f =
+                    [](const Tensors& in) {
+                      const auto [factors, pivots] = at::linalg_ldl_factor(in[0].add(in[0].mT()));
+                      return Tensors{at::linalg_ldl_solve(factors, pivots, in[1])};
+                    },
+                .make =
+                    [right](int64_t) {
+                      return Tensors{randn({3, 3}), randn(right)};
+                    },
+                .differentiable = false,
+                .empty_batch = false,
+                .tolerance = 1e-7});
+  }
+}
+
+TEST(MoreLinalgRules, Pinv) {
+  check_rule({.name = "pinv",
+              .f = [](const Tensors& in) { return Tensors{at::linalg_pinv(in[0])}; },
+              .make =
+                  [](int64_t) {
+                    return Tensors{randn({4, 3})};
+                  },
+              .empty_batch = false,
+              .tolerance = 1e-6});
+  check_rule(
+      {.name = "pinv with tolerances",
+       .f =
+           [](const Tensors& in) {
+             return Tensors{at::linalg_pinv(in[0], in[1].detach(), in[2].detach())};
+           },
+       .make =
+           [](int64_t) {
+             return Tensors{randn({2, 4, 3}), positive({2}).mul(1e-3), positive({}).mul(1e-3)};
+           },
+       .differentiable = false,
+       .empty_batch = false,
+       .tolerance = 1e-6});
+}
+
+}  // namespace
+}  // namespace torchlift::testing
