@@ -38,7 +38,13 @@ class _Functional:
 
 
 class FunctionalModule(_Functional):
-    """f(params, *args, **kwargs): what make_functional returns."""
+    """f(params, *args, **kwargs): what make_functional returns.
+
+    >>> import torch, torchlift
+    >>> f, params = torchlift.make_functional(torch.nn.Linear(2, 1))
+    >>> f
+    FunctionalModule(Linear)
+    """
 
     def __call__(self, params: "Sequence[Tensor]", *args: Any, **kwargs: Any) -> Any:
         state = self._named("parameters", self.param_names, params)
@@ -46,7 +52,13 @@ class FunctionalModule(_Functional):
 
 
 class FunctionalModuleWithBuffers(_Functional):
-    """f(params, buffers, *args, **kwargs): what make_functional_with_buffers returns."""
+    """f(params, buffers, *args, **kwargs): what make_functional_with_buffers returns.
+
+    >>> import torch, torchlift
+    >>> f, params, buffers = torchlift.make_functional_with_buffers(torch.nn.BatchNorm1d(3))
+    >>> f.buffer_names
+    ('running_mean', 'running_var', 'num_batches_tracked')
+    """
 
     def __call__(
         self, params: "Sequence[Tensor]", buffers: "Sequence[Tensor]", *args: Any, **kwargs: Any

@@ -98,6 +98,13 @@ def implicit_maml_grad(
     inner loop has converged.
 
     Not a function to differentiate: it is the gradient. It can be mapped over tasks.
+
+    >>> import torch, torchlift
+    >>> loss = lambda w, target: (w - target).square()
+    >>> run = torchlift.implicit_maml_grad(loss, steps=100, lr=0.1, regularization=2.0)
+    >>> one = (torch.tensor(1.0),)
+    >>> run(torch.tensor(0.0), one, one)[0]  # (1 + 2 / 2)^-1 * 2 (1/2 - 1)
+    tensor(-0.5000)
     """
     if regularization <= 0:
         raise TransformError(
