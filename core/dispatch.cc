@@ -26,6 +26,14 @@ void TrackedFinder::throw_same_depth(const Level& other) {
 }
 
 void throw_write_to_unbatched(const char* op, const at::Tensor& target, const Level& level) {
+  if (level.kind() == LevelKind::kJvp) {
+    unsupported_error(
+        "jvp", op, " writes a value of ", level.describe(),
+        ", which is inside another jvp, into a ", "tensor of shape ", target.sizes(),
+        " that does not belong to it, because it was made without looking at an argument, or comes "
+        "from outside the function. Use the out-of-place operator, or make the target from an "
+        "argument: x.new_zeros(shape) becomes torch.zeros_like(x).");
+  }
   unsupported_error(
       "vmap", op, " writes values that differ between examples (of ", level.describe(),
       ") into a tensor of shape ", target.sizes(),

@@ -16,9 +16,9 @@
 // before it touches values. Being part of the level, it reaches the threads of the autograd engine
 // too.
 
-#include <ATen/core/grad_mode.h>
-
 #include <ATen/core/Tensor.h>
+#include <ATen/core/grad_mode.h>
+#include <c10/core/AutogradState.h>
 
 #include "core/level.h"
 
@@ -56,19 +56,30 @@ bool tracked_outside(const at::Tensor& t);
 
 [[noreturn]] void throw_function_hides_outer_gradient(const Level& level);
 
+// NOTE [forward mode of outer domains]
+// libtorch turns forward mode off while the forward and the jvp of an autograd Function run, for
+// the sake of the domain it is applied in. The tangents of outer domains go on: a rule works on
+// values with forward mode as it was when its level was entered.
+
 // Held while a rule of `level` works on values.
 class OuterGradScope {
  public:
   explicit OuterGradScope(const Level& level) {
+    c10::AutogradState& state = c10::AutogradState::get_tls_state();
     if (C10_UNLIKELY(level.outer_grad_mode() != OuterGradMode::kInherit)) {
       changed_ = true;
-      saved_ = c10::GradMode::is_enabled();
-      c10::GradMode::set_enabled(outer_grad_enabled(level));
+      saved_ = state.get_grad_mode();
+      state.set_grad_mode(outer_grad_enabled(level));
+    }
+    if (C10_UNLIKELY(!state.get_fw_grad_mode()) && level.forward_at_entry()) {
+      forward_changed_ = true;
+      state.set_fw_grad_mode(true);
     }
   }
   ~OuterGradScope() {
     note_nodes();
     if (changed_) c10::GradMode::set_enabled(saved_);
+    if (forward_changed_) c10::AutogradState::get_tls_state().set_fw_grad_mode(false);
   }
   OuterGradScope(const OuterGradScope&) = delete;
   OuterGradScope& operator=(const OuterGradScope&) = delete;
@@ -83,6 +94,7 @@ class OuterGradScope {
   // Not an optional<AutoGradMode>: GCC 12 takes its reset for a read of an uninitialized value.
   bool changed_ = false;
   bool saved_ = false;
+  bool forward_changed_ = false;
 };
 
 // Sets the override of a level (nothing when level is null: there is no outer domain then).

@@ -37,18 +37,27 @@ inline constexpr c10::DispatchKey kMarkerKey = c10::DispatchKey::Batched;
 // operator sees the value that takes a parameter's place.
 inline constexpr c10::DispatchKey kModeKey = c10::DispatchKey::TESTING_ONLY_GenericWrapper;
 
+// NOTE [forward key]
+// Included in thread-local state while a function runs under forward mode; its kernels are
+// autodiff's (autodiff/forward_mode.h). It comes right before autograd, below the front, so it
+// meets plain tensors, and those of a level that are tracked. VmapMode belongs to a vmap that
+// libtorch had before functorch; nothing includes it any more, and only random operators still have
+// kernels for it, which refuse.
+inline constexpr c10::DispatchKey kForwardKey = c10::DispatchKey::VmapMode;
+
 // The keys that an argument may have on the autograd path without being hidden: see
 // NOTE [hidden arguments] in core/dispatch.h.
 inline constexpr c10::DispatchKeySet kPlainKeys =
     c10::DispatchKeySet({c10::DispatchKey::Dense, c10::DispatchKey::AutogradFunctionality,
                          c10::DispatchKey::AutogradOther, c10::DispatchKey::ADInplaceOrView,
-                         kFrontKey, kMarkerKey}) |
+                         kFrontKey, kMarkerKey, kForwardKey}) |
     c10::autocast_dispatch_keyset |
     c10::DispatchKeySet({c10::BackendComponent::CPUBit, c10::BackendComponent::CUDABit,
                          c10::BackendComponent::PrivateUse3Bit});
 
-// What the front passes on: autocast, autograd and our back key. Keys that belong to the values
-// (conj, sparse, a Python dispatch mode...) take their turn when the rule calls operators on those.
+// What the front passes on: forward mode, autocast, autograd and our back key. Keys that belong to
+// the values (conj, sparse, a Python dispatch mode...) take their turn when the rule calls
+// operators on those.
 inline constexpr c10::DispatchKeySet kRecordKeys =
     (c10::DispatchKeySet(c10::DispatchKeySet::FULL_AFTER, kFrontKey) & kPlainKeys) -
     c10::DispatchKeySet(kMarkerKey);

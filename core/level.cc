@@ -1,6 +1,7 @@
 #include "core/level.h"
 
 #include <ATen/core/grad_mode.h>
+#include <c10/core/AutogradState.h>
 #include <c10/util/StringUtil.h>
 
 #include <utility>
@@ -11,12 +12,21 @@
 #include "core/runtime.h"
 
 namespace torchlift {
+
+// As core/domain.h has it; that file is above this one.
+struct DomainLimit {
+  int64_t depth = 0;
+  int64_t open = 0;
+};
+DomainLimit exchange_domain_limit(DomainLimit limit);
+
 namespace {
 
 struct ThreadState {
   std::vector<LevelPtr> levels;
   // Random operators belong to levels[0 .. random_limit - 1]; -1 stands for all of them.
   int64_t random_limit = -1;
+  DomainLimit domain_limit;
 };
 
 ThreadState& thread_state() {
@@ -41,10 +51,26 @@ c10::DispatchKeySet mode_keys(LevelKind kind) {
 }  // namespace
 
 Level::Level(int64_t depth, Options options)
-    : depth_(depth), options_(options), grad_at_entry_(c10::GradMode::is_enabled()) {}
+    : depth_(depth),
+      options_(options),
+      grad_at_entry_(c10::GradMode::is_enabled()),
+      forward_at_entry_(c10::AutogradState::get_tls_state().get_fw_grad_mode()) {}
+
+const char* Level::transform() const {
+  switch (options_.kind) {
+    case LevelKind::kTangents:
+      return "jacfwd";
+    case LevelKind::kJvp:
+      return "jvp";
+    case LevelKind::kVmap:
+      break;
+  }
+  return "vmap";
+}
 
 std::string Level::describe() const {
-  return c10::str("vmap level ", depth_, " (size ", options_.size, ")");
+  if (kind() == LevelKind::kJvp) return c10::str("jvp level ", depth_);
+  return c10::str(transform(), " level ", depth_, " (size ", options_.size, ")");
 }
 
 LevelScope::LevelScope(Level::Options options)
@@ -57,8 +83,17 @@ LevelScope::~LevelScope() {
 }
 
 Level* current_level() {
-  auto& levels = thread_state().levels;
-  return levels.empty() ? nullptr : levels.back().get();
+  const ThreadState& state = thread_state();
+  for (auto level = state.levels.rbegin(); level != state.levels.rend(); ++level) {
+    const int64_t depth = (*level)->depth();
+    if (depth <= state.domain_limit.open && depth > state.domain_limit.depth) continue;
+    if ((*level)->kind() != LevelKind::kTangents) return level->get();
+  }
+  return nullptr;
+}
+
+DomainLimit exchange_domain_limit(DomainLimit limit) {
+  return std::exchange(thread_state().domain_limit, limit);
 }
 
 const std::vector<LevelPtr>& level_stack() { return thread_state().levels; }
@@ -66,8 +101,8 @@ const std::vector<LevelPtr>& level_stack() { return thread_state().levels; }
 Level* random_level() {
   const ThreadState& state = thread_state();
   const auto open = static_cast<int64_t>(state.levels.size());
-  const int64_t limit =
-      state.random_limit < 0 || state.random_limit > open ? open : state.random_limit;
+  int64_t limit = state.random_limit < 0 || state.random_limit > open ? open : state.random_limit;
+  while (limit > 0 && state.levels[limit - 1]->kind() != LevelKind::kVmap) --limit;
   return limit == 0 ? nullptr : state.levels[limit - 1].get();
 }
 

@@ -34,8 +34,16 @@
 
 namespace torchlift {
 
-// What a level means. Each kind has its own interpretation of an operator (see core/registry.h).
-enum class LevelKind : uint8_t { kVmap };
+// What a level means.
+enum class LevelKind : uint8_t {
+  kVmap,  // a batch of examples
+  // A batch of tangents. The user's function does not see it: its own tensors belong to the level
+  // around, and only their tangents are lifted. So it is no domain (current_level() skips it), and
+  // random operators do not belong to it.
+  kTangents,
+  // A jvp inside another: keeps the two apart, and has no batch dims.
+  kJvp,
+};
 
 // How random operators behave under vmap, as in torch.func.vmap.
 enum class Randomness : uint8_t {
@@ -64,6 +72,8 @@ class Level : public c10::intrusive_ptr_target {
   Randomness randomness() const { return options_.randomness; }
   // GradMode when the level was entered: whether outer domains record.
   bool grad_at_entry() const { return grad_at_entry_; }
+  // Whether forward mode was on then: see NOTE [forward mode of outer domains] in core/grad_mode.h.
+  bool forward_at_entry() const { return forward_at_entry_; }
   bool alive() const { return alive_.load(std::memory_order_relaxed); }
 
   OuterGradMode outer_grad_mode() const { return outer_grad_mode_.load(std::memory_order_relaxed); }
@@ -71,6 +81,8 @@ class Level : public c10::intrusive_ptr_target {
     outer_grad_mode_.store(mode, std::memory_order_relaxed);
   }
 
+  // "vmap", "jvp", "jacfwd": the transform to name in error messages.
+  const char* transform() const;
   // "vmap level 2 (size 8)", for error messages.
   std::string describe() const;
 
@@ -80,6 +92,7 @@ class Level : public c10::intrusive_ptr_target {
   const int64_t depth_;
   const Options options_;
   const bool grad_at_entry_;
+  const bool forward_at_entry_;
   std::atomic<bool> alive_{true};
   std::atomic<OuterGradMode> outer_grad_mode_{OuterGradMode::kInherit};
 };
@@ -104,14 +117,14 @@ class LevelScope {
   c10::impl::IncludeDispatchKeyGuard mode_guard_;
 };
 
-// The innermost level open on this thread, or null.
+// The innermost level open on this thread that is a domain, or null.
 Level* current_level();
 
 // The levels open on this thread, outermost first.
 const std::vector<LevelPtr>& level_stack();
 
-// Which level a random operator that meets the mode key now belongs to: the innermost one, unless a
-// rule of that level is already at work on it. Null when no level is left.
+// Which vmap level a random operator that meets the mode key now belongs to: the innermost one,
+// unless a rule of that level is already at work on it. Null when no level is left.
 Level* random_level();
 
 // While it lives, random operators on this thread belong to the level around `handled`.

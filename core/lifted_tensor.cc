@@ -35,12 +35,13 @@ c10::DispatchKeySet lifted_keys(const at::Tensor& value) {
 }
 
 [[noreturn]] void escaped(const Level& level) {
-  unsupported_error("vmap", "A tensor of ", level.describe(),
+  unsupported_error(level.transform(), "A tensor of ", level.describe(),
                     " was used after that level had ended, or on a thread that never entered it: "
                     "it escaped from the "
                     "function, through a global, a closure, an attribute or an exception. Return "
                     "it from the function "
-                    "instead; what vmap returns can be used anywhere.");
+                    "instead; what ",
+                    level.transform(), " returns can be used anywhere.");
 }
 
 }  // namespace

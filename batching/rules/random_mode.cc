@@ -4,6 +4,7 @@
 #include <ATen/ops/ones.h>
 #include <ATen/ops/stack.h>
 
+#include <algorithm>
 #include <string>
 #include <unordered_set>
 #include <vector>
@@ -107,6 +108,15 @@ Args inspect(const Call& call) {
     });
   }
   return found;
+}
+
+int64_t deepest_argument(const Call& call) {
+  int64_t depth = 0;
+  for (size_t i = 0; i < call.size(); ++i) {
+    for_each_tensor(call.arg(i),
+                    [&](const at::Tensor& t) { depth = std::max(depth, depth_of(t)); });
+  }
+  return depth;
 }
 
 // --- errors --------------------------------------------------------------------------------------
@@ -233,6 +243,8 @@ void random_rule(const OperatorHandle& op, DispatchKeySet keys, Stack* stack) {
   Level* level = random_level();
   if (level == nullptr) return op.redispatchBoxed(below, stack);
   const Call call{op, below, stack, LevelPtr::reclaim_copy(level)};
+  // An argument of a jvp level inside: that level's turn comes first.
+  if (deepest_argument(call) > level->depth()) return op.redispatchBoxed(below, stack);
   if (draws_nothing(call)) return call.go_on();
   const Args args = inspect(call);
   switch (level->randomness()) {

@@ -1,0 +1,10 @@
+#include "core/domain.h"
+
+#include "core/level.h"
+
+namespace torchlift {
+
+DomainScope::DomainScope(int64_t depth)
+    : saved_(exchange_domain_limit({depth, static_cast<int64_t>(level_stack().size())})) {}
+
+}  // namespace torchlift
