@@ -13,7 +13,11 @@
 // It includes little of libtorch: at::Tensor with its methods and operators. Functions such as
 // at::softmax are in libtorch's headers of their own, ATen/ops/softmax.h.
 
+#include "autodiff/curvature.h"
 #include "autodiff/grad.h"
+#include "autodiff/jacobian.h"
+#include "autodiff/jvp.h"
+#include "autodiff/stop_gradient.h"
 #include "autodiff/vjp.h"
 #include "batching/batch_dims.h"
 #include "batching/fallback.h"

@@ -3,6 +3,7 @@
 #include <ATen/SequenceNumber.h>
 #include <ATen/ops/alias.h>
 #include <ATen/ops/zeros_like.h>
+#include <c10/util/SmallVector.h>
 #include <c10/util/flat_hash_map.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/function.h>
@@ -15,6 +16,7 @@
 #include <typeinfo>
 #include <utility>
 
+#include "autodiff/forward_mode.h"
 #include "core/dispatch.h"
 #include "core/lifted_tensor.h"
 #include "core/runtime.h"
@@ -39,11 +41,33 @@ using torch::autograd::Node;
 // of det and solve work with an LU factorization that autograd takes for a constant, and would lose
 // an outer gradient or a tangent without a word. So where the outputs or cotangents are tracked in
 // an outer domain, or carry a tangent in any, the pass runs as if its graph were wanted, and what
-// this domain recorded is dropped.
+// this domain recorded is dropped; unless the formulas of all nodes are known to take no shortcut.
+// Whether a node's formula does the same with GradMode off: those that models are made of, looked
+// up in libtorch. Anything else may take a shortcut.
+bool takes_no_shortcut(const std::string& name) {
+  // clang-format off
+  static const auto* known = new std::unordered_set<std::string>{
+      "AbsBackward0", "AddBackward0", "AddmmBackward0", "AddmvBackward0", "AliasBackward0",
+      "AsStridedBackward0", "BmmBackward0", "CatBackward0", "CloneBackward0",
+      "ConvolutionBackward0", "CosBackward0", "CopyBackwards", "CopySlices", "DivBackward0",
+      "DotBackward0", "ExpBackward0", "ExpandBackward0", "GeluBackward0", "IndexBackward0",
+      "LogBackward0", "LogSoftmaxBackward0", "MaxPool2DWithIndicesBackward0", "MeanBackward0",
+      "MeanBackward1", "MmBackward0", "MulBackward0", "MvBackward0", "NegBackward0",
+      "NllLossBackward0", "PermuteBackward0", "PowBackward0", "ReluBackward0",
+      "ReshapeAliasBackward0", "RsubBackward1", "SelectBackward0", "SigmoidBackward0",
+      "SinBackward0", "SliceBackward0", "SoftmaxBackward0", "SqueezeBackward0",
+      "SqueezeBackward1", "StackBackward0", "SubBackward0", "SumBackward0", "SumBackward1",
+      "TBackward0", "TanhBackward0", "TransposeBackward0", "UnsafeViewBackward0",
+      "UnsqueezeBackward0", "ViewBackward0", "_LogSoftmaxBackward0", "FwPrimalBackward0",
+      "torch::autograd::AccumulateGrad", "Identity", "torch::autograd::Identity"};
+  // clang-format on
+  return known->count(name) > 0;
+}
+
 class GraphWalk {
  public:
-  GraphWalk(uint64_t first_node, const std::vector<at::Tensor>& primals)
-      : first_node_(first_node), primals_(primals) {}
+  GraphWalk(uint64_t first_node, const std::vector<at::Tensor>& primals, bool look_for_shortcuts)
+      : first_node_(first_node), primals_(primals), look_for_shortcuts_(look_for_shortcuts) {}
 
   // NOTE [in-place writes into views]
   // The node of such a write, CopySlices, copies the gradient of the base and writes its part for
@@ -64,12 +88,15 @@ class GraphWalk {
         continue;
       }
       writes_views_ = writes_views_ || typeid(*node) == typeid(CopySlices);
+      takes_shortcuts_ =
+          takes_shortcuts_ || (look_for_shortcuts_ && !takes_no_shortcut(node->name()));
       for (const auto& edge : node->next_edges()) push(edge.function.get());
     }
   }
 
   bool reaches_outside() const { return reaches_outside_; }
   bool writes_views() const { return writes_views_; }
+  bool takes_shortcuts() const { return takes_shortcuts_; }
 
  private:
   void push(Node* node) {
@@ -93,7 +120,9 @@ class GraphWalk {
   const std::vector<at::Tensor>& primals_;
   ska::flat_hash_set<Node*> seen_;
   std::vector<Node*> todo_;
+  bool look_for_shortcuts_;
   bool reaches_outside_ = false;
+  bool takes_shortcuts_ = false;
   bool writes_views_ = false;
 };
 
@@ -124,7 +153,7 @@ bool any_differentiated_elsewhere(const std::vector<at::Tensor>& tensors, bool o
 
 // The tensor as one of `level`, so that autograd of that domain can use it.
 at::Tensor in_domain(const at::Tensor& t, Level* level) {
-  if (level == nullptr || !t.defined() || depth_of(t) == level->depth()) return t;
+  if (level == nullptr || !t.defined() || depth_of(t) >= level->depth()) return t;
   return lift_alias(t, std::nullopt, LevelPtr::reclaim_copy(level));
 }
 
@@ -133,6 +162,11 @@ at::Tensor in_domain(const at::Tensor& t, Level* level) {
 at::Tensor batched_like(const at::Tensor& cotangent, const at::Tensor& output) {
   const LiftedTensorImpl* impl = as_lifted(output);
   if (impl == nullptr) return cotangent;
+  const LiftedTensorImpl* own = as_lifted(cotangent);
+  if (own != nullptr && own->level().depth() > impl->level().depth()) {
+    // A batch of cotangents: each is one of the output's domain.
+    return lift(batched_like(own->value(), output), own->bdim(), own->level_ptr());
+  }
   auto [value, bdim] = lower(cotangent, impl->level());
   if (impl->bdim() && !bdim) {
     c10::SmallVector<int64_t, 8> sizes{impl->level().size()};
@@ -145,23 +179,60 @@ at::Tensor batched_like(const at::Tensor& cotangent, const at::Tensor& output) {
 
 // x without its graph in this domain. Not x.detach(): under vmap that detaches the value too, and
 // with it all outer domains would lose their gradients.
+// x without its graph and its tangent in this domain. Not x.detach(): under vmap that detaches the
+// value too, and with it all outer domains would lose their gradients.
+at::Tensor constant_here(const at::Tensor& x) {
+  const LiftedTensorImpl* impl = as_lifted(x);
+  if (impl != nullptr) return lift_alias(impl->value(), impl->bdim(), impl->level_ptr());
+  const DerivativeScope derivative;
+  return x.detach();
+}
+
+// x without its graph in this domain. The tangent, if any, is kept.
 at::Tensor detached_here(const at::Tensor& x) {
-  LiftedTensorImpl* impl = as_lifted(x);
-  if (impl == nullptr) return x.detach();
-  if (!impl->_fw_grad(/*level=*/0, x).defined()) {
-    return lift_alias(impl->value(), impl->bdim(), impl->level_ptr());
+  at::Tensor detached = constant_here(x);
+  const at::Tensor& tangent = x._fw_grad(/*level=*/0);
+  if (tangent.defined()) {
+    detached._set_fw_grad(tangent, /*level=*/0, /*is_inplace_op=*/false);
   }
-  // The tangent must be kept: an alias that only forward mode records.
-  Level& level = impl->level();
-  const OuterGradModeGuard outer(
-      &level, outer_grad_enabled(level) ? OuterGradMode::kOn : OuterGradMode::kOff);
-  const c10::NoGradGuard no_grad;
-  return at::alias(x);
+  return detached;
+}
+
+// An output of a differentiation that nobody outside can see: its tangent leaves the graph as well.
+at::Tensor detached_output(const at::Tensor& x) {
+  at::Tensor detached = constant_here(x);
+  const at::Tensor& tangent = x._fw_grad(/*level=*/0);
+  if (!tangent.defined()) return detached;
+  const LiftedTensorImpl* impl = as_lifted(tangent);
+  const bool batch = impl != nullptr && impl->level().kind() == LevelKind::kTangents;
+  const at::Tensor alone =
+      batch ? lift_alias(constant_here(impl->value()), impl->bdim(), impl->level_ptr())
+            : constant_here(tangent);
+  detached._set_fw_grad(alone, /*level=*/0, /*is_inplace_op=*/false);
+  return detached;
+}
+
+// The tangents of the tensors that have one.
+std::vector<at::Tensor> tangents_of(const std::vector<at::Tensor>& tensors) {
+  std::vector<at::Tensor> tangents;
+  if (C10_LIKELY(!forward_mode_open())) return tangents;
+  for (const at::Tensor& t : tensors) {
+    if (!t.defined()) continue;
+    const at::Tensor& tangent = t._fw_grad(/*level=*/0);
+    if (tangent.defined()) tangents.push_back(tangent);
+  }
+  return tangents;
+}
+
+// Whether somebody outside differentiates the tangent of a tensor, which a backward pass without a
+// graph would not record.
+bool any_tangent_tracked(const std::vector<at::Tensor>& tensors) {
+  return any_tracked(tangents_of(tensors));
 }
 
 void drop_graphs(std::vector<at::Tensor>& tensors) {
   for (at::Tensor& t : tensors) {
-    if (t.defined() && t.requires_grad()) t = detached_here(t);
+    if (t.defined() && t.requires_grad()) t = detached_output(t);
   }
 }
 
@@ -173,7 +244,35 @@ struct Pullback::State {
   std::vector<at::Tensor> seen_outputs;  // what the caller gets
   bool seen_outside;                     // see NOTE [who can see the graph]
   bool writes_views;                     // see NOTE [in-place writes into views]
+  bool forward_cut;                      // made under no_grad, inside of a jvp
+  bool shortcuts;                        // see NOTE [derivatives of a backward pass]
+  LevelPtr level;                        // the domain of the graph; null for plain tensors
 };
+
+namespace {
+
+// Held while the engine works on a graph of `domain`, without making one: domains outside of it
+// record all the same. So do those of deeper levels, to which the cotangents may belong.
+class EngineScope {
+ public:
+  EngineScope(const Level* domain, bool outer_grad) {
+    for (const LevelPtr& level : level_stack()) {
+      if (domain != nullptr && level->depth() < domain->depth()) continue;
+      saved_.emplace_back(level.get(), level->outer_grad_mode());
+      level->set_outer_grad_mode(outer_grad ? OuterGradMode::kOn : OuterGradMode::kOff);
+    }
+  }
+  ~EngineScope() {
+    for (const auto& [level, mode] : saved_) level->set_outer_grad_mode(mode);
+  }
+  EngineScope(const EngineScope&) = delete;
+  EngineScope& operator=(const EngineScope&) = delete;
+
+ private:
+  c10::SmallVector<std::pair<Level*, OuterGradMode>, 4> saved_;
+};
+
+}  // namespace
 
 const std::vector<at::Tensor>& Pullback::outputs() const { return state_->seen_outputs; }
 
@@ -193,11 +292,18 @@ std::vector<at::Tensor> Pullback::operator()(std::vector<at::Tensor> cotangents,
     if (state.writes_views) grads.back() = batched_like(grads.back(), outputs.back());
   }
   std::vector<at::Tensor> result(state.primals.size());
+  // Called under no_grad in a function under forward mode: what comes out is a constant.
+  const bool cut = forward_mode_cut();
   if (!outputs.empty() && !state.primals.empty()) {
-    const bool wants_graph = grad_enabled && (state.seen_outside || any_tracked(grads));
-    const bool create_graph = wants_graph || any_differentiated_elsewhere(outputs, outer_grad) ||
-                              any_differentiated_elsewhere(grads, outer_grad);
-    const OuterGradModeGuard guard(level, outer_grad ? OuterGradMode::kOn : OuterGradMode::kOff);
+    const bool wants_graph =
+        grad_enabled && (state.seen_outside || any_tracked(grads) || any_tangent_tracked(grads));
+    const bool elsewhere = !cut && state.shortcuts &&
+                           (any_differentiated_elsewhere(outputs, outer_grad) ||
+                            any_differentiated_elsewhere(grads, outer_grad));
+    const bool create_graph = wants_graph || elsewhere;
+    std::optional<DerivativeScope> derivative;
+    if (!cut) derivative.emplace();
+    const EngineScope engine(state.level.get(), outer_grad);
     result = torch::autograd::grad(outputs, state.primals, grads,
                                    /*retain_graph=*/wants_graph || !free_graph, create_graph,
                                    /*allow_unused=*/true);
@@ -207,6 +313,8 @@ std::vector<at::Tensor> Pullback::operator()(std::vector<at::Tensor> cotangents,
     if (!result[i].defined()) {
       const c10::NoGradGuard no_grad;
       result[i] = at::zeros_like(state.primals[i]);
+    } else if (C10_UNLIKELY(state.forward_cut || cut)) {
+      result[i] = constant_here(result[i]);
     }
   }
   return result;
@@ -215,6 +323,7 @@ std::vector<at::Tensor> Pullback::operator()(std::vector<at::Tensor> cotangents,
 ReverseScope::ReverseScope()
     : level_(current_level()),
       outer_grad_(c10::GradMode::is_enabled()),
+      forward_cut_(forward_mode_cut()),
       first_node_(at::sequence_number::peek()) {
   initialize_runtime();
   check_no_torch_func("a gradient transform");
@@ -227,7 +336,7 @@ ReverseScope::~ReverseScope() = default;
 at::Tensor ReverseScope::primal(const at::Tensor& x) {
   check_alive(x);
   at::Tensor p;
-  if (level_ != nullptr && depth_of(x) != level_->depth()) {
+  if (level_ != nullptr && depth_of(x) < level_->depth()) {
     // A tensor from outside: in this domain it is a fresh leaf, the same for all examples.
     p = lift_alias(x, std::nullopt, LevelPtr::reclaim_copy(level_));
   } else if (outer_grad_ && x.requires_grad()) {
@@ -236,7 +345,7 @@ at::Tensor ReverseScope::primal(const at::Tensor& x) {
     primals_.push_back(p);
     return p;
   } else {
-    p = detached_here(x);
+    p = forward_cut_ ? constant_here(x) : detached_here(x);
   }
   p.set_requires_grad(true);
   primals_.push_back(p);
@@ -247,16 +356,24 @@ Pullback ReverseScope::finish(const std::vector<at::Tensor>& outputs) {
   grad_guard_.reset();
   outer_guard_.reset();
   auto state = std::make_shared<Pullback::State>();
-  GraphWalk graph(first_node_, primals_);
+  const bool watched = forward_mode_open() || level_ != nullptr;
+  GraphWalk graph(first_node_, primals_, /*look_for_shortcuts=*/watched);
   graph.run(outputs);
-  state->seen_outside = outer_grad_ && (primal_tracked_outside_ || graph.reaches_outside());
+  GraphWalk tangents(first_node_, primals_, /*look_for_shortcuts=*/false);
+  tangents.run(tangents_of(outputs));
+  state->seen_outside = outer_grad_ && (primal_tracked_outside_ || graph.reaches_outside() ||
+                                        tangents.reaches_outside());
   state->writes_views = graph.writes_views();
+  state->shortcuts = !watched || graph.takes_shortcuts();
+  state->forward_cut = forward_cut_;
+  if (level_ != nullptr) state->level = LevelPtr::reclaim_copy(level_);
   state->primals = std::move(primals_);
   state->outputs = outputs;
   state->seen_outputs.reserve(outputs.size());
   for (const at::Tensor& output : outputs) {
     const bool keep = state->seen_outside || !output.defined() || !output.requires_grad();
-    state->seen_outputs.push_back(keep ? output : detached_here(output));
+    state->seen_outputs.push_back(keep ? output
+                                       : (forward_cut_ ? constant_here : detached_output)(output));
   }
   Pullback pullback;
   pullback.state_ = std::move(state);

@@ -66,6 +66,7 @@ class ReverseScope {
  private:
   Level* level_;
   bool outer_grad_;
+  bool forward_cut_;  // whether no_grad is on in a function under forward mode
   uint64_t first_node_;
   std::vector<at::Tensor> primals_;
   bool primal_tracked_outside_ = false;

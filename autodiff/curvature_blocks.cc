@@ -1,0 +1,200 @@
+#include "autodiff/curvature_blocks.h"
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "autodiff/forward.h"
+#include "autodiff/jacobian_rows.h"
+#include "autodiff/reverse.h"
+#include "core/error.h"
+#include "core/lifted_tensor.h"
+
+namespace torchlift {
+namespace {
+
+using Tensors = std::vector<at::Tensor>;
+
+at::Tensor or_zeros(at::Tensor t, const at::Tensor& like) {
+  if (t.defined()) return t;
+  const c10::NoGradGuard no_grad;
+  return at::zeros_like(like);
+}
+
+// The gradients of f's one value by the inputs; `out` gets what f returned, as the caller of this
+// differentiation may see it.
+Tensors gradients(const char* transform, LeafFunction f, const Tensors& inputs, LeafOutputs& out) {
+  ReverseScope scope;
+  Tensors primals;
+  for (const at::Tensor& input : inputs) primals.push_back(scope.primal(input));
+  out = f(primals);
+  if (out.values != 1 || !out.leaves[0].defined() || out.leaves[0].dim() != 0 ||
+      !out.leaves[0].is_floating_point()) {
+    transform_error(transform,
+                    "the function must return one real number, a floating-point tensor of shape "
+                    "[], but it returned ",
+                    out.values, " tensors",
+                    out.values == 1 && out.leaves[0].defined()
+                        ? c10::str(", of shape ", out.leaves[0].sizes(), " and dtype ",
+                                   out.leaves[0].scalar_type())
+                        : std::string(),
+                    ". Reduce it, as in loss.sum().");
+  }
+  const Pullback pullback = scope.finish(out.leaves);
+  Tensors cotangents(out.leaves.size());
+  cotangents[0] = at::ones({}, out.leaves[0].options());
+  out.leaves = pullback.outputs();
+  return pullback(std::move(cotangents), /*free_graph=*/true);
+}
+
+Tensors make_duals(ForwardScope& scope, const Tensors& inputs, const Tensors& tangents) {
+  Tensors duals;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    duals.push_back(tangents[i].defined() ? scope.dual(inputs[i], tangents[i].clone())
+                                          : scope.constant(inputs[i]));
+  }
+  return duals;
+}
+
+}  // namespace
+
+Products hessian_vector_product(LeafFunction f, const Tensors& inputs, const Tensors& tangents) {
+  ForwardScope scope;
+  const Tensors duals = make_duals(scope, inputs, tangents);
+  LeafOutputs out;
+  Tensors all = gradients("hvp", f, duals, out);
+  all.insert(all.end(), out.leaves.begin(), out.leaves.end());
+  std::vector<ForwardOutput> results = scope.finish(all);
+  Products result;
+  for (size_t i = 0; i < results.size(); ++i) {
+    if (i < inputs.size()) {
+      result.products.push_back(or_zeros(std::move(results[i].tangent), inputs[i]));
+    } else {
+      result.outputs.push_back(std::move(results[i].primal));
+    }
+  }
+  return result;
+}
+
+Products vector_hessian_product(LeafFunction f, const Tensors& inputs, const Tensors& cotangents) {
+  ReverseScope scope;
+  Tensors primals;
+  for (const at::Tensor& input : inputs) primals.push_back(scope.primal(input));
+  LeafOutputs out;
+  Tensors all = gradients("vhp", f, primals, out);
+  all.insert(all.end(), out.leaves.begin(), out.leaves.end());
+  const Pullback pullback = scope.finish(all);
+  Tensors padded = cotangents;
+  padded.resize(all.size());
+  const Tensors& seen = pullback.outputs();
+  return {pullback(std::move(padded), /*free_graph=*/true),
+          Tensors(seen.begin() + inputs.size(), seen.end())};
+}
+
+Products gauss_newton_product(LeafFunction f, LeafFunction loss, const Tensors& inputs,
+                              const Tensors& tangents) {
+  ReverseScope reverse;
+  Tensors primals;
+  for (const at::Tensor& input : inputs) primals.push_back(reverse.primal(input));
+  // Both modes in one run. The tangents are outputs too, so that they leave this differentiation.
+  Tensors outputs, pushed;
+  {
+    ForwardScope forward;
+    const LeafOutputs out = f(make_duals(forward, primals, tangents));
+    for (ForwardOutput& output : forward.finish(out.leaves)) {
+      if (pushed.size() < out.values) {
+        pushed.push_back(or_zeros(std::move(output.tangent), output.primal));
+      }
+      outputs.push_back(std::move(output.primal));
+    }
+  }
+  const size_t values = pushed.size(), count = outputs.size();
+  outputs.insert(outputs.end(), pushed.begin(), pushed.end());
+  const Pullback pullback = reverse.finish(outputs);
+  const Tensors& seen = pullback.outputs();
+  Tensors curved = hessian_vector_product(loss, Tensors(seen.begin(), seen.begin() + values),
+                                          Tensors(seen.begin() + count, seen.end()))
+                       .products;
+  curved.resize(outputs.size());
+  return {pullback(std::move(curved), /*free_graph=*/true),
+          Tensors(seen.begin(), seen.begin() + count)};
+}
+
+SecondDerivatives second_derivatives_along(LeafFunction f, const Tensors& inputs,
+                                           const Tensors& directions) {
+  int64_t count = 0;
+  for (const at::Tensor& direction : directions) {
+    if (direction.defined()) count = direction.size(0);
+  }
+  const LevelScope level({.size = count, .randomness = Randomness::kSame});
+  const auto lift_one = [&](const at::Tensor& t) { return lift_alias(t, 0, level.level()); };
+  ForwardScope outer;
+  std::optional<ForwardScope> inner(std::in_place);
+  Tensors duals;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    if (!directions[i].defined()) {
+      duals.push_back(inner->constant(outer.constant(inputs[i])));
+      continue;
+    }
+    const at::Tensor tangent = lift_one(directions[i]);
+    duals.push_back(inner->dual(outer.dual(inputs[i], tangent), tangent.clone()));
+  }
+  const LeafOutputs out = f(duals);
+  for (size_t i = 0; i < out.values; ++i) {
+    if (!out.leaves[i].defined() || !out.leaves[i].is_floating_point()) {
+      transform_error("laplacian", "output ", i,
+                      " of the function must be a tensor of a real floating-point dtype.");
+    }
+  }
+  // First derivatives, then all outputs: the second derivatives are the tangents of the former.
+  Tensors firsts, primals;
+  for (ForwardOutput& output : inner->finish(out.leaves)) {
+    if (firsts.size() < out.values) {
+      firsts.push_back(or_zeros(std::move(output.tangent), output.primal));
+    }
+    primals.push_back(std::move(output.primal));
+  }
+  inner.reset();
+  firsts.insert(firsts.end(), primals.begin(), primals.end());
+  SecondDerivatives result;
+  std::vector<ForwardOutput> results = outer.finish(firsts);
+  for (size_t i = 0; i < results.size(); ++i) {
+    if (i >= out.values) {
+      result.outputs.push_back(lower(results[i].primal, *level.level()).value);
+      continue;
+    }
+    const at::Tensor second = or_zeros(std::move(results[i].tangent), results[i].primal);
+    result.rows.push_back(rows_of(lower(second, *level.level()), count));
+  }
+  return result;
+}
+
+SecondDerivatives second_derivatives(LeafFunction f, const Tensors& inputs,
+                                     std::optional<int64_t> chunk_size) {
+  const int64_t total = total_numel(inputs, inputs.size());
+  const int64_t chunk = std::max<int64_t>(1, std::min(chunk_size.value_or(total), total));
+  SecondDerivatives result;
+  std::vector<RowJoiner> joiners;
+  for (int64_t start = 0; start < total; start += chunk) {
+    const int64_t count = std::min(chunk, total - start);
+    Tensors directions;
+    int64_t offset = 0;
+    for (const at::Tensor& input : inputs) {
+      directions.push_back(basis_rows(input, offset, start, count));
+      offset += input.numel();
+    }
+    SecondDerivatives part = second_derivatives_along(f, inputs, directions);
+    joiners.resize(part.rows.size(), RowJoiner(total));
+    for (size_t i = 0; i < part.rows.size(); ++i) joiners[i].add(start, std::move(part.rows[i]));
+    if (start == 0) result.outputs = std::move(part.outputs);
+  }
+  for (RowJoiner& joiner : joiners) result.rows.push_back(joiner.join());
+  return result;
+}
+
+}  // namespace torchlift

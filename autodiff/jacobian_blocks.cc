@@ -1,0 +1,226 @@
+#include "autodiff/jacobian_blocks.h"
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "autodiff/forward.h"
+#include "autodiff/jacobian_rows.h"
+#include "autodiff/reverse.h"
+#include "core/error.h"
+#include "core/lifted_tensor.h"
+
+namespace torchlift {
+namespace {
+
+using Tensors = std::vector<at::Tensor>;
+
+void check_value(const char* transform, size_t index, const at::Tensor& value) {
+  if (!value.defined()) {
+    transform_error(transform, "output ", index,
+                    " of the function is an undefined tensor, which has no Jacobian. Return a "
+                    "tensor, or return it as auxiliary output.");
+  }
+  if (value.is_complex()) {
+    unsupported_error(transform, "output ", index, " of the function is complex (",
+                      value.scalar_type(), ", shape ", value.sizes(),
+                      "), and what its Jacobian is depends on a convention. Return its real view, "
+                      "as in at::view_as_real(value), or use jvp or vjp.");
+  }
+  if (!value.is_floating_point()) {
+    transform_error(transform, "output ", index, " of the function has dtype ", value.scalar_type(),
+                    " (shape ", value.sizes(),
+                    "), but only floating-point tensors have a Jacobian. Return it as auxiliary "
+                    "output.");
+  }
+}
+
+void check(const char* transform, const LeafOutputs& out, const Tensors& inputs,
+           std::optional<int64_t> chunk_size) {
+  if (chunk_size.has_value() && *chunk_size <= 0) {
+    transform_error(transform, "chunk_size is ", *chunk_size,
+                    ", but it is the number of rows or columns to compute at a time. Give 1 or "
+                    "more, or leave it out.");
+  }
+  if (out.values == 0) {
+    transform_error(transform,
+                    "the function returned no tensor to differentiate. Return a tensor, or a tree "
+                    "with at least one.");
+  }
+  for (size_t i = 0; i < out.values; ++i) check_value(transform, i, out.leaves[i]);
+  for (const at::Tensor& input : inputs) {
+    if (!input.is_complex()) continue;
+    unsupported_error(transform, "an input is complex (", input.scalar_type(), ", shape ",
+                      input.sizes(),
+                      "), and what the Jacobian is depends on a convention. Let the function take "
+                      "its real view (at::view_as_complex inside), or use jvp or vjp.");
+  }
+}
+
+// --- reverse -------------------------------------------------------------------------------------
+
+// The gradients of rows [start, start + count), each [count, ...].
+Tensors pull_rows(const Pullback& pullback, const Tensors& values, size_t outputs, int64_t start,
+                  int64_t count, bool last) {
+  Tensors cotangents(outputs);
+  // Rows are of the domain that the graph is in: what its formulas write into is made from them.
+  Level* domain = current_level();
+  // One row needs no level.
+  std::optional<LevelScope> scope;
+  if (count > 1) scope.emplace(Level::Options{.size = count, .randomness = Randomness::kSame});
+  int64_t offset = 0;
+  for (size_t i = 0; i < values.size(); ++i) {
+    at::Tensor rows = basis_rows(values[i], offset, start, count);
+    offset += values[i].numel();
+    if (!rows.defined()) continue;
+    if (domain != nullptr) {
+      rows = lift(std::move(rows), std::nullopt, LevelPtr::reclaim_copy(domain));
+    }
+    cotangents[i] = count > 1 ? lift(std::move(rows), 0, scope->level()) : rows.squeeze(0);
+  }
+  Tensors grads = pullback(std::move(cotangents), /*free_graph=*/last);
+  for (at::Tensor& grad : grads) {
+    grad = count > 1 ? rows_of(lower(grad, *scope->level()), count) : grad.unsqueeze(0);
+  }
+  return grads;
+}
+
+JacobianBlocks reverse_blocks(const Pullback& pullback, size_t count, const Tensors& inputs,
+                              std::optional<int64_t> chunk_size) {
+  JacobianBlocks result;
+  result.outputs = pullback.outputs();
+  const Tensors values(result.outputs.begin(), result.outputs.begin() + count);
+  const int64_t total = total_numel(values, count);
+  const int64_t chunk = std::max<int64_t>(1, std::min(chunk_size.value_or(total), total));
+  std::vector<RowJoiner> joiners(inputs.size(), RowJoiner(total));
+  for (int64_t start = 0; start < total; start += chunk) {
+    const int64_t rows = std::min(chunk, total - start);
+    Tensors grads =
+        pull_rows(pullback, values, result.outputs.size(), start, rows, start + rows == total);
+    for (size_t j = 0; j < inputs.size(); ++j) joiners[j].add(start, std::move(grads[j]));
+  }
+  Tensors rows;
+  for (size_t j = 0; j < inputs.size(); ++j) {
+    rows.push_back(total > 0 ? joiners[j].join()
+                             : at::zeros(joined({0}, inputs[j].sizes()), inputs[j].options()));
+  }
+  int64_t offset = 0;
+  for (const at::Tensor& value : values) {
+    Tensors block;
+    for (size_t j = 0; j < inputs.size(); ++j) {
+      block.push_back(rows[j]
+                          .narrow(0, offset, value.numel())
+                          .reshape(joined(value.sizes(), inputs[j].sizes())));
+    }
+    offset += value.numel();
+    result.blocks.push_back(std::move(block));
+  }
+  return result;
+}
+
+// --- forward -------------------------------------------------------------------------------------
+
+// Runs f with tangents [start, start + count): the tangents of its values, each [count, ...].
+Tensors push_columns(LeafFunction f, const Tensors& inputs, int64_t start, int64_t count,
+                     std::optional<int64_t> chunk_size, LeafOutputs& out) {
+  ForwardScope scope(count > 1 ? std::optional(count) : std::nullopt);
+  Tensors duals;
+  int64_t offset = 0;
+  for (const at::Tensor& input : inputs) {
+    at::Tensor tangents = basis_rows(input, offset, start, count);
+    offset += input.numel();
+    if (tangents.defined() && count == 1) tangents = tangents.squeeze(0);
+    duals.push_back(tangents.defined() ? scope.dual(input, tangents) : scope.constant(input));
+  }
+  out = f(duals);
+  check("jacfwd", out, inputs, chunk_size);
+  Tensors columns;
+  std::vector<ForwardOutput> results = scope.finish(out.leaves);
+  for (size_t i = 0; i < results.size(); ++i) {
+    out.leaves[i] = std::move(results[i].primal);
+    if (i >= out.values) continue;
+    at::Tensor& tangent = results[i].tangent;
+    if (!tangent.defined()) {
+      const c10::NoGradGuard no_grad;
+      tangent = at::zeros(out.leaves[i].sizes(), out.leaves[i].options());
+    }
+    columns.push_back(count > 1 ? rows_of({tangent, results[i].bdim}, count)
+                                : tangent.unsqueeze(0));
+  }
+  return columns;
+}
+
+JacobianBlocks forward_blocks(const LeafOutputs& out, const Tensors& columns,
+                              const Tensors& inputs) {
+  JacobianBlocks result;
+  result.outputs = out.leaves;
+  for (size_t i = 0; i < out.values; ++i) {
+    Tensors block;
+    int64_t offset = 0;
+    for (const at::Tensor& input : inputs) {
+      block.push_back(columns[i]
+                          .narrow(0, offset, input.numel())
+                          .movedim(0, -1)
+                          .reshape(joined(out.leaves[i].sizes(), input.sizes())));
+      offset += input.numel();
+    }
+    result.blocks.push_back(std::move(block));
+  }
+  return result;
+}
+
+}  // namespace
+
+JacobianBlocks reverse_jacobian(LeafFunction f, const Tensors& inputs,
+                                std::optional<int64_t> chunk_size) {
+  ReverseScope scope;
+  Tensors primals;
+  for (const at::Tensor& input : inputs) primals.push_back(scope.primal(input));
+  const LeafOutputs out = f(primals);
+  check("jacrev", out, inputs, chunk_size);
+  const Pullback pullback = scope.finish(out.leaves);
+  return reverse_blocks(pullback, out.values, inputs, chunk_size);
+}
+
+JacobianBlocks forward_jacobian(LeafFunction f, const Tensors& inputs,
+                                std::optional<int64_t> chunk_size) {
+  const int64_t total = total_numel(inputs, inputs.size());
+  const int64_t chunk = std::max<int64_t>(1, std::min(chunk_size.value_or(total), total));
+  LeafOutputs out;
+  std::vector<RowJoiner> joiners;
+  for (int64_t start = 0; start < total; start += chunk) {
+    LeafOutputs again;
+    Tensors columns = push_columns(f, inputs, start, std::min(chunk, total - start), chunk_size,
+                                   start == 0 ? out : again);
+    joiners.resize(columns.size(), RowJoiner(total));
+    for (size_t i = 0; i < columns.size(); ++i) joiners[i].add(start, std::move(columns[i]));
+  }
+  if (total == 0) {
+    out = f(inputs);
+    check("jacfwd", out, inputs, chunk_size);
+  }
+  Tensors columns;
+  for (size_t i = 0; i < out.values; ++i) {
+    const at::Tensor& value = out.leaves[i];
+    columns.push_back(total > 0 ? joiners[i].join()
+                                : at::zeros(joined({0}, value.sizes()), value.options()));
+  }
+  return forward_blocks(out, columns, inputs);
+}
+
+JacobianBlocks any_jacobian(LeafFunction f, const Tensors& inputs,
+                            std::optional<int64_t> chunk_size) {
+  int64_t rows = 0;
+  {
+    const c10::NoGradGuard no_grad;
+    const LeafOutputs out = f(inputs);
+    check("jacobian", out, inputs, chunk_size);
+    rows = total_numel(out.leaves, out.values);
+  }
+  return total_numel(inputs, inputs.size()) < rows ? forward_jacobian(f, inputs, chunk_size)
+                                                   : reverse_jacobian(f, inputs, chunk_size);
+}
+
+}  // namespace torchlift

@@ -1,0 +1,48 @@
+#ifndef TORCHLIFT_AUTODIFF_JACOBIAN_BLOCKS_H_
+#define TORCHLIFT_AUTODIFF_JACOBIAN_BLOCKS_H_
+
+// File: autodiff/jacobian_blocks.h
+//
+// Jacobians of functions of flat lists of tensors, below the typed API (autodiff/jacobian.h) and
+// the Python one.
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/FunctionRef.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+namespace torchlift {
+
+// What a function on leaves returned: the first `values` of them are differentiated.
+struct LeafOutputs {
+  std::vector<at::Tensor> leaves;
+  size_t values = 0;
+};
+using LeafFunction = c10::function_ref<LeafOutputs(const std::vector<at::Tensor>&)>;
+
+struct JacobianBlocks {
+  // blocks[i][j] has the shape of value i followed by that of input j.
+  std::vector<std::vector<at::Tensor>> blocks;
+  // All outputs, as the caller may see them.
+  std::vector<at::Tensor> outputs;
+};
+
+// One pass of f, and one backward pass for each chunk_size rows (all at once by default).
+JacobianBlocks reverse_jacobian(LeafFunction f, const std::vector<at::Tensor>& inputs,
+                                std::optional<int64_t> chunk_size);
+
+// One pass of f for each chunk_size columns.
+JacobianBlocks forward_jacobian(LeafFunction f, const std::vector<at::Tensor>& inputs,
+                                std::optional<int64_t> chunk_size);
+
+// The cheaper of the two: forward when there are fewer columns than rows. Runs f once more to count
+// the rows.
+JacobianBlocks any_jacobian(LeafFunction f, const std::vector<at::Tensor>& inputs,
+                            std::optional<int64_t> chunk_size);
+
+}  // namespace torchlift
+
+#endif  // TORCHLIFT_AUTODIFF_JACOBIAN_BLOCKS_H_

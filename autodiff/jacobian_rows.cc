@@ -1,0 +1,58 @@
+#include "autodiff/jacobian_rows.h"
+
+#include <ATen/ops/cat.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/eye.h>
+#include <ATen/ops/zeros.h>
+
+#include "core/dispatch.h"
+
+namespace torchlift {
+
+std::vector<int64_t> joined(at::IntArrayRef a, at::IntArrayRef b) {
+  std::vector<int64_t> sizes = a.vec();
+  sizes.insert(sizes.end(), b.begin(), b.end());
+  return sizes;
+}
+
+int64_t total_numel(const std::vector<at::Tensor>& tensors, size_t count) {
+  int64_t total = 0;
+  for (size_t i = 0; i < count; ++i) total += tensors[i].numel();
+  return total;
+}
+
+at::Tensor basis_rows(const at::Tensor& like, int64_t offset, int64_t start, int64_t count) {
+  const int64_t numel = like.numel();
+  if (start >= offset + numel || start + count <= offset) return {};
+  const auto options = like.options();
+  at::Tensor rows;
+  if (start == offset && count == numel) {
+    rows = at::eye(numel, options);
+  } else {
+    rows = at::zeros({count, numel}, options);
+    rows.diagonal(start - offset).fill_(1);
+  }
+  return rows.view(joined({count}, like.sizes()));
+}
+
+void RowJoiner::add(int64_t start, at::Tensor rows) {
+  if (rows.size(0) == total_) {
+    whole_ = std::move(rows);
+  } else if (start == 0 && depth_of(rows) == 0 && !is_tracked(rows)) {
+    whole_ = at::empty(joined({total_}, rows.sizes().slice(1)), rows.options());
+    whole_.narrow(0, 0, rows.size(0)).copy_(rows);
+  } else if (whole_.defined()) {
+    whole_.narrow(0, start, rows.size(0)).copy_(rows);
+  } else {
+    pieces_.push_back(std::move(rows));
+  }
+}
+
+at::Tensor RowJoiner::join() { return pieces_.empty() ? std::move(whole_) : at::cat(pieces_); }
+
+at::Tensor rows_of(const Lowered& lowered, int64_t size) {
+  if (lowered.bdim.has_value()) return lowered.value.movedim(*lowered.bdim, 0);
+  return lowered.value.unsqueeze(0).expand(joined({size}, lowered.value.sizes()));
+}
+
+}  // namespace torchlift
