@@ -2,6 +2,8 @@
 
 #include <deque>
 
+#include "autodiff/forward_mode.h"
+#include "core/domain.h"
 #include "core/grad_mode.h"
 #include "core/lifted_tensor.h"
 
@@ -31,41 +33,55 @@ bool has_tangent(const at::Tensor& t) {
   return t.unsafeGetTensorImpl()->_fw_grad(/*level=*/0, t).defined();
 }
 
-// Whether t, or a value in it, is tracked by the domain it belongs to.
-bool is_tracked_anywhere(at::Tensor t, bool grad) {
+// What the domains outside do with an argument.
+struct Outside {
+  bool tracked = false;  // in reverse mode
+  bool dual = false;     // it has a tangent there
+};
+
+void look_at(at::Tensor t, bool grad, Outside& outside) {
   while (true) {
-    if (has_tangent(t)) {
-      unsupported_error(
-          "torchlift",
-          "a torch.autograd.Function under vmap got a tensor with a forward-mode tangent "
-          "from outside of the vmap. Take the tangent inside: vmap of jvp, not jvp of vmap.");
-    }
-    if (grad && t.requires_grad()) return true;
+    outside.dual = outside.dual || has_tangent(t);
+    outside.tracked = outside.tracked || (grad && t.requires_grad());
     const LiftedTensorImpl* impl = as_lifted(t);
-    if (impl == nullptr) return false;
+    if (impl == nullptr) return;
     grad = outer_grad(impl->level(), grad);
     t = at::Tensor(impl->value());
   }
 }
 
-bool is_tracked_outside(const at::Tensor& t, const Level& level, bool grad) {
-  const LiftedTensorImpl* impl = as_lifted(t);
-  const bool own = impl != nullptr && &impl->level() == &level;
-  return is_tracked_anywhere(own ? impl->value() : t, grad);
+[[noreturn]] void throw_batched_with_tangent() {
+  unsupported_error(
+      "torchlift",
+      "a torch.autograd.Function under vmap got a tensor with a forward-mode tangent "
+      "from outside of the vmap. Take the tangent inside: vmap of jvp, not jvp of vmap.");
 }
 
 }  // namespace
 
 PyObject* function_route(PyObject* /*self*/, PyObject* const* args, Py_ssize_t /*count*/) {
   return guarded([&]() -> py::object {
+    if (C10_UNLIKELY(forward_mode_cut())) return py::int_(3);
     const LiftedTensorImpl* lifted = deepest(args[0]);
     if (C10_LIKELY(lifted == nullptr)) return py::none();
     const Level& level = lifted->level();
     const bool grad = outer_grad(level, c10::GradMode::is_enabled());
-    const bool untracked = all_children(args[0], [&](PyObject* arg) {
-      return !is_tensor(arg) || !is_tracked_outside(tensor_of(arg), level, grad);
+    Outside outside;
+    bool batched = false;
+    all_children(args[0], [&](PyObject* arg) {
+      if (!is_tensor(arg)) return true;
+      const at::Tensor& t = tensor_of(arg);
+      const LiftedTensorImpl* impl = as_lifted(t);
+      const bool own = impl != nullptr && &impl->level() == &level;
+      batched = batched || (own && impl->bdim().has_value());
+      look_at(own ? impl->value() : t, grad, outside);
+      return true;
     });
-    return untracked ? py::object(py::none()) : py::bool_(grad);
+    if (outside.dual) {
+      if (batched) throw_batched_with_tangent();
+      return py::int_(2);
+    }
+    return outside.tracked ? py::object(py::bool_(grad)) : py::object(py::none());
   });
 }
 
@@ -89,6 +105,23 @@ PyObject* function_forward(PyObject* /*self*/, PyObject* const* args, Py_ssize_t
     for (const LevelPtr& level : level_stack())
       hidden.emplace_back(level.get(), OuterGradMode::kOff);
     return checked(PyObject_Call(args[0], args[1], nullptr));
+  });
+}
+
+PyObject* function_forward_seen(PyObject* /*self*/, PyObject* const* args, Py_ssize_t /*count*/) {
+  return guarded([&]() -> py::object {
+    const LiftedTensorImpl* lifted = deepest(args[1]);
+    const OuterGradModeGuard seen(lifted == nullptr ? nullptr : &lifted->level(),
+                                  OuterGradMode::kOn);
+    return checked(PyObject_Call(args[0], args[1], nullptr));
+  });
+}
+
+PyObject* function_outside(PyObject* /*self*/, PyObject* const* args, Py_ssize_t /*count*/) {
+  return guarded([&]() -> py::object {
+    const LiftedTensorImpl* lifted = deepest(args[1]);
+    const DomainScope domain(lifted == nullptr ? 0 : lifted->level().depth() - 1);
+    return checked(PyObject_CallNoArgs(args[0]));
   });
 }
 

@@ -10,11 +10,12 @@
 
 namespace torchlift::python {
 
-// function_route(args) -> None, or the GradMode of the next outer domain (a bool).
+// function_route(args) -> None, or the GradMode of the next outer domain (a bool), or 2, or 3.
 //
 // None: torch's own Function.apply does right by these arguments. Otherwise some argument is
 // tracked by autograd in a domain outside of the one that the function will run in, which it cannot
-// see.
+// see. 2: an argument has a tangent there, and none has a batch dim. 3: no_grad is on in a function
+// under forward mode, so the arguments are constants.
 PyObject* function_route(PyObject* self, PyObject* const* args, Py_ssize_t count);
 
 // function_lift(args) -> args, with every tensor one of the deepest level among them.
@@ -23,6 +24,13 @@ PyObject* function_lift(PyObject* self, PyObject* const* args, Py_ssize_t count)
 // function_forward(forward, args): forward(*args), hidden from the domains outside of every open
 // level.
 PyObject* function_forward(PyObject* self, PyObject* const* args, Py_ssize_t count);
+
+// function_forward_seen(forward, args): forward(*args), differentiated by the domains outside of
+// the deepest level among args.
+PyObject* function_forward_seen(PyObject* self, PyObject* const* args, Py_ssize_t count);
+
+// function_outside(call, args): call(), in the domain around the deepest level among args.
+PyObject* function_outside(PyObject* self, PyObject* const* args, Py_ssize_t count);
 
 // lower_lifted(tensor) -> (value, bdim or None, size, randomness) of a lifted tensor
 PyObject* lower_lifted(PyObject* self, PyObject* const* args, Py_ssize_t count);

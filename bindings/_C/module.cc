@@ -8,7 +8,9 @@
 #include <optional>
 #include <string>
 
+#include "autodiff/forward_mode.h"
 #include "batching/fallback.h"
+#include "bindings/_C/forward.h"
 #include "bindings/_C/function_route.h"
 #include "bindings/_C/functional_call.h"
 #include "bindings/_C/py_util.h"
@@ -57,11 +59,16 @@ PyMethodDef methods[] = {
     fast("grad_call", grad_call),
     fast("grad_leaves", grad_leaves),
     fast("vjp_leaves", vjp_leaves),
+    fast("jvp_leaves", jvp_leaves),
+    fast("jacobian_leaves", jacobian_leaves),
+    fast("second_leaves", second_leaves),
     fast("run_backward", run_backward),
     fast("functional_call", functional_call),
     fast("function_route", function_route),
     fast("function_lift", function_lift),
     fast("function_forward", function_forward),
+    fast("function_forward_seen", function_forward_seen),
+    fast("function_outside", function_outside),
     fast("lower_lifted", lower_lifted),
     fast("replace_value", replace_value),
     fast("is_lifted", is_lifted_tensor),
@@ -119,6 +126,7 @@ PYBIND11_MODULE(_C, m) {
   tp::define_pullback(m);
   m.def("set_error_types", &tp::set_error_types);
   m.def("level_of", &tp::level_of);
+  m.def("forward_mode_open", [] { return torchlift::forward_mode_open(); });
   m.def("open_levels", [] { return torchlift::level_stack().size(); });
   m.def("fallback_report", &tp::fallback_records);
   m.def("reset_fallback_report", &torchlift::reset_fallback_report);

@@ -16,7 +16,8 @@ void set_python_error(PyObject* type, const c10::Error& error) {
 
 // What messages of ours start with: see core/error.h.
 bool has_tag(std::string_view message) {
-  for (const std::string_view tag : {"[vmap] ", "[torchlift] ", "[grad] ", "[vjp] "}) {
+  for (const std::string_view tag :
+       {"[vmap] ", "[torchlift] ", "[grad] ", "[vjp] ", "[jvp] ", "[jacfwd] "}) {
     if (message.substr(0, tag.size()) == tag) return true;
   }
   return false;

@@ -2,6 +2,9 @@
 
     vmap              maps a function over a dimension of its arguments
     grad, vjp         differentiate it; value_and_grad, grad_and_value return its value too
+    jvp, linearize    differentiate it along a direction
+    jacrev, jacfwd    compute its Jacobian; jacobian chooses, hessian differentiates twice
+    hvp, laplacian    and vhp, ggn_vp, hessian_diag: second derivatives without a Hessian
     functional_call   calls a module with parameters that are arguments
     Ensemble          several models as one; per_sample_grad and its kin; optim; maml; empirical_ntk
 
@@ -49,6 +52,18 @@ from torchlift._per_sample import (  # noqa: E402
     per_sample_grad,
     per_sample_grad_norms,
 )
+from torchlift._check_grads import check_grads  # noqa: E402
+from torchlift._curvature import (  # noqa: E402
+    ggn_vp,
+    hessian_diag,
+    hvp,
+    laplacian,
+    linearize,
+    vhp,
+)
+from torchlift._custom import custom_jvp, custom_vjp, stop_gradient  # noqa: E402
+from torchlift._forward import jvp  # noqa: E402
+from torchlift._jacobian import hessian, jacfwd, jacobian, jacrev  # noqa: E402
 from torchlift._printing import dump_tensor  # noqa: E402
 from torchlift._report import (  # noqa: E402
     FallbackRecord,
@@ -72,8 +87,11 @@ __all__ = [
     "UnsupportedError",
     "__version__",
     "adapt",
+    "check_grads",
     "clip_and_sum",
     "combine_state_for_ensemble",
+    "custom_jvp",
+    "custom_vjp",
     "dp_gradients",
     "dp_sgd_step",
     "dump_tensor",
@@ -83,10 +101,20 @@ __all__ = [
     "fisher_diagonal",
     "functional_call",
     "ggn_diagonal",
+    "ggn_vp",
     "grad",
     "grad_and_value",
     "has_rule",
+    "hessian",
+    "hessian_diag",
+    "hvp",
     "implicit_maml_grad",
+    "jacfwd",
+    "jacobian",
+    "jacrev",
+    "jvp",
+    "laplacian",
+    "linearize",
     "load_state",
     "make_functional",
     "make_functional_with_buffers",
@@ -98,8 +126,10 @@ __all__ = [
     "replace_all_batch_norm_modules_",
     "reset_fallback_report",
     "stack_module_state",
+    "stop_gradient",
     "strict",
     "value_and_grad",
+    "vhp",
     "vjp",
     "vmap",
 ]

@@ -12,6 +12,10 @@ Function of the next outer domain, whose forward hands the value on, and whose b
 vmap of the same size and there asks for the vjp of the user's Function: the user's own backward
 answers, in every domain. _Outer.apply is itself routed this way when there is yet another domain
 outside.
+
+With a tangent outside, and no batch dim (a jvp inside a jvp), it is simpler. The outputs' values are
+those of `apply` on the arguments' values, which the outer domain differentiates by the user's own
+rules; forward runs besides, seen by the outer domains, for what it saves.
 """
 
 from __future__ import annotations
@@ -31,6 +35,8 @@ from torchlift._errors import UnsupportedError
 _RANDOMNESS = ("error", "same", "different")
 # A classmethod, written in C in newer releases of torch.
 _torch_apply = inspect.getattr_static(Function, "apply")
+_UNBATCHED, _CONSTANT = 2, 3  # See function_route.
+_unbatched_classes: "weakref.WeakKeyDictionary[type, type]" = weakref.WeakKeyDictionary()
 _routed_classes: "weakref.WeakKeyDictionary[type, type]" = weakref.WeakKeyDictionary()
 _state = threading.local()
 
@@ -46,6 +52,11 @@ def install() -> None:
         outer_grad = _route(args)
         if outer_grad is None:
             return bind(None, cls)(*args, **kwargs)
+        if outer_grad == _CONSTANT:
+            args = tuple(a.detach() if isinstance(a, torch.Tensor) else a for a in args)
+            return bind(None, cls)(*args, **kwargs)
+        if outer_grad == _UNBATCHED:
+            return bind(None, _routed_unbatched(cls))(*_C.function_lift(args), **kwargs)
         return _apply_routed(cls, args, kwargs, outer_grad)
 
     apply.__doc__ = Function.apply.__doc__
@@ -80,6 +91,34 @@ def _routed(cls: Any) -> Any:
 
         found = type(cls.__name__, (cls,), {"forward": staticmethod(forward)})
         _routed_classes[cls] = found
+    return found
+
+
+def _routed_unbatched(cls: Any) -> Any:
+    """The user's class with a forward whose outputs have the values of an apply further outside."""
+    found = _unbatched_classes.get(cls)
+    if found is None:
+        with_ctx = cls.setup_context is Function.setup_context
+
+        @functools.wraps(cls.forward)
+        def forward(*args: Any) -> Any:
+            inputs = args[1:] if with_ctx else args
+            output = _C.function_forward_seen(cls.forward, args)
+            outputs = output if isinstance(output, tuple) else (output,)
+            outputs = tuple(_own_tensor(out, list(inputs)) for out in outputs)
+            values = [
+                _C.lower_lifted(t)[0] if isinstance(t, torch.Tensor) else t for t in inputs
+            ]
+            with torch.enable_grad(), torch.autograd.forward_ad._set_fwd_grad_enabled(True):
+                connected = _C.function_outside(lambda: cls.apply(*values), inputs)
+            connected = connected if isinstance(connected, tuple) else (connected,)
+            for out, value in zip(outputs, connected):
+                if isinstance(out, torch.Tensor) and _C.is_lifted(out):
+                    _C.replace_value(out, value)
+            return outputs if isinstance(output, tuple) else outputs[0]
+
+        found = type(cls.__name__, (cls,), {"forward": staticmethod(forward)})
+        _unbatched_classes[cls] = found
     return found
 
 

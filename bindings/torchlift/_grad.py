@@ -423,8 +423,10 @@ class _Call:
         positions, _, _ = parameters_of(self.func)
         names = [positions[i] if i < len(positions) else f"args[{i}]" for i in range(len(self.args))]
         names += [f"{name}=..." for name in self.kwargs]
-        if self.transform == "vjp":
-            echo = f"vjp({', '.join([function_name(self.func), *names])})"
+        if self.transform in ("vjp", "linearize"):
+            echo = f"{self.transform}({', '.join([function_name(self.func), *names])})"
+        elif self.transform in ("jvp", "hvp", "vhp", "ggn_vp"):
+            echo = f"{self.transform}({function_name(self.func)}, ({', '.join(names)},), ...)"
         else:
             echo = f"{self.echo()}({', '.join(names)})"
         raise TransformError(f"{echo}: {message}")

@@ -1,0 +1,146 @@
+#include "bindings/_C/forward.h"
+
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "autodiff/curvature_blocks.h"
+#include "autodiff/forward.h"
+#include "autodiff/jacobian_blocks.h"
+#include "core/lifted_tensor.h"
+
+namespace torchlift::python {
+namespace {
+
+using Tensors = std::vector<at::Tensor>;
+
+Tensors tensors_of(PyObject* list) {
+  Tensors tensors;
+  all_children(list, [&](PyObject* item) {
+    tensors.push_back(item == Py_None ? at::Tensor() : tensor_of(item));
+    return true;
+  });
+  return tensors;
+}
+
+py::object list_of(const Tensors& tensors) {
+  py::object list = checked(PyList_New(static_cast<Py_ssize_t>(tensors.size())));
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    py::object item = tensors[i].defined() ? wrap(tensors[i]) : py::none();
+    PyList_SET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i), item.release().ptr());
+  }
+  return list;
+}
+
+// What call(inputs) returned: (leaves, count), leaves that are no tensors apart.
+class Returned {
+ public:
+  LeafOutputs operator()(PyObject* call, const Tensors& inputs) {
+    const py::object result = checked(PyObject_CallOneArg(call, list_of(inputs).ptr()));
+    PyObject* leaves = nullptr;
+    Py_ssize_t count = 0;
+    if (PyArg_ParseTuple(result.ptr(), "O!n", &PyList_Type, &leaves, &count) == 0) {
+      throw_python_error();
+    }
+    leaves_ = borrow(leaves);
+    LeafOutputs out;
+    out.values = static_cast<size_t>(count);
+    all_children(leaves, [&](PyObject* leaf) {
+      if (is_tensor(leaf)) out.leaves.push_back(tensor_of(leaf));
+      return true;
+    });
+    return out;
+  }
+
+  // The leaves, with these tensors in place of theirs.
+  py::object with(const Tensors& tensors) const {
+    size_t next = 0;
+    return map_children(leaves_.ptr(), [&](PyObject* leaf) {
+      return is_tensor(leaf) ? wrap(tensors[next++]) : borrow(leaf);
+    });
+  }
+
+ private:
+  py::object leaves_;
+};
+
+std::optional<int64_t> optional_int(PyObject* number) {
+  if (number == Py_None) return std::nullopt;
+  const int64_t value = PyLong_AsLongLong(number);
+  if (value == -1 && PyErr_Occurred() != nullptr) throw_python_error();
+  return value;
+}
+
+JacobianBlocks run_jacobian(long mode, PyObject* call, const Tensors& inputs,
+                            std::optional<int64_t> chunk_size, Returned& first) {
+  // The engine must not hold the GIL, the function must.
+  const ReleaseGil release;
+  bool called = false;
+  const auto f = [&](const Tensors& leaves) {
+    const py::gil_scoped_acquire acquire;
+    Returned again;
+    Returned& returned = called ? again : first;
+    called = mode != 2 || called;  // mode 2 runs it once to count
+    return returned(call, leaves);
+  };
+  if (mode == 0) return reverse_jacobian(f, inputs, chunk_size);
+  if (mode == 1) return forward_jacobian(f, inputs, chunk_size);
+  return any_jacobian(f, inputs, chunk_size);
+}
+
+}  // namespace
+
+PyObject* jvp_leaves(PyObject* /*self*/, PyObject* const* args, Py_ssize_t /*count*/) {
+  return guarded([&]() -> py::object {
+    const Tensors primals = tensors_of(args[1]), tangents = tensors_of(args[2]);
+    ForwardScope scope;
+    Tensors duals;
+    for (size_t i = 0; i < primals.size(); ++i) {
+      duals.push_back(tangents[i].defined() ? scope.dual(primals[i], tangents[i].clone())
+                                            : scope.constant(primals[i]));
+    }
+    Returned returned;
+    const LeafOutputs out = returned(args[0], duals);
+    Tensors values, pushed;
+    for (ForwardOutput& output : scope.finish(out.leaves)) {
+      values.push_back(std::move(output.primal));
+      if (pushed.size() < out.values) pushed.push_back(std::move(output.tangent));
+    }
+    return py::make_tuple(returned.with(values), list_of(pushed));
+  });
+}
+
+PyObject* jacobian_leaves(PyObject* /*self*/, PyObject* const* args, Py_ssize_t /*count*/) {
+  return guarded([&]() -> py::object {
+    const long mode = PyLong_AsLong(args[0]);
+    const Tensors inputs = tensors_of(args[2]);
+    const std::optional<int64_t> chunk_size = optional_int(args[3]);
+    Returned returned;
+    const JacobianBlocks jacobian = run_jacobian(mode, args[1], inputs, chunk_size, returned);
+    py::object blocks = checked(PyList_New(static_cast<Py_ssize_t>(jacobian.blocks.size())));
+    for (size_t i = 0; i < jacobian.blocks.size(); ++i) {
+      PyList_SET_ITEM(blocks.ptr(), static_cast<Py_ssize_t>(i),
+                      list_of(jacobian.blocks[i]).release().ptr());
+    }
+    return py::make_tuple(std::move(blocks), returned.with(jacobian.outputs));
+  });
+}
+
+PyObject* second_leaves(PyObject* /*self*/, PyObject* const* args, Py_ssize_t /*count*/) {
+  return guarded([&]() -> py::object {
+    const Tensors inputs = tensors_of(args[1]);
+    const std::optional<int64_t> chunk_size = optional_int(args[2]);
+    Returned returned;
+    bool called = false;
+    const auto f = [&](const Tensors& leaves) {
+      Returned again;
+      return (std::exchange(called, true) ? again : returned)(args[0], leaves);
+    };
+    const SecondDerivatives second = args[3] == Py_None
+                                         ? second_derivatives(f, inputs, chunk_size)
+                                         : second_derivatives_along(f, inputs, tensors_of(args[3]));
+    return py::make_tuple(list_of(second.rows), returned.with(second.outputs));
+  });
+}
+
+}  // namespace torchlift::python

@@ -1,0 +1,182 @@
+"""jacrev, jacfwd, jacobian and hessian."""
+
+from __future__ import annotations
+
+from typing import Any, Callable
+
+from torchlift import _C, _pytree
+from torchlift._errors import TransformError
+from torchlift._forward import output_runner
+from torchlift._grad import _Argnums, _Call
+from torchlift._names import wraps
+
+_REVERSE, _FORWARD, _AUTO = 0, 1, 2
+
+
+def jacrev(
+    func: Callable[..., Any],
+    argnums: Any = 0,
+    *,
+    has_aux: bool = False,
+    chunk_size: "int | None" = None,
+    _preallocate_and_copy: bool = False,
+) -> Callable[..., Any]:
+    """A function that computes the Jacobian of `func` by reverse mode, a row for each output number.
+
+    Args:
+        func: returns a tensor or a pytree of tensors of a real floating dtype; with has_aux, a pair
+            of that and anything else.
+        argnums: what to differentiate, as in `grad`.
+        has_aux: whether `func` returns (output, aux). The result is then (jacobian, aux).
+        chunk_size: how many rows to compute at a time, to bound memory. All by default.
+
+    Returns:
+        A function of the same arguments. The Jacobian has the structure of the output, with the
+        structure of what argnums names in place of each tensor; each tensor in it has the output's
+        shape followed by the input's.
+
+    Raises:
+        TransformError (a ValueError): for inputs or outputs that have no derivative.
+
+    >>> import torch, torchlift
+    >>> torchlift.jacrev(torch.sin)(torch.zeros(2))
+    tensor([[1., 0.],
+            [0., 1.]])
+    >>> f = lambda x, y: {"sum": x + y}
+    >>> torchlift.jacrev(f, argnums=(0, 1))(torch.tensor(1.), torch.tensor(2.))
+    {'sum': (tensor(1.), tensor(1.))}
+    """
+    del _preallocate_and_copy  # Chunks are always written into the result.
+    return _make("jacrev", func, argnums, has_aux, chunk_size, _REVERSE)
+
+
+def jacfwd(
+    func: Callable[..., Any],
+    argnums: Any = 0,
+    has_aux: bool = False,
+    *,
+    randomness: str = "error",
+    chunk_size: "int | None" = None,
+) -> Callable[..., Any]:
+    """A function that computes the Jacobian of `func` by forward mode, a column for each input number.
+
+    `func` runs once, on its arguments as they are; only the tangents are a batch. So random operators
+    need no `randomness`, which is there for torch.func's sake: all columns are of the same function.
+    With chunk_size (columns at a time) `func` runs once for each chunk. Otherwise like `jacrev`.
+
+    >>> import torch, torchlift
+    >>> torchlift.jacfwd(lambda x: x ** 2)(torch.tensor([1., 2.]))
+    tensor([[2., 0.],
+            [0., 4.]])
+    """
+    if randomness not in ("error", "same", "different"):
+        raise TransformError(
+            f"jacfwd: randomness must be 'error', 'same' or 'different', got {randomness!r}."
+        )
+    return _make("jacfwd", func, argnums, has_aux, chunk_size, _FORWARD)
+
+
+def jacobian(
+    func: Callable[..., Any],
+    argnums: Any = 0,
+    *,
+    has_aux: bool = False,
+    chunk_size: "int | None" = None,
+) -> Callable[..., Any]:
+    """`jacfwd` if there are fewer input numbers than output numbers, else `jacrev`.
+
+    To count the outputs, `func` runs once more.
+
+    >>> import torch, torchlift
+    >>> torchlift.jacobian(lambda x: x * torch.ones(3))(torch.tensor(2.))
+    tensor([1., 1., 1.])
+    """
+    return _make("jacobian", func, argnums, has_aux, chunk_size, _AUTO)
+
+
+def hessian(
+    func: Callable[..., Any],
+    argnums: Any = 0,
+    *,
+    has_aux: bool = False,
+    chunk_size: "int | None" = None,
+) -> Callable[..., Any]:
+    """A function that computes the Hessian of `func`: forward mode over reverse mode.
+
+    The result has the structure of the output, twice with the structure of what argnums names in
+    place of each tensor. For a function of one tensor that returns one number it is a matrix.
+
+    >>> import torch, torchlift
+    >>> torchlift.hessian(lambda x: x[0] * x[1] ** 2)(torch.tensor([1., 3.]))
+    tensor([[0., 6.],
+            [6., 2.]])
+    """
+    inner = jacrev(func, argnums, has_aux=has_aux)
+    return jacfwd(inner, argnums, has_aux, chunk_size=chunk_size)
+
+
+class Selection:
+    """What argnums names among the arguments of a call: its leaves, and how to put others there."""
+
+    def __init__(self, call: _Call, wanted: _Argnums) -> None:
+        self._several = wanted.several
+        selected = [call.select(entry) for entry in wanted.entries]
+        paths, self._all, self._spec = _pytree.flatten_with_path((call.args, call.kwargs))
+        self._parts = []  # For each entry: where its leaves are among the chosen, their structure.
+        chosen: "list[int]" = []
+        for path, value in selected:
+            indices = [i for i, p in enumerate(paths) if p[: len(path)] == path]
+            part_leaves, part_spec = _pytree.flatten(value)
+            if len(part_leaves) != len(indices):
+                call.fail(f"argnums: {path!r} leads into a value that cannot be replaced.")
+            call.check_primals(part_leaves, lambda: [paths[i][1:] for i in indices])
+            chosen += [i for i in indices if i not in chosen]
+            self._parts.append(([chosen.index(i) for i in indices], part_spec))
+        self._chosen = chosen
+        self.leaves = [self._all[i] for i in chosen]
+
+    def arguments(self, values: "list[Any]") -> "tuple[tuple[Any, ...], dict[str, Any]]":
+        replaced = list(self._all)
+        for i, value in zip(self._chosen, values):
+            replaced[i] = value
+        return self._spec.unflatten(replaced)
+
+    def tree(self, values: "list[Any]") -> Any:
+        """One value for each leaf, in the structure of what argnums names."""
+        trees = tuple(spec.unflatten([values[i] for i in where]) for where, spec in self._parts)
+        return trees if self._several else trees[0]
+
+
+def _make(
+    transform: str,
+    func: Callable[..., Any],
+    argnums: Any,
+    has_aux: bool,
+    chunk_size: "int | None",
+    mode: int,
+) -> Callable[..., Any]:
+    if not callable(func):
+        raise TypeError(f"{transform}: the first argument must be a function, got {func!r}")
+    if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size <= 0):
+        raise TransformError(
+            f"{transform}: chunk_size must be a positive int or None, got {chunk_size!r}."
+        )
+    wanted, has_aux = _Argnums(argnums), bool(has_aux)
+
+    @wraps(func)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        call = _Call(transform, func, args, kwargs, argnums)
+        selection = Selection(call, wanted)
+
+        def apply(values: "list[Any]") -> Any:
+            new_args, new_kwargs = selection.arguments(values)
+            return func(*new_args, **new_kwargs)
+
+        shape: "list[Any]" = []
+        run = output_runner(call, apply, has_aux, shape)
+        blocks, seen = _C.jacobian_leaves(mode, run, selection.leaves, chunk_size)
+        count, output_spec, aux_spec = shape
+        result = output_spec.unflatten([selection.tree(block) for block in blocks])
+        return (result, aux_spec.unflatten(seen[count:])) if has_aux else result
+
+    return wrapped
