@@ -13,7 +13,11 @@
 
 #include <algorithm>
 #include <limits>
+#include <string>
+#include <typeindex>
 #include <typeinfo>
+#include <unordered_map>
+#include <unordered_set>
 #include <utility>
 
 #include "autodiff/forward_mode.h"
@@ -27,6 +31,37 @@ namespace {
 using torch::autograd::AccumulateGrad;
 using torch::autograd::CopySlices;
 using torch::autograd::Node;
+
+// Whether a node's formula does the same with GradMode off, see NOTE [derivatives of a backward
+// pass]: those that models are made of, looked up in libtorch. Anything else may take a shortcut, a
+// CopySlices too, for what it holds.
+bool takes_no_shortcut(const std::string& name) {
+  // clang-format off
+  static const auto* known = new std::unordered_set<std::string>{
+      "AbsBackward0", "AddBackward0", "AddmmBackward0", "AddmvBackward0", "AliasBackward0",
+      "AsStridedBackward0", "BmmBackward0", "CatBackward0", "CloneBackward0",
+      "ConvolutionBackward0", "CosBackward0", "CopyBackwards", "DivBackward0",
+      "DotBackward0", "ExpBackward0", "ExpandBackward0", "GeluBackward0", "IndexBackward0",
+      "LogBackward0", "LogSoftmaxBackward0", "MaxPool2DWithIndicesBackward0", "MeanBackward0",
+      "MeanBackward1", "MmBackward0", "MulBackward0", "MvBackward0", "NegBackward0",
+      "NllLossBackward0", "PermuteBackward0", "PowBackward0", "ReluBackward0",
+      "ReshapeAliasBackward0", "RsubBackward1", "SelectBackward0", "SigmoidBackward0",
+      "SinBackward0", "SliceBackward0", "SoftmaxBackward0", "SqueezeBackward0",
+      "SqueezeBackward1", "StackBackward0", "SubBackward0", "SumBackward0", "SumBackward1",
+      "TBackward0", "TanhBackward0", "TransposeBackward0", "UnsafeViewBackward0",
+      "UnsqueezeBackward0", "ViewBackward0", "_LogSoftmaxBackward0", "FwPrimalBackward0",
+      "torch::autograd::AccumulateGrad", "Identity", "torch::autograd::Identity"};
+  // clang-format on
+  return known->count(name) > 0;
+}
+
+// The same of the node's type, since making its name takes a microsecond.
+bool takes_no_shortcut(const Node& node) {
+  static thread_local std::unordered_map<std::type_index, bool> seen;
+  const auto [found, added] = seen.try_emplace(typeid(node), false);
+  if (added) found->second = takes_no_shortcut(node.name());
+  return found->second;
+}
 
 // NOTE [who can see the graph]
 // A gradient needs a graph of its own (create_graph) only if somebody outside of f differentiates
@@ -42,28 +77,6 @@ using torch::autograd::Node;
 // an outer gradient or a tangent without a word. So where the outputs or cotangents are tracked in
 // an outer domain, or carry a tangent in any, the pass runs as if its graph were wanted, and what
 // this domain recorded is dropped; unless the formulas of all nodes are known to take no shortcut.
-// Whether a node's formula does the same with GradMode off: those that models are made of, looked
-// up in libtorch. Anything else may take a shortcut.
-bool takes_no_shortcut(const std::string& name) {
-  // clang-format off
-  static const auto* known = new std::unordered_set<std::string>{
-      "AbsBackward0", "AddBackward0", "AddmmBackward0", "AddmvBackward0", "AliasBackward0",
-      "AsStridedBackward0", "BmmBackward0", "CatBackward0", "CloneBackward0",
-      "ConvolutionBackward0", "CosBackward0", "CopyBackwards", "CopySlices", "DivBackward0",
-      "DotBackward0", "ExpBackward0", "ExpandBackward0", "GeluBackward0", "IndexBackward0",
-      "LogBackward0", "LogSoftmaxBackward0", "MaxPool2DWithIndicesBackward0", "MeanBackward0",
-      "MeanBackward1", "MmBackward0", "MulBackward0", "MvBackward0", "NegBackward0",
-      "NllLossBackward0", "PermuteBackward0", "PowBackward0", "ReluBackward0",
-      "ReshapeAliasBackward0", "RsubBackward1", "SelectBackward0", "SigmoidBackward0",
-      "SinBackward0", "SliceBackward0", "SoftmaxBackward0", "SqueezeBackward0",
-      "SqueezeBackward1", "StackBackward0", "SubBackward0", "SumBackward0", "SumBackward1",
-      "TBackward0", "TanhBackward0", "TransposeBackward0", "UnsafeViewBackward0",
-      "UnsqueezeBackward0", "ViewBackward0", "_LogSoftmaxBackward0", "FwPrimalBackward0",
-      "torch::autograd::AccumulateGrad", "Identity", "torch::autograd::Identity"};
-  // clang-format on
-  return known->count(name) > 0;
-}
-
 class GraphWalk {
  public:
   GraphWalk(uint64_t first_node, const std::vector<at::Tensor>& primals, bool look_for_shortcuts)
@@ -88,8 +101,7 @@ class GraphWalk {
         continue;
       }
       writes_views_ = writes_views_ || typeid(*node) == typeid(CopySlices);
-      takes_shortcuts_ =
-          takes_shortcuts_ || (look_for_shortcuts_ && !takes_no_shortcut(node->name()));
+      takes_shortcuts_ = takes_shortcuts_ || (look_for_shortcuts_ && !takes_no_shortcut(*node));
       for (const auto& edge : node->next_edges()) push(edge.function.get());
     }
   }
@@ -177,8 +189,6 @@ at::Tensor batched_like(const at::Tensor& cotangent, const at::Tensor& output) {
   return lift(batched_like(value, impl->value()), bdim, impl->level_ptr());
 }
 
-// x without its graph in this domain. Not x.detach(): under vmap that detaches the value too, and
-// with it all outer domains would lose their gradients.
 // x without its graph and its tangent in this domain. Not x.detach(): under vmap that detaches the
 // value too, and with it all outer domains would lose their gradients.
 at::Tensor constant_here(const at::Tensor& x) {
@@ -356,7 +366,8 @@ Pullback ReverseScope::finish(const std::vector<at::Tensor>& outputs) {
   grad_guard_.reset();
   outer_guard_.reset();
   auto state = std::make_shared<Pullback::State>();
-  const bool watched = forward_mode_open() || level_ != nullptr;
+  // Where only a cotangent will be differentiated elsewhere, shortcuts are taken for granted.
+  const bool watched = any_differentiated_elsewhere(outputs, outer_grad_);
   GraphWalk graph(first_node_, primals_, /*look_for_shortcuts=*/watched);
   graph.run(outputs);
   GraphWalk tangents(first_node_, primals_, /*look_for_shortcuts=*/false);
