@@ -90,7 +90,8 @@ class GraphWalk {
   void run(const std::vector<at::Tensor>& outputs) {
     for (const at::Tensor& output : outputs) {
       if (output.defined() && output.requires_grad()) {
-        push(torch::autograd::impl::gradient_edge(output).function.get());
+        roots_.push_back(torch::autograd::impl::gradient_edge(output));
+        push(roots_.back().function.get());
       }
     }
     while (!todo_.empty()) {
@@ -130,6 +131,8 @@ class GraphWalk {
 
   uint64_t first_node_;
   const std::vector<at::Tensor>& primals_;
+  // Held, since the node of an output that is a leaf (a primal handed back) belongs to nobody else.
+  std::vector<torch::autograd::Edge> roots_;
   ska::flat_hash_set<Node*> seen_;
   std::vector<Node*> todo_;
   bool look_for_shortcuts_;
