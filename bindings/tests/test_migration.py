@@ -113,7 +113,45 @@ replace_all_batch_norm_modules_(net)
 out = vmap(net)(torch.randn(4, 8, 3))
 """
 
-BOTH = [GRAD, VMAP, SANITY_CHECK, PER_SAMPLE, VJP]
+JVP = """
+from {library} import jvp
+x = torch.randn(5)
+y = torch.randn(5)
+f = lambda x, y: (x * y)
+_, output = jvp(f, (x, y), (torch.ones(5), torch.ones(5)))
+assert torch.allclose(output, x + y)
+"""
+
+JACREV = """
+from {library} import jacrev, vmap
+x = torch.randn(5)
+jacobian = jacrev(torch.sin)(x)
+expected = torch.diag(torch.cos(x))
+assert torch.allclose(jacobian, expected)
+x = torch.randn(64, 5)
+jacobian = vmap(jacrev(torch.sin))(x)
+assert jacobian.shape == (64, 5, 5)
+"""
+
+JACFWD = """
+from {library} import jacfwd
+x = torch.randn(5)
+jacobian = jacfwd(torch.sin)(x)
+expected = torch.diag(torch.cos(x))
+assert torch.allclose(jacobian, expected)
+"""
+
+HESSIAN = """
+from {library} import hessian, jacfwd, jacrev
+def f(x):
+    return x.sin().sum()
+x = torch.randn(5)
+hessian0 = jacrev(jacrev(f))(x)
+hessian1 = jacfwd(jacrev(f))(x)
+hess = hessian(f)(x)
+"""
+
+BOTH = [GRAD, VMAP, SANITY_CHECK, PER_SAMPLE, VJP, JVP, JACREV, JACFWD, HESSIAN]
 FUNCTORCH = [*BOTH, MAKE_FUNCTIONAL, MAKE_FUNCTIONAL_WITH_BUFFERS, COMBINE_STATE]
 TORCH_FUNC = [*BOTH, FUNCTIONAL_CALL, BATCH_NORM]
 CASES = [("functorch", p) for p in FUNCTORCH] + [("torch.func", p) for p in TORCH_FUNC]
