@@ -28,7 +28,7 @@ void check_real(const char* name, const Function& f, std::vector<int64_t> shape)
               .f =
                   [f](const Tensors& in) {
                     const at::Tensor out = f(in[0]);
-                    return Tensors{out.is_complex() ? at::view_as_real(out) : out};
+                    return Tensors{out.is_complex() ? at::view_as_real(out.resolve_conj()) : out};
                   },
               .make = [shape](int64_t) { return Tensors{randn(shape)}; },
               .second_order = true,
@@ -40,7 +40,7 @@ void check_complex(const char* name, const Function& f, std::vector<int64_t> sha
               .f =
                   [f](const Tensors& in) {
                     const at::Tensor out = f(at::complex(in[0], in[1]));
-                    return Tensors{out.is_complex() ? at::view_as_real(out) : out};
+                    return Tensors{out.is_complex() ? at::view_as_real(out.resolve_conj()) : out};
                   },
               .make =
                   [shape](int64_t) {
