@@ -1,5 +1,6 @@
 // Linear algebra with tensors of different ranks.
 
+#include <ATen/ExpandUtils.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/linalg_ldl_solve.h>
 #include <ATen/ops/linalg_ldl_solve_ops.h>
@@ -9,6 +10,7 @@
 #include <ATen/ops/ormqr_ops.h>
 
 #include <algorithm>
+#include <vector>
 
 #include "batching/rules/dims.h"
 #include "core/registry.h"
@@ -33,7 +35,8 @@ Batched ormqr_rule(const Level& level, BatchedArg a, BatchedArg tau, BatchedArg 
           0};
 }
 
-// Leading dims broadcast between the factors (with their pivots) and the right side.
+// Leading dims broadcast between the factors (with their pivots) and the right side. That is done
+// here: libtorch's kernel reads pivots that were broadcast past their end.
 Batched ldl_solve_rule(const Level& level, BatchedArg factors, BatchedArg pivots, BatchedArg b,
                        bool hermitian) {
   check_matrix("linalg.ldl_solve", factors);
@@ -43,8 +46,18 @@ Batched ldl_solve_rule(const Level& level, BatchedArg factors, BatchedArg pivots
     const at::Tensor all = expanded(arg, level.size());
     return aligned(BatchedArg{all, 0}, arg_rank);
   };
-  return {at::linalg_ldl_solve(in_front(factors, rank), in_front(pivots, rank - 1).contiguous(),
-                               in_front(b, rank), hermitian),
+  const at::Tensor right = in_front(b, rank);
+  const at::Tensor left = in_front(factors, rank);
+  const auto leading =
+      at::infer_size(left.sizes().slice(0, rank - 1), right.sizes().slice(0, rank - 1));
+  const auto broadcast = [&](const at::Tensor& t, int64_t matrix_dims) {
+    std::vector<int64_t> sizes = leading;
+    for (int64_t d = -matrix_dims; d < 0; ++d) sizes.push_back(t.size(d));
+    return t.expand(sizes);
+  };
+  return {at::linalg_ldl_solve(broadcast(left, 2),
+                               broadcast(in_front(pivots, rank - 1), 1).contiguous(),
+                               broadcast(right, 2), hermitian),
           0};
 }
 

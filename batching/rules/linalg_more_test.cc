@@ -29,7 +29,11 @@ TEST(MoreLinalgRules, Ormqr) {
 }
 
 TEST(MoreLinalgRules, LdlSolve) {
-  for (const std::vector<int64_t>& right : std::vector<std::vector<int64_t>>{{3, 2}, {2, 3, 2}}) {
+  for (const std::vector<int64_t>& leading : std::vector<std::vector<int64_t>>{{}, {2}}) {
+    std::vector<int64_t> left = leading;
+    left.insert(left.end(), {3, 3});
+    std::vector<int64_t> right = leading;
+    right.insert(right.end(), {3, 2});
     check_rule({.name = "ldl_solve",
                 .f =
                     [](const Tensors& in) {
@@ -37,8 +41,8 @@ TEST(MoreLinalgRules, LdlSolve) {
                       return Tensors{at::linalg_ldl_solve(factors, pivots, in[1])};
                     },
                 .make =
-                    [right](int64_t) {
-                      return Tensors{randn({3, 3}), randn(right)};
+                    [left, right](int64_t) {
+                      return Tensors{randn(left), randn(right)};
                     },
                 .differentiable = false,
                 .empty_batch = false,

@@ -21,6 +21,7 @@ namespace torchlift {
 namespace {
 
 using testing::check_rule;
+using testing::positive;
 using testing::randn;
 using testing::Tensors;
 
