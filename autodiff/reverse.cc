@@ -264,15 +264,19 @@ struct Pullback::State {
 
 namespace {
 
-// Held while the engine works on a graph of `domain`, without making one: domains outside of it
-// record all the same. So do those of deeper levels, to which the cotangents may belong.
+// Held while the engine works on a graph of `domain`. The domains outside of it record all the
+// same, whether it makes a graph or not (outer_grad). To levels inside of it, which the cotangents
+// may belong to, the domain is one of those outside: what their rules do to its tensors is recorded
+// only if it makes a graph.
 class EngineScope {
  public:
-  EngineScope(const Level* domain, bool outer_grad) {
+  EngineScope(const Level* domain, bool create_graph, bool outer_grad) {
+    const int64_t depth = domain != nullptr ? domain->depth() : 0;
     for (const LevelPtr& level : level_stack()) {
-      if (domain != nullptr && level->depth() < domain->depth()) continue;
+      if (level->depth() < depth) continue;
+      const bool record = level->depth() == depth ? outer_grad : create_graph;
       saved_.emplace_back(level.get(), level->outer_grad_mode());
-      level->set_outer_grad_mode(outer_grad ? OuterGradMode::kOn : OuterGradMode::kOff);
+      level->set_outer_grad_mode(record ? OuterGradMode::kOn : OuterGradMode::kOff);
     }
   }
   ~EngineScope() {
@@ -316,7 +320,7 @@ std::vector<at::Tensor> Pullback::operator()(std::vector<at::Tensor> cotangents,
     const bool create_graph = wants_graph || elsewhere;
     std::optional<DerivativeScope> derivative;
     if (!cut) derivative.emplace();
-    const EngineScope engine(state.level.get(), outer_grad);
+    const EngineScope engine(state.level.get(), create_graph, outer_grad);
     result = torch::autograd::grad(outputs, state.primals, grads,
                                    /*retain_graph=*/wants_graph || !free_graph, create_graph,
                                    /*allow_unused=*/true);

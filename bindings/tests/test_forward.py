@@ -494,3 +494,15 @@ class TestCheckGrads:
                 torchlift.check_grads(Wrong.apply, (x,), modes=(mode,))
         with pytest.raises(TransformError, match="modes must be a tuple"):
             torchlift.check_grads(mlp, (x,), modes="fwd")
+
+
+@pytest.mark.parametrize("name", ["jacrev", "jacfwd", "hessian"])
+def test_results_carry_no_graph_that_nobody_asked_for(name):
+    def f(x):
+        return (x * x * x).sum() + x[0] * x[1] ** 2
+
+    x = torch.tensor([1.0, 3.0])
+    transform = getattr(torchlift, name)
+    result = transform(f)(x) if name == "hessian" else transform(torchlift.grad(f))(x)
+    assert not result.requires_grad
+    assert transform(torchlift.grad(f) if name != "hessian" else f)(x.requires_grad_()).requires_grad

@@ -173,8 +173,8 @@ def linearize(func: Callable[..., Any], *primals: Any) -> "tuple[Any, Callable[.
 
     >>> import torch, torchlift
     >>> output, jvp_fn = torchlift.linearize(torch.sin, torch.tensor(0.))
-    >>> jvp_fn(torch.tensor(3.))
-    tensor(3.)
+    >>> jvp_fn(torch.tensor(3.)).item()
+    3.0
     """
     call = _Call("linearize", func, primals, {})
     check_tangents(call, primals, primals)
