@@ -18,7 +18,7 @@ def load():
 
 def test_python(tmp_path):
     example = load()
-    found = example.run(members=3, count=600, epochs=10)
+    found = example.run(members=3, count=600, epochs=40)
     assert found["accuracy"] > 0.8
     assert found["uncertainty"][found["wrong"]].mean() > found["uncertainty"][~found["wrong"]].mean()
     example.draw(tmp_path / "picture.png", found)

@@ -58,7 +58,7 @@ def test_the_python_part_runs(tmp_path):
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())
-    assert found["machine"]["torch"] and len(found["rows"]) == 10
+    assert found["machine"]["torch"] and len(found["rows"]) == 11
     assert all(row["torchlift"] is not None for row in found["rows"])
 
 
