@@ -243,9 +243,22 @@ bool any_tangent_tracked(const std::vector<at::Tensor>& tensors) {
   return any_tracked(tangents_of(tensors));
 }
 
-void drop_graphs(std::vector<at::Tensor>& tensors) {
+// t, of the domain of this depth or a batch of such tensors, without its graph in that domain.
+at::Tensor without_graph(const at::Tensor& t, int64_t depth) {
+  const LiftedTensorImpl* impl = as_lifted(t);
+  if (impl != nullptr && impl->level().depth() > depth) {
+    return lift_alias(without_graph(impl->value(), depth), impl->bdim(), impl->level_ptr());
+  }
+  return t.requires_grad() ? detached_output(t) : t;
+}
+
+// `batches`: also in batches of tensors of the domain. Not if the values of the cotangents are
+// differentiated there.
+void drop_graphs(std::vector<at::Tensor>& tensors, const Level* domain, bool batches) {
   for (at::Tensor& t : tensors) {
-    if (t.defined() && t.requires_grad()) t = detached_output(t);
+    if (!t.defined()) continue;
+    const int64_t depth = domain == nullptr ? 0 : domain->depth();
+    t = without_graph(t, batches ? depth : depth_of(t));
   }
 }
 
@@ -267,14 +280,14 @@ namespace {
 // Held while the engine works on a graph of `domain`. The domains outside of it record all the
 // same, whether it makes a graph or not (outer_grad). To levels inside of it, which the cotangents
 // may belong to, the domain is one of those outside: what their rules do to its tensors is recorded
-// only if it makes a graph.
+// only if it makes a graph, or if the values of the cotangents are differentiated.
 class EngineScope {
  public:
-  EngineScope(const Level* domain, bool create_graph, bool outer_grad) {
+  EngineScope(const Level* domain, bool record_inside, bool outer_grad) {
     const int64_t depth = domain != nullptr ? domain->depth() : 0;
     for (const LevelPtr& level : level_stack()) {
       if (level->depth() < depth) continue;
-      const bool record = level->depth() == depth ? outer_grad : create_graph;
+      const bool record = level->depth() == depth ? outer_grad : record_inside;
       saved_.emplace_back(level.get(), level->outer_grad_mode());
       level->set_outer_grad_mode(record ? OuterGradMode::kOn : OuterGradMode::kOff);
     }
@@ -320,11 +333,13 @@ std::vector<at::Tensor> Pullback::operator()(std::vector<at::Tensor> cotangents,
     const bool create_graph = wants_graph || elsewhere;
     std::optional<DerivativeScope> derivative;
     if (!cut) derivative.emplace();
-    const EngineScope engine(state.level.get(), create_graph, outer_grad);
+    const bool cotangents = any_differentiated_elsewhere(grads, outer_grad);
+    const EngineScope engine(state.level.get(), create_graph || cotangents, outer_grad);
     result = torch::autograd::grad(outputs, state.primals, grads,
                                    /*retain_graph=*/wants_graph || !free_graph, create_graph,
                                    /*allow_unused=*/true);
-    if (create_graph && !wants_graph) drop_graphs(result);
+    if (create_graph && !wants_graph)
+      drop_graphs(result, state.level.get(), /*batches=*/!cotangents);
   }
   for (size_t i = 0; i < result.size(); ++i) {
     if (!result[i].defined()) {

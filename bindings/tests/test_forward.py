@@ -386,6 +386,27 @@ class TestJacobians:
         assert jacfwd(torch.sin)(randn(0)).shape == (0, 0)
         close(hessian(lambda x: x**3)(torch.tensor(2.0)), torch.tensor(12.0))
 
+    def test_no_graph_is_left_that_nobody_asked_for(self):
+        x = randn(3)
+        total = lambda x: (mlp(x) ** 2).sum()
+        results = [t(mlp)(x) for t in (jacrev, jacfwd)]
+        results += [s(t(mlp))(x) for s in (jacrev, jacfwd) for t in (jacrev, jacfwd)]
+        results += [hessian(total)(x), jvp(grad(total), (x,), (x,))[1]]
+        results += [*torchlift.hvp(total, (x,), (x,))[1], *torchlift.vhp(total, (x,), (x,))[1]]
+        results += [torchlift.linearize(mlp, x)[1](x)]
+        assert not any(result.requires_grad for result in results)
+
+    def test_cotangents_of_many_pullbacks_are_differentiated(self):
+        x, c = randn(3), randn(4, 3)
+        for f in (torch.sin, F.silu, lambda x: torch.linalg.solve(torch.diag(x) + 5, x)):
+            pull = vjp(f, x)[1]
+            many = lambda c: vmap(lambda g: pull(g)[0])(c)
+            loop = lambda c: torch.stack([pull(g)[0] for g in c])
+            for transform in (jacrev, jacfwd):
+                close(transform(many)(c), transform(loop)(c))
+            row = lambda c: jacrev(lambda x: vmap(lambda g: vjp(f, x)[1](g)[0])(c))(x)
+            close(jacrev(row)(c), jacfwd(row)(c))
+
     def test_a_fresh_buffer(self):
         def f(x):
             z = torch.zeros(4, dtype=x.dtype)

@@ -179,12 +179,16 @@ def linearize(func: Callable[..., Any], *primals: Any) -> "tuple[Any, Callable[.
     call = _Call("linearize", func, primals, {})
     check_tangents(call, primals, primals)
     output, vjp_fn = vjp(func, *primals)
+    outputs = _pytree.flatten(output)[0]
     zeros = _pytree.tree_map(torch.zeros_like, output)
     _, transposed = vjp(vjp_fn, zeros)
 
     def jvp_fn(*tangents: Any) -> Any:
-        check_tangents(call, primals, tangents)
-        return transposed(tangents)[0]
+        leaves, given = check_tangents(call, primals, tangents)
+        # The graph of the pullback is nobody's business, unless something outside is differentiated.
+        outside = _C.open_levels() > 0 or _C.forward_mode_open()
+        outside = outside or any(t.requires_grad for t in [*leaves, *given, *outputs])
+        return transposed(tangents, create_graph=None if outside else False)[0]
 
     return output, jvp_fn
 
