@@ -333,13 +333,13 @@ std::vector<at::Tensor> Pullback::operator()(std::vector<at::Tensor> cotangents,
     const bool create_graph = wants_graph || elsewhere;
     std::optional<DerivativeScope> derivative;
     if (!cut) derivative.emplace();
-    const bool cotangents = any_differentiated_elsewhere(grads, outer_grad);
-    const EngineScope engine(state.level.get(), create_graph || cotangents, outer_grad);
+    const bool own_cotangents = any_differentiated_elsewhere(grads, outer_grad);
+    const EngineScope engine(state.level.get(), create_graph || own_cotangents, outer_grad);
     result = torch::autograd::grad(outputs, state.primals, grads,
                                    /*retain_graph=*/wants_graph || !free_graph, create_graph,
                                    /*allow_unused=*/true);
     if (create_graph && !wants_graph)
-      drop_graphs(result, state.level.get(), /*batches=*/!cotangents);
+      drop_graphs(result, state.level.get(), /*batches=*/!own_cotangents);
   }
   for (size_t i = 0; i < result.size(); ++i) {
     if (!result[i].defined()) {
