@@ -2,6 +2,7 @@
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/allclose.h>
+#include <ATen/ops/bmm.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/ones_like.h>
@@ -83,7 +84,7 @@ class JvpTest : public ::testing::Test {
     EXPECT_EQ(current_level(), nullptr);
     EXPECT_TRUE(level_stack().empty());
     EXPECT_FALSE(forward_mode_open());
-    EXPECT_FALSE(torch::autograd::ForwardADLevel::has_any_level());
+    EXPECT_EQ(torch::autograd::ForwardADLevel::try_get_by_idx(0), nullptr);
     EXPECT_TRUE(c10::GradMode::is_enabled());
   }
 };
