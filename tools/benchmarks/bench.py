@@ -19,12 +19,13 @@ import compile_time
 import cpp
 import loading
 import machine
+import operators
 import table
 import timing
 
 HERE = pathlib.Path(__file__).resolve().parent
 PEERBENCH_TARGETS = {"per_sample_grad_mlp": 0.65, "per_sample_grad_cnn": 0.9, "per_sample_grad_transformer": 0.75}
-SECTIONS = ("python", "loading", "peerbench", "cpp", "compile")
+SECTIONS = ("python", "operators", "loading", "peerbench", "cpp", "compile")
 
 
 def parse_arguments():
@@ -34,6 +35,7 @@ def parse_arguments():
     parser.add_argument("--quick", action="store_true", help="fewer rounds: a look, no figures to quote")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write the rows here as well")
     parser.add_argument("--only", default=",".join(SECTIONS), help="some of " + ",".join(SECTIONS))
+    parser.add_argument("--each", action="store_true", help="a row for each of the sixty operators")
     parser.add_argument("--cpu", type=int, default=max(os.sched_getaffinity(0)), help="the core to stay on")
     parser.add_argument("--cpu-time", action="store_true", help="processor time, not wall time: for a busy machine")
     parser.add_argument("--bin-dir", type=pathlib.Path, help="Bazel's folder of the C++ benchmarks")
@@ -72,6 +74,8 @@ def measure(section, options, earlier):
     rounds = 30 if options.quick else 300
     if section == "python":
         return chains.rows(rounds)
+    if section == "operators":
+        return operators.rows(10 if options.quick else 60, options.each)
     if section == "loading":
         return loading.rows(2 if options.quick else 9)
     if section == "peerbench":
@@ -83,6 +87,7 @@ def measure(section, options, earlier):
 
 WHAT = {
     "python": "Python: chains of operators and single calls",
+    "operators": "Python: sixty operators under vmap",
     "loading": "Python: the import",
     "peerbench": "Python: per-sample gradients of three models",
     "cpp": "C++: the same chains by Google Benchmark",

@@ -16,7 +16,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 def importable(monkeypatch):
     monkeypatch.syspath_prepend(str(HERE))
     yield
-    for name in ("table", "timing", "cpp", "compile_time"):
+    for name in ("table", "timing", "cpp", "compile_time", "operators"):
         sys.modules.pop(name, None)
 
 
@@ -60,6 +60,15 @@ def test_the_python_part_runs(tmp_path):
     found = json.loads(out.read_text())
     assert found["machine"]["torch"] and len(found["rows"]) == 11
     assert all(row["torchlift"] is not None for row in found["rows"])
+
+
+def test_sixty_operators_agree_with_what_is_written_by_hand():
+    """Each is compared before it is timed."""
+    import operators
+
+    assert len(operators.OPERATORS) == 60
+    (row,) = operators.rows(rounds=1)
+    assert row.relative and row.torchlift > 0
 
 
 def test_peerbench_skips_what_a_peer_lacks(tmp_path):
