@@ -3,10 +3,13 @@
 
 #include <ATen/core/Reduction.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/_batch_norm_with_update_ops.h>
 #include <ATen/ops/_log_softmax_backward_data_ops.h>
 #include <ATen/ops/_log_softmax_ops.h>
+#include <ATen/ops/_native_batch_norm_legit_ops.h>
 #include <ATen/ops/_softmax_backward_data_ops.h>
 #include <ATen/ops/_softmax_ops.h>
+#include <ATen/ops/batch_norm_backward_ops.h>
 #include <ATen/ops/clamp.h>
 #include <ATen/ops/huber_loss_backward_ops.h>
 #include <ATen/ops/linalg_vector_norm_ops.h>
@@ -37,6 +40,8 @@
 
 #include "autodiff/forward_kernels.h"
 #include "autodiff/forward_pass.h"
+#include "core/dispatch.h"
+#include "core/lifted_tensor.h"
 #include "core/tensor_operators.h"
 
 namespace torchlift::forward_internal {
@@ -214,11 +219,6 @@ ThreeGradients group_norm_backward(const Tensor& grad, const Tensor& input, cons
   return result;
 }
 
-template <class Op, auto Function, MadeWhen kWhen = MadeWhen::kDual>
-ForwardKernel made() {
-  return row<Op, &Made<Op, Function, kWhen>::call>();
-}
-
 // Dims of x but the channels', and the shape of a tensor of channels beside x.
 std::pair<std::vector<int64_t>, std::vector<int64_t>> channel_dims(const Tensor& x) {
   std::vector<int64_t> dims, shape(x.dim(), 1);
@@ -231,6 +231,17 @@ std::pair<std::vector<int64_t>, std::vector<int64_t>> channel_dims(const Tensor&
 
 bool has(const OptionalTensor& t) { return t.has_value() && t->defined(); }
 
+// A statistic of the batch as a constant, to be added to `running`: of no level of forward mode
+// that `running` is outside of.
+Tensor as_statistic(const Tensor& value, const Tensor& running) {
+  Tensor constant = value.detach();
+  while (const LiftedTensorImpl* impl = as_lifted(constant)) {
+    if (depth_of(running) >= depth_of(constant) || impl->level().kind() == LevelKind::kVmap) break;
+    constant = impl->value().detach();
+  }
+  return constant.reshape(running.sizes());
+}
+
 Normalised batch_norm(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
                       const OptionalTensor& running_mean, const OptionalTensor& running_var,
                       bool training, double momentum, double eps) {
@@ -242,13 +253,12 @@ Normalised batch_norm(const Tensor& input, const OptionalTensor& weight, const O
       training ? (centred * centred).mean(dims, /*keepdim=*/true) : running_var->reshape(shape);
   if (training && has(running_mean)) {
     Tensor stat = *running_mean;
-    stat.mul_(1 - momentum).add_(mean.detach().reshape({channels}), momentum);
+    stat.mul_(1 - momentum).add_(as_statistic(mean, stat), momentum);
   }
   if (training && has(running_var)) {
     Tensor stat = *running_var;
     const auto count = static_cast<double>(input.numel() / channels);
-    stat.mul_(1 - momentum)
-        .add_(variance.detach().reshape({channels}), momentum * count / (count - 1));
+    stat.mul_(1 - momentum).add_(as_statistic(variance, stat), momentum * count / (count - 1));
   }
   const Tensor slope = (variance + eps).rsqrt();
   Tensor output = centred * slope;
@@ -256,6 +266,28 @@ Normalised batch_norm(const Tensor& input, const OptionalTensor& weight, const O
   if (has(bias)) output = output + bias->reshape(shape);
   return {output, training ? mean.reshape({channels}) : input.new_zeros({0}),
           training ? slope.reshape({channels}) : input.new_zeros({0})};
+}
+
+Normalised batch_norm_legit(const Tensor& input, const OptionalTensor& weight,
+                            const OptionalTensor& bias, Tensor& running_mean, Tensor& running_var,
+                            bool training, double momentum, double eps) {
+  return batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps);
+}
+
+Normalised batch_norm_no_stats(const Tensor& input, const OptionalTensor& weight,
+                               const OptionalTensor& bias, bool training, double momentum,
+                               double eps) {
+  return batch_norm(input, weight, bias, {}, {}, training, momentum, eps);
+}
+
+// The last result is memory for the operator's own backward, which is not asked for here.
+std::tuple<Tensor, Tensor, Tensor, Tensor> batch_norm_with_update(
+    const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+    Tensor& running_mean, Tensor& running_var, double momentum, double eps) {
+  auto [output, mean, slope] = batch_norm(input, weight, bias, running_mean, running_var,
+                                          /*training=*/true, momentum, eps);
+  Tensor reserve = input.new_empty({0}, at::TensorOptions().dtype(at::kByte));
+  return {std::move(output), std::move(mean), std::move(slope), std::move(reserve)};
 }
 
 ThreeGradients batch_norm_backward(const Tensor& grad, const Tensor& input,
@@ -281,38 +313,6 @@ ThreeGradients batch_norm_backward(const Tensor& grad, const Tensor& input,
   return result;
 }
 
-// The kernel of an operator that is linear in its first argument, and does not depend on the values
-// of the others.
-template <class Op, class Schema = typename Op::schema>
-struct LinearInFirst;
-
-template <class Op, class... A>
-struct LinearInFirst<Op, Tensor(const Tensor&, A...)> {
-  static Tensor call(c10::DispatchKeySet keys, const Tensor& first, A... rest) {
-    if (!(has_tangent(first) || (has_tangent(rest) || ...)) || !above_autograd() ||
-        forward_mode_cut()) {
-      return Pass<Op>::call(keys, first, rest...);
-    }
-    const Tensor tangent = first._fw_grad(/*level=*/0);
-    Tensor result = Op::call(stripped(first), stripped(rest)...);
-    if (tangent.defined()) {
-      result._set_fw_grad(Op::call(tangent, stripped(rest)...), /*level=*/0,
-                          /*is_inplace_op=*/false);
-    }
-    return result;
-  }
-
- private:
-  template <class T>
-  static decltype(auto) stripped(const T& arg) {
-    if constexpr (std::is_same_v<T, Tensor>) {
-      return has_tangent(arg) ? arg._fw_primal(/*level=*/0) : arg;
-    } else {
-      return (arg);
-    }
-  }
-};
-
 }  // namespace
 
 std::vector<ForwardKernel> forward_formulas() {
@@ -330,10 +330,13 @@ std::vector<ForwardKernel> forward_formulas() {
   kernels.push_back(made<ops::mish_backward, &mish_backward>());
   kernels.push_back(made<ops::native_layer_norm, &layer_norm>());
   kernels.push_back(made<ops::native_layer_norm_backward, &layer_norm_backward>());
-  kernels.push_back(row<ops::nll_loss_backward, &LinearInFirst<ops::nll_loss_backward>::call>());
-  kernels.push_back(
-      row<ops::nll_loss2d_backward, &LinearInFirst<ops::nll_loss2d_backward>::call>());
+  kernels.push_back(linear_in_first<ops::nll_loss_backward, Others::kConstant>());
+  kernels.push_back(linear_in_first<ops::nll_loss2d_backward, Others::kConstant>());
   kernels.push_back(made<ops::native_batch_norm, &batch_norm>());
+  kernels.push_back(made<ops::_native_batch_norm_legit, &batch_norm_legit>());
+  kernels.push_back(made<ops::_native_batch_norm_legit_no_stats, &batch_norm_no_stats>());
+  kernels.push_back(made<ops::_batch_norm_with_update, &batch_norm_with_update>());
+  kernels.push_back(linear_in_first<ops::batch_norm_backward>());
   kernels.push_back(made<ops::native_batch_norm_backward, &batch_norm_backward>());
   kernels.push_back(made<ops::native_group_norm, &group_norm>());
   kernels.push_back(made<ops::norm_Scalar, &norm>());

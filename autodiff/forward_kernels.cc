@@ -202,6 +202,10 @@ void pass(std::vector<ForwardKernel>& kernels) {
 
 std::vector<ForwardKernel> forward_kernels() {
   std::vector<ForwardKernel> kernels = forward_formulas();
+  for (auto* family : {&attention_formulas, &distance_formulas, &embedding_formulas,
+                       &linalg_formulas, &loss_formulas, &sampling_formulas, &scatter_formulas}) {
+    for (ForwardKernel& kernel : family()) kernels.push_back(std::move(kernel));
+  }
   kernels.push_back(row<ops::mul_Tensor, &mul>());
   kernels.push_back(row<ops::div_Tensor, &div>());
   kernels.push_back(row<ops::add_Tensor, &sum_of<ops::add_Tensor, ops::add_Scalar, 1>>());

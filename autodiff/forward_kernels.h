@@ -28,8 +28,15 @@ struct ForwardKernel {
 };
 
 std::vector<ForwardKernel> forward_kernels();
-// Those that libtorch has no formula for; among the above.
+// Those that libtorch has no formula for, or a wrong one; among the above. One file each.
 std::vector<ForwardKernel> forward_formulas();
+std::vector<ForwardKernel> attention_formulas();
+std::vector<ForwardKernel> distance_formulas();
+std::vector<ForwardKernel> embedding_formulas();
+std::vector<ForwardKernel> linalg_formulas();
+std::vector<ForwardKernel> loss_formulas();
+std::vector<ForwardKernel> sampling_formulas();
+std::vector<ForwardKernel> scatter_formulas();
 
 // The kernel of all other operators.
 c10::KernelFunction boxed_kernel();

@@ -10,8 +10,11 @@
 #include <ATen/core/grad_mode.h>
 #include <c10/core/CompileTimeFunctionPointer.h>
 
+#include <cstddef>
 #include <optional>
+#include <tuple>
 #include <type_traits>
+#include <utility>
 
 #include "autodiff/forward_kernels.h"
 
@@ -91,6 +94,64 @@ ForwardKernel row() {
   return {Op::name, Op::overload_name,
           c10::KernelFunction::makeFromUnboxedFunction(TORCH_FN(Kernel)),
           c10::impl::CppSignature::make<typename Op::schema>()};
+}
+
+template <class Op, auto Function, MadeWhen kWhen = MadeWhen::kDual>
+ForwardKernel made() {
+  return row<Op, &Made<Op, Function, kWhen>::call>();
+}
+
+// Gives a result, or each of several, a tangent.
+inline void set_tangents(at::Tensor& result, const at::Tensor& tangent) {
+  if (!result.defined() || !tangent.defined()) return;
+  result._set_fw_grad(tangent, /*level=*/0, /*is_inplace_op=*/false);
+}
+
+template <class... R>
+void set_tangents(std::tuple<R...>& results, const std::tuple<R...>& tangents) {
+  [&]<size_t... I>(std::index_sequence<I...>) {
+    (set_tangents(std::get<I>(results), std::get<I>(tangents)), ...);
+  }
+  (std::index_sequence_for<R...>());
+}
+
+// What an operator's result depends on, besides being linear in the first argument: by the values
+// of the others (whose tangents are left to libtorch's formula, if it has one), or by that argument
+// alone.
+enum class Others { kMatter, kConstant };
+
+template <class Op, Others kOthers, class Schema = typename Op::schema>
+struct LinearInFirst;
+
+template <class Op, Others kOthers, class R, class... A>
+struct LinearInFirst<Op, kOthers, R(const at::Tensor&, A...)> {
+  static R call(c10::DispatchKeySet keys, const at::Tensor& first, A... rest) {
+    const bool others = (has_tangent(rest) || ...);
+    const bool mine =
+        kOthers == Others::kMatter ? has_tangent(first) && !others : has_tangent(first) || others;
+    if (!mine || !above_autograd() || forward_mode_cut()) {
+      return Pass<Op>::call(keys, first, rest...);
+    }
+    const at::Tensor tangent = first._fw_grad(/*level=*/0);
+    R result = Op::call(stripped(first), stripped(rest)...);
+    if (tangent.defined()) set_tangents(result, Op::call(tangent, stripped(rest)...));
+    return result;
+  }
+
+ private:
+  template <class T>
+  static decltype(auto) stripped(const T& arg) {
+    if constexpr (std::is_same_v<T, at::Tensor>) {
+      return has_tangent(arg) ? arg._fw_primal(/*level=*/0) : arg;
+    } else {
+      return (arg);
+    }
+  }
+};
+
+template <class Op, Others kOthers = Others::kMatter>
+ForwardKernel linear_in_first() {
+  return row<Op, &LinearInFirst<Op, kOthers>::call>();
 }
 
 }  // namespace torchlift::forward_internal

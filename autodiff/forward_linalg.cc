@@ -1,0 +1,117 @@
+// Forward mode of factorizations whose formula libtorch lacks, or has for one order only.
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/cholesky_inverse_ops.h>
+#include <ATen/ops/eye.h>
+#include <ATen/ops/linalg_householder_product_ops.h>
+#include <ATen/ops/linalg_solve_triangular.h>
+#include <ATen/ops/ormqr_ops.h>
+#include <ATen/ops/triangular_solve_ops.h>
+
+#include <cstdint>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "autodiff/forward_kernels.h"
+#include "autodiff/forward_pass.h"
+#include "core/tensor_operators.h"
+
+namespace torchlift::forward_internal {
+namespace {
+
+namespace ops = at::_ops;
+using at::Tensor;
+
+// --- products of Householder reflectors ----------------------------------------------------------
+//
+// LAPACK keeps Q = H_1 H_2 ... H_k, H_i = 1 - tau_i v_i v_i^H, as the columns v_i below the
+// diagonal of a matrix, with a one on the diagonal. (LAPACK Users' Guide, "Orthogonal
+// Factorizations")
+
+class Reflectors {
+ public:
+  Reflectors(const Tensor& columns, const Tensor& tau) : tau_(tau) {
+    const int64_t rows = columns.size(-2), count = tau.size(-1);
+    const Tensor ones = at::eye(rows, count, columns.options());
+    vectors_ = columns.narrow(-1, 0, count).tril(-1) + ones;
+  }
+
+  int64_t count() const { return tau_.size(-1); }
+
+  // H_i m, or H_i^H m
+  Tensor from_left(int64_t i, bool adjoint, const Tensor& m) const {
+    const Tensor v = vectors_.narrow(-1, i, 1);
+    return m - tau(i, adjoint) * v.matmul(v.mH().matmul(m));
+  }
+
+  // m H_i, or m H_i^H
+  Tensor from_right(int64_t i, bool adjoint, const Tensor& m) const {
+    const Tensor v = vectors_.narrow(-1, i, 1);
+    return m - tau(i, adjoint) * m.matmul(v).matmul(v.mH());
+  }
+
+ private:
+  Tensor tau(int64_t i, bool adjoint) const {
+    const Tensor factor = tau_.narrow(-1, i, 1).unsqueeze(-1);
+    return adjoint ? factor.conj() : factor;
+  }
+
+  Tensor tau_;
+  Tensor vectors_;
+};
+
+// The first columns of Q.
+Tensor householder_product(const Tensor& input, const Tensor& tau) {
+  const Reflectors reflectors(input, tau);
+  Tensor q = at::eye(input.size(-2), input.size(-1), input.options()).expand(input.sizes());
+  for (int64_t i = reflectors.count() - 1; i >= 0; --i) q = reflectors.from_left(i, false, q);
+  return q;
+}
+
+// Q m, Q^H m, m Q or m Q^H.
+Tensor ormqr(const Tensor& input, const Tensor& tau, const Tensor& other, bool left,
+             bool transpose) {
+  const Reflectors reflectors(input, tau);
+  Tensor m = other;
+  // Q m starts with the last reflector, as does m Q^H.
+  const bool last_first = left != transpose;
+  for (int64_t step = 0; step < reflectors.count(); ++step) {
+    const int64_t i = last_first ? reflectors.count() - 1 - step : step;
+    m = left ? reflectors.from_left(i, transpose, m) : reflectors.from_right(i, transpose, m);
+  }
+  return m;
+}
+
+// --- triangular matrices -------------------------------------------------------------------------
+
+// (L L^H)^-1 = X^H X with X = L^-1; or (U^H U)^-1 = X X^H.
+Tensor cholesky_inverse(const Tensor& self, bool upper) {
+  const Tensor identity = at::eye(self.size(-1), self.options()).expand(self.sizes());
+  const Tensor inverse = at::linalg_solve_triangular(self, identity, upper);
+  return upper ? inverse.matmul(inverse.mH()) : inverse.mH().matmul(inverse);
+}
+
+// The matrix comes back as it is, and is an output to autograd too.
+std::tuple<Tensor, Tensor> triangular_solve(const Tensor& self, const Tensor& a, bool upper,
+                                            bool transpose, bool unitriangular) {
+  const Tensor matrix = transpose ? a.mT() : a;
+  Tensor solution = at::linalg_solve_triangular(matrix, self, transpose ? !upper : upper,
+                                                /*left=*/true, unitriangular);
+  std::vector<int64_t> sizes(solution.sizes().begin(), solution.sizes().end() - 2);
+  sizes.insert(sizes.end(), a.sizes().end() - 2, a.sizes().end());
+  return {std::move(solution), a.expand(sizes).clone()};
+}
+
+}  // namespace
+
+std::vector<ForwardKernel> linalg_formulas() {
+  std::vector<ForwardKernel> kernels;
+  kernels.push_back(made<ops::linalg_householder_product, &householder_product>());
+  kernels.push_back(made<ops::ormqr, &ormqr>());
+  kernels.push_back(made<ops::cholesky_inverse, &cholesky_inverse>());
+  kernels.push_back(made<ops::triangular_solve, &triangular_solve>());
+  return kernels;
+}
+
+}  // namespace torchlift::forward_internal
