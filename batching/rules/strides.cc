@@ -63,6 +63,31 @@ bool is_box(const Strided& example, const Strided& request) {
   return true;
 }
 
+// The distance between neighbours of an example that lies on every g-th address of its extent, each
+// once, as one does that is dense but for the examples in between; 0 if it does not.
+int64_t lattice_of(const Strided& example) {
+  const Box box = box_of(example);
+  if (box.dims.empty()) return 0;
+  const int64_t step = box.dims.back().stride;
+  int64_t expected = step;
+  for (auto dim = box.dims.rbegin(); dim != box.dims.rend(); ++dim) {
+    if (dim->stride != expected) return 0;
+    expected *= dim->left + 1;
+  }
+  return step;
+}
+
+// Whether all addresses of the request are elements of an example that is a lattice.
+bool is_on_lattice(const Strided& example, const Strided& request) {
+  const int64_t step = lattice_of(example), first = request.offset - example.offset;
+  if (step == 0 || first < 0 || first % step != 0) return false;
+  for (size_t i = 0; i < request.sizes.size(); ++i) {
+    if (request.sizes[i] > 1 && request.strides[i] % step != 0) return false;
+  }
+  return first + extent_of(request.sizes, request.strides) <=
+         extent_of(example.sizes, example.strides);
+}
+
 }  // namespace
 
 int64_t extent_of(c10::IntArrayRef sizes, c10::IntArrayRef strides) {
@@ -79,7 +104,7 @@ bool reachable(const Strided& example, const Strided& request, int64_t batch_str
   if (needed == 0) return true;
   const int64_t owned = extent_of(example.sizes, example.strides);
   if (owned == 0) return false;
-  if (is_box(example, request)) return true;
+  if (is_box(example, request) || is_on_lattice(example, request)) return true;
   const int64_t first = request.offset;
   const int64_t end = request.offset + needed;
   if (batch_stride != 0 && batch_stride < owned) return false;  // the examples interleave

@@ -360,7 +360,12 @@ TEST(Strides, Reachable) {
   const Strided apart{{4, 6}, {18, 3}, 0};
   EXPECT_TRUE(reachable(apart, {{2, 3}, {18, 6}, 21}, 1));
   EXPECT_TRUE(reachable(apart, {{6, 4}, {3, 18}, 0}, 1));
-  EXPECT_FALSE(reachable(apart, {{7}, {3}, 0}, 1));
+  EXPECT_TRUE(reachable(apart, {{7}, {3}, 0}, 1));    // runs over the end of a row
+  EXPECT_TRUE(reachable(apart, {{4}, {21}, 0}, 1));   // a diagonal
+  EXPECT_FALSE(reachable(apart, {{25}, {3}, 0}, 1));  // past the end
+  EXPECT_FALSE(reachable(apart, {{24}, {3}, 3}, 1));
+  const Strided rows{{4, 5}, {18, 3}, 0};  // with a gap after each row
+  EXPECT_FALSE(reachable(rows, {{7}, {3}, 0}, 1));
   EXPECT_FALSE(reachable(apart, {{2}, {1}, 0}, 1));
 }
 
