@@ -1,11 +1,9 @@
 // Embedding tables.
 
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/_embedding_bag.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/embedding.h>
 #include <ATen/ops/embedding_backward_ops.h>
-#include <ATen/ops/embedding_bag_ops.h>
 #include <ATen/ops/embedding_dense_backward.h>
 #include <ATen/ops/embedding_dense_backward_ops.h>
 #include <ATen/ops/embedding_ops.h>
@@ -25,8 +23,6 @@
 namespace torchlift {
 namespace {
 namespace ops = at::_ops;
-
-using EmbeddingBag = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 // NOTE [one table for all]
 // B tables of V rows are one table of B*V rows in which example b's index i is b*V + i. So the
@@ -143,37 +139,6 @@ void embedding_renorm_in_place(BatchedArg self, BatchedArg indices, double max_n
   const at::Tensor target = batch_first(self);
   target.copy_(renormed(target, indices, max_norm, norm_type));
 }
-
-// libtorch's asks whether the table requires a gradient, and if not, takes an operator that has
-// none. But a gradient outside of the level may track what the table holds.
-EmbeddingBag embedding_bag_padded(const at::Tensor& weight, const at::Tensor& indices,
-                                  const at::Tensor& offsets, bool scale_grad_by_freq, int64_t mode,
-                                  bool sparse, const std::optional<at::Tensor>& per_sample_weights,
-                                  bool include_last_offset, std::optional<int64_t> padding_idx) {
-  int64_t padding = -1;
-  if (padding_idx.has_value()) {
-    const int64_t rows = weight.size(0);
-    TORCH_CHECK(*padding_idx >= -rows && *padding_idx < rows,
-                "padding_idx must be within the number of embeddings, -", rows, " through ",
-                rows - 1, ", but got ", *padding_idx);
-    padding = *padding_idx < 0 ? *padding_idx + rows : *padding_idx;
-  }
-  return at::_embedding_bag(weight, indices.contiguous(), offsets.contiguous(), scale_grad_by_freq,
-                            mode, sparse, per_sample_weights, include_last_offset, padding);
-}
-
-EmbeddingBag embedding_bag(const at::Tensor& weight, const at::Tensor& indices,
-                           const at::Tensor& offsets, bool scale_grad_by_freq, int64_t mode,
-                           bool sparse, const std::optional<at::Tensor>& per_sample_weights,
-                           bool include_last_offset) {
-  return embedding_bag_padded(weight, indices, offsets, scale_grad_by_freq, mode, sparse,
-                              per_sample_weights, include_last_offset, std::nullopt);
-}
-
-[[maybe_unused]] const RuleSet kBags{
-    composite<ops::embedding_bag, &embedding_bag>(),
-    composite<ops::embedding_bag_padding_idx, &embedding_bag_padded>(),
-};
 
 [[maybe_unused]] const RuleSet kRules{
     rule<ops::embedding, &embedding_rule>(),
