@@ -26,7 +26,7 @@
 // of the wrong shape or dtype.
 
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/zeros_like.h>
+#include <ATen/ops/zeros_like_ops.h>
 
 #include <cstddef>
 #include <cstdint>
@@ -293,7 +293,10 @@ auto linearize(const F& f, const Primals& primals) {
   const auto arguments = internal::as_arguments(primals);
   const auto run = [&f](const auto& all) { return std::apply(f, all); };
   auto [value, pullback] = vjp(run, arguments);
-  auto zeros = tree_map(value, [](const at::Tensor& t) { return at::zeros_like(t); });
+  auto zeros = tree_map(value, [](const at::Tensor& t) {
+    return at::_ops::zeros_like::call(t, /*dtype=*/{}, /*layout=*/{}, /*device=*/{},
+                                      /*pin_memory=*/{}, /*memory_format=*/{});
+  });
   const auto pull = [pullback = std::move(pullback)](const auto& cotangent) {
     return pullback(cotangent);
   };
