@@ -111,7 +111,7 @@ at::Tensor lift(at::Tensor value, std::optional<int64_t> bdim, const LevelPtr& l
 
 at::Tensor lift_alias(const at::Tensor& value, std::optional<int64_t> bdim, const LevelPtr& level) {
   at::Tensor lifted = lift(value, bdim, level);
-  if (!value.is_inference()) {
+  if (!value.is_inference() && !lifted.is_inference()) {
     lifted.unsafeGetTensorImpl()->set_version_counter(
         value.unsafeGetTensorImpl()->version_counter());
   }
