@@ -23,6 +23,7 @@
 #include "autodiff/forward_mode.h"
 #include "core/dispatch.h"
 #include "core/lifted_tensor.h"
+#include "core/narrow.h"
 #include "core/runtime.h"
 
 namespace torchlift {
@@ -50,7 +51,8 @@ bool takes_no_shortcut(const std::string& name) {
       "SqueezeBackward1", "StackBackward0", "SubBackward0", "SumBackward0", "SumBackward1",
       "TBackward0", "TanhBackward0", "TransposeBackward0", "UnsafeViewBackward0",
       "UnsqueezeBackward0", "ViewBackward0", "_LogSoftmaxBackward0", "FwPrimalBackward0",
-      "torch::autograd::AccumulateGrad", "Identity", "torch::autograd::Identity"};
+      "torch::autograd::AccumulateGrad", "Identity", "torch::autograd::Identity",
+      "GatherRowsBackward", "ScatterRowsBackward"};
   // clang-format on
   return known->count(name) > 0;
 }
@@ -365,8 +367,10 @@ ReverseScope::ReverseScope()
 
 ReverseScope::~ReverseScope() = default;
 
-at::Tensor ReverseScope::primal(const at::Tensor& x) {
-  check_alive(x);
+at::Tensor ReverseScope::primal(const at::Tensor& input) {
+  check_alive(input);
+  const bool narrows = level_ != nullptr && narrows_level_of(*level_, input);
+  const at::Tensor x = narrows ? narrow(input, LevelPtr::reclaim_copy(level_)) : input;
   at::Tensor p;
   if (level_ != nullptr && depth_of(x) < level_->depth()) {
     // A tensor from outside: in this domain it is a fresh leaf, the same for all examples.

@@ -1,6 +1,7 @@
 #include "core/dispatch.h"
 
 #include "core/error.h"
+#include "core/narrow.h"
 
 namespace torchlift {
 
@@ -11,11 +12,11 @@ Frame*& current_frame() {
 
 const LevelPtr& LevelFinder::level() const {
   TORCH_INTERNAL_ASSERT(deepest_ != nullptr, "torchlift: a front kernel met no lifted tensor");
-  if (C10_UNLIKELY(!deepest_->level().alive())) {
-    check_alive(at::Tensor(c10::intrusive_ptr<c10::TensorImpl>::reclaim_copy(deepest_)));
-  }
   check_no_torch_func("an operator on a tensor of torchlift's vmap");
-  return deepest_->level_ptr();
+  if (C10_LIKELY(deepest_->level().usual())) return deepest_->level_ptr();
+  check_alive(at::Tensor(c10::intrusive_ptr<c10::TensorImpl>::reclaim_copy(deepest_)));
+  narrowed_ = narrowed_now(deepest_->level_ptr());
+  return narrowed_;
 }
 
 void TrackedFinder::throw_same_depth(const Level& other) {
@@ -34,6 +35,8 @@ void throw_write_to_unbatched(const char* op, const at::Tensor& target, const Le
         "from outside the function. Use the out-of-place operator, or make the target from an "
         "argument: x.new_zeros(shape) becomes torch.zeros_like(x).");
   }
+  const LiftedTensorImpl* impl = as_lifted(target);
+  if (impl != nullptr && level.narrows(impl->level())) throw_write_outside(op, target, level);
   unsupported_error(
       "vmap", op, " writes values that differ between examples (of ", level.describe(),
       ") into a tensor of shape ", target.sizes(),

@@ -93,22 +93,30 @@ class LevelFinder {
     if (deepest_ == nullptr || depth > depth_) {
       deepest_ = impl;
       depth_ = depth;
+    } else if (C10_UNLIKELY(depth == depth_ && !impl->level().usual()) &&
+               impl->level().narrows(deepest_->level())) {
+      deepest_ = impl;
     }
   }
 
-  // Throws when there is none, when it has ended, or when a transform of torch.func is at work.
+  // Throws when there is none, when it has ended, or when a transform of torch.func is at work. The
+  // reference is valid as long as the finder and the argument.
   const LevelPtr& level() const;
 
  private:
   LiftedTensorImpl* deepest_ = nullptr;
   int64_t depth_ = 0;
+  mutable LevelPtr narrowed_;
 };
 
 // Whether an argument of `level` is tracked; throws if an argument is of another level as deep (it
-// escaped from a level that has ended).
+// escaped from a level that has ended). At a front kernel, that may also be a level that this one
+// narrows: such an argument counts as tracked, so that the autograd path is taken, where it is
+// brought to this level as other arguments are hidden.
 class TrackedFinder {
  public:
-  explicit TrackedFinder(const Level& level) : level_(level) {}
+  explicit TrackedFinder(const Level& level, bool at_front = false)
+      : level_(level), at_front_(at_front) {}
   void operator()(const at::TensorBase& t) {
     const LiftedTensorImpl* impl = as_lifted(t);
     if (impl == nullptr) return;
@@ -117,7 +125,8 @@ class TrackedFinder {
       batched_ = batched_ || impl->bdim().has_value();
     } else if (C10_UNLIKELY(!impl->level().alive() || impl->level().depth() >= level_.depth())) {
       check_alive(t);
-      throw_same_depth(impl->level());
+      if (!at_front_ || !level_.narrows(impl->level())) throw_same_depth(impl->level());
+      tracked_ = true;
     }
   }
   bool tracked() const { return tracked_; }
@@ -128,6 +137,7 @@ class TrackedFinder {
   [[noreturn]] static void throw_same_depth(const Level& other);
 
   const Level& level_;
+  const bool at_front_;
   bool tracked_ = false;
   bool batched_ = false;
 };
@@ -137,12 +147,13 @@ class TrackedFinder {
 // part: if it is tracked, autograd would record an edge (or mix a tangent) of another domain; if it
 // has further dispatch keys (sparse, meta, a Python subclass), they would be dispatched on before
 // our back key. Such an argument is lifted without a batch dim, which gives it no autograd state of
-// this domain.
+// this domain. (One of a level that this one narrows becomes some of its examples; lift_alias knows
+// what to do.)
 inline bool needs_hiding(const at::TensorBase& t, const Level& level) {
   const c10::TensorImpl* impl = t.unsafeGetTensorImpl();
-  if (impl->key_set().has(kFrontKey) &&
-      &static_cast<const LiftedTensorImpl*>(impl)->level() == &level) {
-    return false;
+  if (impl->key_set().has(kFrontKey)) {
+    const Level& own = static_cast<const LiftedTensorImpl*>(impl)->level();
+    if (own.depth() == level.depth()) return &own != &level;
   }
   return !kPlainKeys.has_all(impl->key_set()) || is_tracked(t);
 }

@@ -54,7 +54,24 @@ Level::Level(int64_t depth, Options options)
     : depth_(depth),
       options_(options),
       grad_at_entry_(c10::GradMode::is_enabled()),
-      forward_at_entry_(c10::AutogradState::get_tls_state().get_fw_grad_mode()) {}
+      forward_at_entry_(c10::AutogradState::get_tls_state().get_fw_grad_mode()),
+      root_(this),
+      unusual_(0) {}
+
+Level::Level(LevelPtr base, int64_t size)
+    : depth_(base->depth_),
+      options_{.kind = base->kind(), .size = size, .randomness = base->randomness()},
+      grad_at_entry_(base->grad_at_entry_),
+      forward_at_entry_(base->forward_at_entry_),
+      base_(std::move(base)),
+      root_(base_->root_),
+      unusual_(1) {}
+
+bool Level::narrows(const Level& other) const {
+  const Level* level = base();
+  while (level != nullptr && level != &other) level = level->base();
+  return level != nullptr;
+}
 
 const char* Level::transform() const {
   switch (options_.kind) {
@@ -70,6 +87,10 @@ const char* Level::transform() const {
 
 std::string Level::describe() const {
   if (kind() == LevelKind::kJvp) return c10::str("jvp level ", depth_);
+  if (base() != nullptr) {
+    return c10::str(transform(), " level ", depth_, " (", options_.size, " of its ", root_->size(),
+                    " examples)");
+  }
   return c10::str(transform(), " level ", depth_, " (size ", options_.size, ")");
 }
 
@@ -78,6 +99,7 @@ LevelScope::LevelScope(Level::Options options)
 
 LevelScope::~LevelScope() {
   level_->alive_.store(false, std::memory_order_relaxed);
+  level_->unusual_.fetch_add(1, std::memory_order_relaxed);
   // Scopes are destroyed in the reverse of their order, so ours is the last.
   thread_state().levels.pop_back();
 }
@@ -97,6 +119,10 @@ DomainLimit exchange_domain_limit(DomainLimit limit) {
 }
 
 const std::vector<LevelPtr>& level_stack() { return thread_state().levels; }
+
+LevelPtr exchange_level(LevelPtr level) {
+  return std::exchange(thread_state().levels[level->depth() - 1], std::move(level));
+}
 
 Level* random_level() {
   const ThreadState& state = thread_state();

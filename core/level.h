@@ -74,11 +74,22 @@ class Level : public c10::intrusive_ptr_target {
   bool grad_at_entry() const { return grad_at_entry_; }
   // Whether forward mode was on then: see NOTE [forward mode of outer domains] in core/grad_mode.h.
   bool forward_at_entry() const { return forward_at_entry_; }
-  bool alive() const { return alive_.load(std::memory_order_relaxed); }
+  bool alive() const { return root_->alive_.load(std::memory_order_relaxed); }
 
-  OuterGradMode outer_grad_mode() const { return outer_grad_mode_.load(std::memory_order_relaxed); }
+  // See NOTE [narrowed levels] in core/narrow.h. The level some of whose examples are this one's,
+  // or null.
+  const Level* base() const { return base_.get(); }
+  // Whether `other` is this level's base, or the base of that...
+  bool narrows(const Level& other) const;
+  // False where an operator must look closer at what the level means now: it has ended, it stands
+  // for some of the examples of another, or another one stands for some of its own.
+  bool usual() const { return unusual_.load(std::memory_order_relaxed) == 0; }
+
+  OuterGradMode outer_grad_mode() const {
+    return root_->outer_grad_mode_.load(std::memory_order_relaxed);
+  }
   void set_outer_grad_mode(OuterGradMode mode) {
-    outer_grad_mode_.store(mode, std::memory_order_relaxed);
+    root_->outer_grad_mode_.store(mode, std::memory_order_relaxed);
   }
 
   // "vmap", "jvp", "jacfwd": the transform to name in error messages.
@@ -86,15 +97,24 @@ class Level : public c10::intrusive_ptr_target {
   // "vmap level 2 (size 8)", for error messages.
   std::string describe() const;
 
+ protected:
+  // `size` of the examples of `base`.
+  Level(c10::intrusive_ptr<Level> base, int64_t size);
+
  private:
   friend class LevelScope;
+  friend class NarrowScope;
 
   const int64_t depth_;
   const Options options_;
   const bool grad_at_entry_;
   const bool forward_at_entry_;
+  const c10::intrusive_ptr<Level> base_;
+  // Whose life and grad mode this level shares: its base's base..., or itself.
+  Level* const root_;
   std::atomic<bool> alive_{true};
   std::atomic<OuterGradMode> outer_grad_mode_{OuterGradMode::kInherit};
+  std::atomic<int32_t> unusual_;
 };
 
 using LevelPtr = c10::intrusive_ptr<Level>;
@@ -122,6 +142,9 @@ Level* current_level();
 
 // The levels open on this thread, outermost first.
 const std::vector<LevelPtr>& level_stack();
+
+// Puts a level in the place of the open one of its depth, and returns that (core/narrow.h).
+LevelPtr exchange_level(LevelPtr level);
 
 // Which vmap level a random operator that meets the mode key now belongs to: the innermost one,
 // unless a rule of that level is already at work on it. Null when no level is left.

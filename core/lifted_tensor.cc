@@ -4,6 +4,7 @@
 #include <c10/core/impl/alloc_cpu.h>
 
 #include "core/error.h"
+#include "core/narrow.h"
 
 namespace torchlift {
 namespace {
@@ -110,6 +111,9 @@ at::Tensor lift(at::Tensor value, std::optional<int64_t> bdim, const LevelPtr& l
 }
 
 at::Tensor lift_alias(const at::Tensor& value, std::optional<int64_t> bdim, const LevelPtr& level) {
+  if (C10_UNLIKELY(!level->usual()) && !bdim && narrows_level_of(*level, value)) {
+    return narrow(value, level);
+  }
   at::Tensor lifted = lift(value, bdim, level);
   if (!value.is_inference() && !lifted.is_inference()) {
     lifted.unsafeGetTensorImpl()->set_version_counter(
@@ -122,6 +126,10 @@ Lowered lower(const at::Tensor& t, const Level& level) {
   const LiftedTensorImpl* impl = t.defined() ? as_lifted(t) : nullptr;
   if (impl == nullptr) return {t, std::nullopt};
   if (&impl->level() == &level) return {impl->value(), impl->bdim()};
+  if (C10_UNLIKELY(!level.usual()) && narrows_level_of(level, t)) {
+    const at::Tensor narrowed = narrow(t, LevelPtr::reclaim_copy(const_cast<Level*>(&level)));
+    return {as_lifted(narrowed)->value(), as_lifted(narrowed)->bdim()};
+  }
   if (!impl->level().alive() || impl->level().depth() >= level.depth()) escaped(impl->level());
   return {t, std::nullopt};
 }

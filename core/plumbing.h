@@ -311,7 +311,7 @@ struct Kernel<Op, Rule, Kind, R(A...)> {
     LevelFinder finder;
     pi::visit_all(finder, args...);
     const LevelPtr& level = finder.level();
-    TrackedFinder found(*level);
+    TrackedFinder found(*level, /*at_front=*/true);
     pi::visit_all(found, args...);
     if (found.tracked() || keys.has_any(c10::autocast_dispatch_keyset) ||
         (Kind == OpKind::kView && records_views()) || Kind == OpKind::kDomain) {

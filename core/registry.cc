@@ -58,11 +58,11 @@ struct Site {
   bool batched;
 };
 
-Site inspect(const OperatorHandle& op, Stack* stack) {
+Site inspect(const OperatorHandle& op, Stack* stack, bool at_front) {
   LevelFinder finder;
   for_each_argument_tensor(op, stack, [&](const at::Tensor& t) { finder(t); });
   const LevelPtr& level = finder.level();
-  TrackedFinder found(*level);
+  TrackedFinder found(*level, at_front);
   for_each_argument_tensor(op, stack, [&](const at::Tensor& t) { found(t); });
   return {level, found.tracked(), found.batched()};
 }
@@ -109,7 +109,7 @@ void register_kernel(const OperatorName& name, DispatchKey key, KernelFunction k
 
 void back_boxed(const OperatorHandle& op, BoxedRule rule, Stack* stack) {
   RestoreScope restore;
-  apply(op, rule, inspect(op, stack), stack);
+  apply(op, rule, inspect(op, stack, /*at_front=*/false), stack);
 }
 
 void back_fallback(const OperatorHandle& op, Stack* stack) {
@@ -135,7 +135,7 @@ bool has_view_result(const OperatorHandle& op) {
 
 void front_boxed(const OperatorHandle& op, BoxedRule rule, DispatchKeySet keys, Stack* stack) {
   if (below_autograd()) return back_boxed(op, rule, stack);
-  const Site site = inspect(op, stack);
+  const Site site = inspect(op, stack, /*at_front=*/true);
   const bool record = site.tracked || keys.has_any(c10::autocast_dispatch_keyset) ||
                       (records_views() && has_view_result(op));
   if (!record) return apply(op, rule, site, stack);

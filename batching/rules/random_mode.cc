@@ -14,6 +14,7 @@
 #include "core/keys.h"
 #include "core/level.h"
 #include "core/lifted_tensor.h"
+#include "core/narrow.h"
 #include "core/registry.h"
 
 // NOTE [random operators]
@@ -236,6 +237,22 @@ void draw_different(const Call& call, const Args& args) {
   draw_one_by_one(call);
 }
 
+// Arguments of a level that this one narrows become some of its examples.
+void bring_arguments(const Call& call) {
+  for (size_t i = 0; i < call.size(); ++i) {
+    bool found = false;
+    for_each_tensor(call.arg(i), [&](const at::Tensor& t) {
+      if (!narrows_level_of(*call.level, t)) return;
+      if (writes_argument(call.op, i)) throw_write_outside(call.name().c_str(), t, *call.level);
+      found = true;
+    });
+    if (!found) continue;
+    call.arg(i) = map_tensors(call.arg(i), [&](const at::Tensor& t) {
+      return narrows_level_of(*call.level, t) ? narrow(t, call.level) : t;
+    });
+  }
+}
+
 // --- the kernel ----------------------------------------------------------------------------------
 
 void random_rule(const OperatorHandle& op, DispatchKeySet keys, Stack* stack) {
@@ -243,6 +260,7 @@ void random_rule(const OperatorHandle& op, DispatchKeySet keys, Stack* stack) {
   Level* level = random_level();
   if (level == nullptr) return op.redispatchBoxed(below, stack);
   const Call call{op, below, stack, LevelPtr::reclaim_copy(level)};
+  if (C10_UNLIKELY(!level->usual())) bring_arguments(call);
   // An argument of a jvp level inside: that level's turn comes first.
   if (deepest_argument(call) > level->depth()) return op.redispatchBoxed(below, stack);
   if (draws_nothing(call)) return call.go_on();

@@ -3,24 +3,26 @@
 #include <deque>
 
 #include "autodiff/forward_mode.h"
+#include "core/dispatch.h"
 #include "core/domain.h"
 #include "core/grad_mode.h"
 #include "core/lifted_tensor.h"
+#include "core/narrow.h"
 
 namespace torchlift::python {
 namespace {
 
-// The deepest lifted tensor among the arguments, or null.
-LiftedTensorImpl* deepest(PyObject* arguments) {
-  LiftedTensorImpl* found = nullptr;
+// The level that an operator on the arguments belongs to, or null.
+LevelPtr deepest(PyObject* arguments) {
+  LevelFinder finder;
+  bool any = false;
   all_children(arguments, [&](PyObject* arg) {
-    LiftedTensorImpl* impl = is_tensor(arg) ? as_lifted(tensor_of(arg)) : nullptr;
-    if (impl != nullptr && (found == nullptr || impl->level().depth() > found->level().depth())) {
-      found = impl;
-    }
+    if (!is_tensor(arg)) return true;
+    any = any || is_lifted(tensor_of(arg));
+    finder(tensor_of(arg));
     return true;
   });
-  return found;
+  return any ? finder.level() : LevelPtr();
 }
 
 // GradMode as the domains around `level` see it, where GradMode is `grad` in the level's own.
@@ -62,21 +64,24 @@ void look_at(at::Tensor t, bool grad, Outside& outside) {
 PyObject* function_route(PyObject* /*self*/, PyObject* const* args, Py_ssize_t /*count*/) {
   return guarded([&]() -> py::object {
     if (C10_UNLIKELY(forward_mode_cut())) return py::int_(3);
-    const LiftedTensorImpl* lifted = deepest(args[0]);
-    if (C10_LIKELY(lifted == nullptr)) return py::none();
-    const Level& level = lifted->level();
+    const LevelPtr deepest_level = deepest(args[0]);
+    if (C10_LIKELY(!deepest_level)) return py::none();
+    const Level& level = *deepest_level;
     const bool grad = outer_grad(level, c10::GradMode::is_enabled());
     Outside outside;
     bool batched = false;
+    bool narrows = false;
     all_children(args[0], [&](PyObject* arg) {
       if (!is_tensor(arg)) return true;
       const at::Tensor& t = tensor_of(arg);
+      narrows = narrows || narrows_level_of(level, t);
       const LiftedTensorImpl* impl = as_lifted(t);
       const bool own = impl != nullptr && &impl->level() == &level;
       batched = batched || (own && impl->bdim().has_value());
       look_at(own ? impl->value() : t, grad, outside);
       return true;
     });
+    if (narrows) return py::int_(4);
     if (outside.dual) {
       if (batched) throw_batched_with_tangent();
       return py::int_(2);
@@ -87,7 +92,7 @@ PyObject* function_route(PyObject* /*self*/, PyObject* const* args, Py_ssize_t /
 
 PyObject* function_lift(PyObject* /*self*/, PyObject* const* args, Py_ssize_t /*count*/) {
   return guarded([&]() -> py::object {
-    const LevelPtr level = deepest(args[0])->level_ptr();
+    const LevelPtr level = deepest(args[0]);
     return map_children(args[0], [&](PyObject* arg) {
       if (!is_tensor(arg)) return borrow(arg);
       const at::Tensor& t = tensor_of(arg);
@@ -110,17 +115,16 @@ PyObject* function_forward(PyObject* /*self*/, PyObject* const* args, Py_ssize_t
 
 PyObject* function_forward_seen(PyObject* /*self*/, PyObject* const* args, Py_ssize_t /*count*/) {
   return guarded([&]() -> py::object {
-    const LiftedTensorImpl* lifted = deepest(args[1]);
-    const OuterGradModeGuard seen(lifted == nullptr ? nullptr : &lifted->level(),
-                                  OuterGradMode::kOn);
+    const LevelPtr level = deepest(args[1]);
+    const OuterGradModeGuard seen(level.get(), OuterGradMode::kOn);
     return checked(PyObject_Call(args[0], args[1], nullptr));
   });
 }
 
 PyObject* function_outside(PyObject* /*self*/, PyObject* const* args, Py_ssize_t /*count*/) {
   return guarded([&]() -> py::object {
-    const LiftedTensorImpl* lifted = deepest(args[1]);
-    const DomainScope domain(lifted == nullptr ? 0 : lifted->level().depth() - 1);
+    const LevelPtr level = deepest(args[1]);
+    const DomainScope domain(level ? level->depth() - 1 : 0);
     return checked(PyObject_CallNoArgs(args[0]));
   });
 }

@@ -35,7 +35,7 @@ from torchlift._errors import UnsupportedError
 _RANDOMNESS = ("error", "same", "different")
 # A classmethod, written in C in newer releases of torch.
 _torch_apply = inspect.getattr_static(Function, "apply")
-_UNBATCHED, _CONSTANT = 2, 3  # See function_route.
+_UNBATCHED, _CONSTANT, _NARROWS = 2, 3, 4  # See function_route.
 _unbatched_classes: "weakref.WeakKeyDictionary[type, type]" = weakref.WeakKeyDictionary()
 _routed_classes: "weakref.WeakKeyDictionary[type, type]" = weakref.WeakKeyDictionary()
 _state = threading.local()
@@ -52,6 +52,8 @@ def install() -> None:
         outer_grad = _route(args)
         if outer_grad is None:
             return bind(None, cls)(*args, **kwargs)
+        if outer_grad == _NARROWS:
+            return apply(cls, *_C.function_lift(args), **kwargs)
         if outer_grad == _CONSTANT:
             args = tuple(a.detach() if isinstance(a, torch.Tensor) else a for a in args)
             return bind(None, cls)(*args, **kwargs)
