@@ -37,8 +37,10 @@ namespace ops = at::_ops;
       "vmap", "A number was asked for (.item(), float(x), int(x), bool(x)) of a tensor of ",
       level->describe(),
       ", which holds one for each example. Usual causes, and what to write instead:\n"
-      "  1. control flow on a value, `if x > 0:` or `while err > tol:` -> torch.where(x > 0, a, "
-      "b), or a "
+      "  1. control flow on a value, `if x > 0:` or `while err > tol:` -> torchlift.cond(x > 0, f, "
+      "g, x) or "
+      "torchlift.while_loop(cond, body, x), which choose example by example; torch.where(x > 0, a, "
+      "b); or a "
       "fixed number of steps;\n"
       "  2. x[i] with a 0-d index tensor i that is batched -> x.index_select(0, i).squeeze(0), "
       "x[i[None]][0] or "
@@ -133,16 +135,16 @@ std::vector<at::Tensor> tensor_split(const at::Tensor& self, const at::Tensor& w
                                 torch::jit::Stack* /*stack*/) {
   throw_shape(
       op, level,
-      "Use the mask itself: torch.where(mask, x, y), (x * mask).sum(), or torch.topk for a fixed "
-      "number of indices.");
+      "Use torchlift.nonzero(x, size=n), which pads to a fixed number of indices, or the mask "
+      "itself: torch.where(mask, x, y), (x * mask).sum().");
 }
 
 [[noreturn]] void throw_unique(const c10::OperatorHandle& op, const LevelPtr& level,
                                torch::jit::Stack* /*stack*/) {
   throw_shape(
       op, level,
-      "Use torch.sort, whose shape is fixed (neighbours that differ start a new value), or call it "
-      "outside of vmap.");
+      "Use torchlift.unique(x, size=n), which pads to a fixed number of values; torch.sort, whose "
+      "shape is fixed (neighbours that differ start a new value); or call it outside of vmap.");
 }
 
 // How many bins every example has: the largest of its numbers decides, if it is above minlength.

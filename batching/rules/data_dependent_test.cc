@@ -91,8 +91,9 @@ TEST_F(DataDependent, TensorSplit) {
 
 TEST_F(DataDependent, Shapes) {
   EXPECT_THAT(message_of([&] { at::nonzero(x); }), HasSubstr("torch.where(mask, x, y)"));
-  EXPECT_THAT(message_of([&] { at::_unique2(x); }), HasSubstr("Use torch.sort"));
-  EXPECT_THAT(message_of([&] { at::unique_consecutive(x); }), HasSubstr("Use torch.sort"));
+  EXPECT_THAT(message_of([&] { at::_unique2(x); }), HasSubstr("torchlift.unique(x, size=n)"));
+  EXPECT_THAT(message_of([&] { at::unique_consecutive(x); }),
+              HasSubstr("torchlift.unique(x, size=n)"));
   EXPECT_THAT(message_of([&] { at::repeat_interleave(whole); }), HasSubstr("Pass repeats"));
   EXPECT_THAT(message_of([&] { at::one_hot(whole); }), HasSubstr("num_classes=10"));
 }

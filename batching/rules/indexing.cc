@@ -40,8 +40,9 @@ int64_t logical_rank(const Batched& index) { return index.value.dim() - (index.b
   unsupported_error("vmap", op, ": the boolean mask of shape ", logical_sizes(as_arg(mask)),
                     " differs between examples, so that each would select another number of "
                     "elements: x[mask] has no "
-                    "shape that fits all. Use torch.where(mask, x, other), x * mask, or "
-                    "masked_fill, which keep the shape.");
+                    "shape that fits all. Use torchlift.masked_select(x, mask, size=n), which pads "
+                    "to a fixed number, or torch.where(mask, x, other), x * mask, masked_fill, "
+                    "which keep the shape.");
 }
 
 // One index tensor for every indexed dim; a mask that all examples share is the indices of its True

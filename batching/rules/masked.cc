@@ -175,7 +175,8 @@ Batched masked_select_rule(const Level& level, BatchedArg self, BatchedArg mask)
     unsupported_error(
         "vmap", "masked_select: the mask of shape ", logical_sizes(mask),
         " differs between examples, so that each would select another number of elements. "
-        "Use torch.where(mask, x, other) or x * mask, which keep the shape.");
+        "Use torchlift.masked_select(x, mask, size=n), which pads to a fixed number, or "
+        "torch.where(mask, x, other), x * mask, which keep the shape.");
   }
   const auto sizes = common_sizes(self, mask);
   const at::Tensor chosen = mask.value.expand(sizes).flatten().nonzero().squeeze(1);
