@@ -10,6 +10,7 @@
 
 #include "autodiff/forward_mode.h"
 #include "batching/fallback.h"
+#include "bindings/_C/control_flow.h"
 #include "bindings/_C/forward.h"
 #include "bindings/_C/function_route.h"
 #include "bindings/_C/functional_call.h"
@@ -63,6 +64,8 @@ PyMethodDef methods[] = {
     fast("jacobian_leaves", jacobian_leaves),
     fast("second_leaves", second_leaves),
     fast("run_backward", run_backward),
+    fast("cond_leaves", cond_leaves),
+    fast("while_leaves", while_leaves),
     fast("functional_call", functional_call),
     fast("function_route", function_route),
     fast("function_lift", function_lift),
@@ -124,6 +127,7 @@ PYBIND11_MODULE(_C, m) {
   namespace py = pybind11;
   if (PyModule_AddFunctions(m.ptr(), tp::methods) != 0) throw py::error_already_set();
   tp::define_pullback(m);
+  tp::define_padded(m);
   m.def("set_error_types", &tp::set_error_types);
   m.def("level_of", &tp::level_of);
   m.def("forward_mode_open", [] { return torchlift::forward_mode_open(); });

@@ -78,6 +78,29 @@ def run_backward(
     accumulate: bool,
     /,
 ) -> Any: ...
+def cond_leaves(
+    pred: torch.Tensor,
+    true_call: Callable[[list[torch.Tensor]], list[torch.Tensor]],
+    false_call: Callable[[list[torch.Tensor]], list[torch.Tensor]],
+    leaves: list[torch.Tensor],
+    /,
+) -> list[torch.Tensor]: ...
+def while_leaves(
+    transform: str,
+    test_call: Callable[[list[torch.Tensor]], torch.Tensor],
+    body_call: Callable[[list[torch.Tensor]], list[torch.Tensor]],
+    leaves: list[torch.Tensor],
+    /,
+) -> list[torch.Tensor]: ...
+def nonzero(
+    x: torch.Tensor, size: int, fill_value: int, /
+) -> tuple[torch.Tensor, torch.Tensor]: ...
+def masked_select(
+    x: torch.Tensor, mask: torch.Tensor, size: int, fill_value: int | float | bool | complex, /
+) -> tuple[torch.Tensor, torch.Tensor]: ...
+def unique(
+    x: torch.Tensor, size: int, fill_value: int | float | bool | complex | None, /
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]: ...
 def functional_call(
     module: torch.nn.Module,
     dicts: tuple[dict[str, Any], ...],

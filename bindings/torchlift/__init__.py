@@ -5,6 +5,7 @@
     jvp, linearize    differentiate it along a direction
     jacrev, jacfwd    compute its Jacobian; jacobian chooses, hessian differentiates twice
     hvp, laplacian    and vhp, ggn_vp, hessian_diag: second derivatives without a Hessian
+    cond, while_loop  branches and loops on values, and scan, fori_loop; nonzero(size=) and its kin
     functional_call   calls a module with parameters that are arguments
     Ensemble          several models as one; per_sample_grad and its kin; optim; maml; empirical_ntk
 
@@ -45,6 +46,7 @@ from torchlift._make_functional import (  # noqa: E402
     make_functional_with_buffers,
 )
 from torchlift._meta import adapt, implicit_maml_grad, maml  # noqa: E402
+from torchlift._padded import masked_select, nonzero, unique  # noqa: E402
 from torchlift._per_sample import (  # noqa: E402
     clip_and_sum,
     dp_gradients,
@@ -61,6 +63,7 @@ from torchlift._curvature import (  # noqa: E402
     linearize,
     vhp,
 )
+from torchlift._control_flow import cond, fori_loop, scan, while_loop  # noqa: E402
 from torchlift._custom import custom_jvp, custom_vjp, stop_gradient  # noqa: E402
 from torchlift._forward import jvp  # noqa: E402
 from torchlift._jacobian import hessian, jacfwd, jacobian, jacrev  # noqa: E402
@@ -90,6 +93,7 @@ __all__ = [
     "check_grads",
     "clip_and_sum",
     "combine_state_for_ensemble",
+    "cond",
     "custom_jvp",
     "custom_vjp",
     "dp_gradients",
@@ -99,6 +103,7 @@ __all__ = [
     "extract_state",
     "fallback_report",
     "fisher_diagonal",
+    "fori_loop",
     "functional_call",
     "ggn_diagonal",
     "ggn_vp",
@@ -119,19 +124,24 @@ __all__ = [
     "make_functional",
     "make_functional_with_buffers",
     "maml",
+    "masked_select",
+    "nonzero",
     "optim",
     "patch_batch_norm_with",
     "per_sample_grad",
     "per_sample_grad_norms",
     "replace_all_batch_norm_modules_",
     "reset_fallback_report",
+    "scan",
     "stack_module_state",
     "stop_gradient",
     "strict",
+    "unique",
     "value_and_grad",
     "vhp",
     "vjp",
     "vmap",
+    "while_loop",
 ]
 
 _printing.install()
