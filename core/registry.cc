@@ -146,9 +146,13 @@ void front_boxed(const OperatorHandle& op, BoxedRule rule, DispatchKeySet keys, 
 }
 
 // The front kernel of every operator without a row. One that libtorch makes of others is
-// decomposed.
+// decomposed, after autocast has had its say.
 void front_fallback(const OperatorHandle& op, DispatchKeySet keys, Stack* stack) {
   if (op.hasKernelForDispatchKey(DispatchKey::CompositeImplicitAutograd)) {
+    if (C10_UNLIKELY(keys.has_any(c10::autocast_dispatch_keyset))) {
+      op.redispatchBoxed(keys & kRecordKeys, stack);
+      return;
+    }
     op.callBoxedForDispatchKey(DispatchKey::CompositeImplicitAutograd, *stack);
     return;
   }

@@ -69,15 +69,30 @@ RuleEntry rule() {
       .signature = c10::impl::CppSignature::make<typename Op::schema>()};
 }
 
+// The front kernel of an operator made of others.
+template <class Op, auto Function, class Schema = typename Op::schema>
+struct CompositeKernel;
+template <class Op, auto Function, class R, class... A>
+struct CompositeKernel<Op, Function, R(A...)> {
+  static R front(c10::DispatchKeySet keys, A... args) {
+    // Autocast decides on the operator the user wrote, and calls it again.
+    if (C10_UNLIKELY(keys.has_any(c10::autocast_dispatch_keyset))) {
+      return Op::redispatch(keys & kRecordKeys, args...);
+    }
+    return Function(args...);
+  }
+};
+
 // An operator made of others (CompositeImplicitAutograd): `Function` runs instead of the front
 // kernel, with no boxing on the way. Operators without a row are decomposed too, only more slowly.
 template <class Op, auto Function>
 RuleEntry composite() {
+  using K = CompositeKernel<Op, Function>;
   return {
       .name = Op::name,
       .overload = Op::overload_name,
       .source = RuleEntry::Source::kComposite,
-      .make_front = [] { return c10::KernelFunction::makeFromUnboxedFunction(TORCH_FN(Function)); },
+      .make_front = [] { return c10::KernelFunction::makeFromUnboxedFunction(TORCH_FN(K::front)); },
       .signature = c10::impl::CppSignature::make<typename Op::schema>()};
 }
 
