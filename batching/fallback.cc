@@ -1,6 +1,7 @@
 #include "batching/fallback.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/enum_tag.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/stack.h>
 #include <ATen/ops/zeros.h>
@@ -16,6 +17,7 @@
 #include "core/boxed.h"
 #include "core/dispatch.h"
 #include "core/error.h"
+#include "core/random_stream.h"
 #include "core/registry.h"
 
 namespace torchlift {
@@ -188,6 +190,17 @@ class ResultStack {
   bool is_list_ = false;
 };
 
+// Starts the rows of a random operator that draws reproducible numbers: see RowDraws.
+void begin_rows(const OperatorHandle& op, const Level& level, const std::vector<IValue>& args,
+                std::optional<RowDraws>& rows) {
+  if (!op.hasTag(at::Tag::nondeterministic_seeded)) return;
+  if (level.randomness() != Randomness::kReproducible && RowDraws::current() == nullptr) return;
+  std::optional<at::Generator> generator;
+  const auto place = op.schema().argumentIndexWithName("generator");
+  if (place.has_value() && !args[*place].isNone()) generator = args[*place].toGenerator();
+  rows.emplace(level, generator, op.schema().name().c_str());
+}
+
 void loop(const OperatorHandle& op, const LevelPtr& level, Stack* stack) {
   const std::string name = toString(op.operator_name());
   if (is_strict()) {
@@ -204,7 +217,10 @@ void loop(const OperatorHandle& op, const LevelPtr& level, Stack* stack) {
   std::vector<ResultStack> results(schema.returns().size());
   const int64_t runs = std::max<int64_t>(level->size(), 1);
   std::optional<WriteScopes> writing(std::in_place, op, args);
+  std::optional<RowDraws> rows;
+  begin_rows(op, *level, args, rows);
   for (int64_t i = 0; i < runs; ++i) {
+    if (rows.has_value()) rows->begin(i);
     Stack call;
     for (size_t a = 0; a < args.size(); ++a) {
       call.push_back(example(args[a], *level, i, writes_argument(op, a)));
@@ -214,6 +230,7 @@ void loop(const OperatorHandle& op, const LevelPtr& level, Stack* stack) {
     for (size_t r = 0; r < results.size(); ++r) results[r].add(op, call[r]);
   }
   writing.reset();
+  rows.reset();
   int64_t bytes = 0;
   std::vector<IValue> written;
   for (size_t i = 0; i < args.size(); ++i) {

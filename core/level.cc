@@ -9,6 +9,7 @@
 #include "core/error.h"
 #include "core/grad_mode.h"
 #include "core/keys.h"
+#include "core/random_stream.h"
 #include "core/runtime.h"
 
 namespace torchlift {
@@ -37,22 +38,29 @@ ThreadState& thread_state() {
 LevelPtr push_level(Level::Options options) {
   initialize_runtime();
   check_no_torch_func("a torchlift transform");
+  if (options.randomness == Randomness::kReproducible && options.stream == nullptr) {
+    options.stream = RandomStream::open();
+  }
   auto& levels = thread_state().levels;
-  auto level = c10::make_intrusive<Level>(static_cast<int64_t>(levels.size()) + 1, options);
+  auto level =
+      c10::make_intrusive<Level>(static_cast<int64_t>(levels.size()) + 1, std::move(options));
   levels.push_back(level);
   note_nodes();
   return level;
 }
 
+// Whether random operators may belong to such a level.
+bool draws(LevelKind kind) { return kind == LevelKind::kVmap || kind == LevelKind::kRow; }
+
 c10::DispatchKeySet mode_keys(LevelKind kind) {
-  return kind == LevelKind::kVmap ? c10::DispatchKeySet(kModeKey) : c10::DispatchKeySet();
+  return draws(kind) ? c10::DispatchKeySet(kModeKey) : c10::DispatchKeySet();
 }
 
 }  // namespace
 
 Level::Level(int64_t depth, Options options)
     : depth_(depth),
-      options_(options),
+      options_(std::move(options)),
       grad_at_entry_(c10::GradMode::is_enabled()),
       forward_at_entry_(c10::AutogradState::get_tls_state().get_fw_grad_mode()),
       root_(this),
@@ -80,6 +88,7 @@ const char* Level::transform() const {
     case LevelKind::kJvp:
       return "jvp";
     case LevelKind::kVmap:
+    case LevelKind::kRow:
       break;
   }
   return "vmap";
@@ -91,11 +100,14 @@ std::string Level::describe() const {
     return c10::str(transform(), " level ", depth_, " (", options_.size, " of its ", root_->size(),
                     " examples)");
   }
+  if (kind() == LevelKind::kRow) {
+    return c10::str("row ", first_row(), " of random_rows, level ", depth_);
+  }
   return c10::str(transform(), " level ", depth_, " (size ", options_.size, ")");
 }
 
 LevelScope::LevelScope(Level::Options options)
-    : level_(push_level(options)), mode_guard_(mode_keys(options.kind)) {}
+    : level_(push_level(std::move(options))), mode_guard_(mode_keys(level_->kind())) {}
 
 LevelScope::~LevelScope() {
   level_->alive_.store(false, std::memory_order_relaxed);
@@ -109,7 +121,8 @@ Level* current_level() {
   for (auto level = state.levels.rbegin(); level != state.levels.rend(); ++level) {
     const int64_t depth = (*level)->depth();
     if (depth <= state.domain_limit.open && depth > state.domain_limit.depth) continue;
-    if ((*level)->kind() != LevelKind::kTangents) return level->get();
+    const LevelKind kind = (*level)->kind();
+    if (kind != LevelKind::kTangents && kind != LevelKind::kRow) return level->get();
   }
   return nullptr;
 }
@@ -128,7 +141,7 @@ Level* random_level() {
   const ThreadState& state = thread_state();
   const auto open = static_cast<int64_t>(state.levels.size());
   int64_t limit = state.random_limit < 0 || state.random_limit > open ? open : state.random_limit;
-  while (limit > 0 && state.levels[limit - 1]->kind() != LevelKind::kVmap) --limit;
+  while (limit > 0 && !draws(state.levels[limit - 1]->kind())) --limit;
   return limit == 0 ? nullptr : state.levels[limit - 1].get();
 }
 

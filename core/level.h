@@ -29,10 +29,13 @@
 
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
 namespace torchlift {
+
+class RandomStream;
 
 // What a level means.
 enum class LevelKind : uint8_t {
@@ -43,6 +46,9 @@ enum class LevelKind : uint8_t {
   kTangents,
   // A jvp inside another: keeps the two apart, and has no batch dims.
   kJvp,
+  // One row of a batch that the user loops over: random operators draw that row's numbers
+  // (batching/random_rows.h). No tensor the user sees belongs to it, and it is no domain.
+  kRow,
 };
 
 // How random operators behave under vmap, as in torch.func.vmap.
@@ -50,6 +56,9 @@ enum class Randomness : uint8_t {
   kError,      // random operators throw
   kSame,       // every example sees the same random numbers
   kDifferent,  // every example sees its own
+  // every example sees its own, which depend on the generator's seed, the call and the example
+  // alone: see NOTE [reproducible numbers] in core/random_stream.h
+  kReproducible,
 };
 
 // See NOTE [grad mode of outer domains] in core/grad_mode.h.
@@ -61,6 +70,10 @@ class Level : public c10::intrusive_ptr_target {
     LevelKind kind = LevelKind::kVmap;
     int64_t size = 1;  // number of examples
     Randomness randomness = Randomness::kError;
+    // With kReproducible: the call of vmap that the level is a part of, and the row that its first
+    // example is. A level without a stream opens one of its own.
+    std::shared_ptr<RandomStream> stream = nullptr;
+    int64_t first_row = 0;
   };
 
   Level(int64_t depth, Options options);
@@ -70,6 +83,12 @@ class Level : public c10::intrusive_ptr_target {
   LevelKind kind() const { return options_.kind; }
   int64_t size() const { return options_.size; }
   Randomness randomness() const { return options_.randomness; }
+  const std::shared_ptr<RandomStream>& stream() const { return options_.stream; }
+  int64_t first_row() const { return options_.first_row; }
+  // With kReproducible: numbers the random operators and the inner levels that the function meets.
+  int64_t take_call() const { return calls_.fetch_add(1, std::memory_order_relaxed); }
+  int64_t calls() const { return calls_.load(std::memory_order_relaxed); }
+  void set_calls(int64_t calls) const { calls_.store(calls, std::memory_order_relaxed); }
   // GradMode when the level was entered: whether outer domains record.
   bool grad_at_entry() const { return grad_at_entry_; }
   // Whether forward mode was on then: see NOTE [forward mode of outer domains] in core/grad_mode.h.
@@ -113,6 +132,7 @@ class Level : public c10::intrusive_ptr_target {
   // Whose life and grad mode this level shares: its base's base..., or itself.
   Level* const root_;
   std::atomic<bool> alive_{true};
+  mutable std::atomic<int64_t> calls_{0};
   std::atomic<OuterGradMode> outer_grad_mode_{OuterGradMode::kInherit};
   std::atomic<int32_t> unusual_;
 };

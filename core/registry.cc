@@ -223,13 +223,22 @@ void random_boxed(const OperatorHandle& op, DispatchKeySet keys, Stack* stack) {
   random_rule()(op, keys, stack);
 }
 
+// Operators made of others that fill a mask like their input, which all examples would share where
+// they share the input: the rule sees to it that they do not.
+bool fills_mask(const OperatorName& name) {
+  return name.overload_name.empty() &&
+         (name.name == "aten::dropout" || name.name == "aten::feature_dropout" ||
+          name.name == "aten::alpha_dropout" || name.name == "aten::feature_alpha_dropout");
+}
+
 void install_random_kernels() {
   if (random_rule() == nullptr) return;
   auto& dispatcher = c10::Dispatcher::singleton();
   for (const OperatorName& name : dispatcher.getAllOpNames()) {
     const auto op = dispatcher.findOp(name);
     if (!op.has_value() || !op->hasSchema() || !op->hasTag(at::Tag::nondeterministic_seeded) ||
-        op->hasKernelForDispatchKey(DispatchKey::CompositeImplicitAutograd)) {
+        (op->hasKernelForDispatchKey(DispatchKey::CompositeImplicitAutograd) &&
+         !fills_mask(name))) {
       continue;
     }
     register_kernel(name, kModeKey, KernelFunction::makeFromBoxedFunction<&random_boxed>(),

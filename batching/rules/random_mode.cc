@@ -1,20 +1,27 @@
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/Context.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/mul.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/stack.h>
+#include <torch/csrc/autograd/function.h>
 
 #include <algorithm>
 #include <string>
 #include <unordered_set>
 #include <vector>
 
+#include "batching/rules/distributions.h"
+#include "batching/rules/reproducible.h"
 #include "core/boxed.h"
 #include "core/error.h"
 #include "core/keys.h"
 #include "core/level.h"
 #include "core/lifted_tensor.h"
 #include "core/narrow.h"
+#include "core/philox.h"
+#include "core/random_stream.h"
 #include "core/registry.h"
 
 // NOTE [random operators]
@@ -29,6 +36,10 @@
 //   (random.cc);
 //              one that makes a tensor from a size makes one more dim; another one gets a batched
 //              argument.
+//   reproducible  as different, but the numbers are made from a key for each row of all levels
+//   around
+//              (NOTE [reproducible numbers] in core/random_stream.h), so that the levels around are
+//              dealt with as well. An operator that cannot do so runs once a row.
 //
 // When no level is left, the operator runs as always. So the levels of nested vmaps each have their
 // say.
@@ -61,6 +72,12 @@ struct Call {
   void go_on() const {
     const RandomHandledScope handled(*level);
     op.redispatchBoxed(keys, stack);
+  }
+
+  std::optional<at::Generator> generator() const {
+    const IValue* found = find("generator");
+    if (found == nullptr || found->isNone()) return std::nullopt;
+    return found->toGenerator();
   }
 
   // Once more from the start, on behalf of the level around.
@@ -127,7 +144,8 @@ int64_t deepest_argument(const Call& call) {
       "vmap", "called random operation ", call.name(),
       " while in randomness error mode. Please either use the 'same' or 'different' "
       "randomness flags on vmap (randomness=\"different\" gives every example its own "
-      "random numbers, \"same\" gives all the same) or perform the randomness operation "
+      "random numbers, \"reproducible\" such as a loop would give it, \"same\" gives all the "
+      "same) or perform the randomness operation "
       "out of vmap.");
 }
 
@@ -140,8 +158,10 @@ int64_t deepest_argument(const Call& call) {
 }
 
 [[noreturn]] void throw_in_place(const Call& call) {
+  const bool reproducible = call.level->randomness() == Randomness::kReproducible;
   unsupported_error(
-      "vmap", "cannot ask for different in-place randomness on an unbatched tensor: ", call.name(),
+      "vmap", "cannot ask for ", reproducible ? "reproducible" : "different",
+      " in-place randomness on an unbatched tensor: ", call.name(),
       " writes random numbers into a tensor of which all examples share one "
       "copy. Use the out-of-place operator (torch.rand_like(x) for x.uniform_(), "
       "torch.bernoulli(x) ...), or write into a batched tensor (torch.empty_like(x) of a "
@@ -188,11 +208,19 @@ void draw_with_size(const Call& call, IValue* size) {
   call.stack->back() = lifted(call.stack->back(), call.level);
 }
 
+// Whether the operator is to run once a row, on behalf of this level or of one inside of it.
+bool draws_by_row(const Level& level) {
+  return level.randomness() == Randomness::kReproducible || RowDraws::current() != nullptr;
+}
+
 // randperm: no size to add a dim to.
 void draw_one_by_one(const Call& call) {
+  std::optional<RowDraws> rows;
+  if (draws_by_row(*call.level)) rows.emplace(*call.level, call.generator(), call.name().c_str());
   const std::vector<IValue> args = torch::jit::pop(*call.stack, call.size());
   std::vector<at::Tensor> draws;
   for (int64_t i = 0; i < call.level->size(); ++i) {
+    if (rows.has_value()) rows->begin(i);
     Stack one(args);
     call.draw_outside(&one);
     draws.push_back(one.back().toTensor());
@@ -202,6 +230,7 @@ void draw_one_by_one(const Call& call) {
     call.draw_outside(&one);
     draws.push_back(one.back().toTensor());
   }
+  rows.reset();
   const at::Tensor all = at::stack(draws).narrow(0, 0, call.level->size());
   call.stack->push_back(lift(all, 0, call.level));
 }
@@ -237,6 +266,212 @@ void draw_different(const Call& call, const Args& args) {
   draw_one_by_one(call);
 }
 
+// --- randomness "reproducible" -------------------------------------------------------------------
+
+// Numbers that a backward pass draws would not be those of the forward pass again.
+void check_not_in_backward(const Call& call) {
+  if (torch::autograd::get_current_node() == nullptr) return;
+  unsupported_error(
+      "vmap", call.name(),
+      " was called in a backward pass, with randomness=\"reproducible\". Which numbers it draws "
+      "depends on how many random operators the function called before, so a forward pass that is "
+      "run again (activation checkpointing) would see others. Use randomness=\"different\", or "
+      "leave out the checkpoint.");
+}
+
+// The numbers of an operator that takes no tensor but a size; nothing for those not drawn so.
+std::optional<Distribution> distribution_of(const Call& call, at::ScalarType dtype) {
+  const std::string& name = call.op.schema().name();
+  using Kind = Distribution::Kind;
+  if (name == "aten::rand") return Distribution{.kind = Kind::kUniform, .a = 0, .b = 1};
+  if (name == "aten::randn") return Distribution{.kind = Kind::kNormal, .a = 0, .b = 1};
+  if (name == "aten::normal") {
+    return Distribution{.kind = Kind::kNormal,
+                        .a = call.find("mean")->toDouble(),
+                        .b = call.find("std")->toDouble()};
+  }
+  if (name == "aten::randint") {
+    const IValue* low = call.find("low");
+    const int64_t from = low == nullptr ? 0 : low->toInt();
+    return integers_below(dtype, from, call.find("high")->toInt());
+  }
+  return std::nullopt;
+}
+
+// rand(size): the operator itself checks the arguments and says what tensor it makes, of no
+// numbers.
+void draw_reproducible_with_size(const Call& call, const IValue& size) {
+  const std::vector<int64_t> sizes = size.toIntVector();
+  for (const int64_t each : sizes) {
+    TORCH_CHECK(each >= 0, "Trying to create tensor with negative dimension ", each, ": ",
+                at::IntArrayRef(sizes));
+  }
+  Stack empty(call.stack->end() - static_cast<int64_t>(call.size()), call.stack->end());
+  empty[*call.op.schema().argumentIndexWithName("size")] = std::vector<int64_t>{0};
+  {
+    const RandomHandledScope outside(*level_stack().front());
+    const NoRowDraws none;
+    call.op.callBoxed(&empty);
+  }
+  const at::Tensor like = empty.back().toTensor();
+  const Batched drawn =
+      reproducible_numbers(*call.level, sizes, like.scalar_type(), like.device(), call.generator(),
+                           *distribution_of(call, like.scalar_type()), call.name().c_str());
+  torch::jit::drop(*call.stack, call.size());
+  call.stack->push_back(lift(drawn.value, drawn.bdim, call.level));
+}
+
+void draw_reproducible(const Call& call, const Args& args) {
+  check_not_in_backward(call);
+  if (args.batched) return call.go_on();
+  if (args.writes) throw_in_place(call);
+  if (args.tensors) return draw_from_spread(call);
+  const IValue* size = call.find("size");
+  if (size == nullptr || !distribution_of(call, at::kLong)) return draw_one_by_one(call);
+  draw_reproducible_with_size(call, *size);
+}
+
+// --- one row of a loop over rows -----------------------------------------------------------------
+
+// The levels inside are looping over their rows: so does this one, if its rows differ.
+void draw_row_of_inner_level(const Call& call, const Args& args) {
+  if (args.batched) return call.go_on();
+  if (!has_own_numbers(*call.level, call.name().c_str())) {
+    if (args.lifted) return call.go_on();
+    return call.draw_outside(call.stack);
+  }
+  if (args.writes) throw_in_place(call);
+  if (args.tensors) return draw_from_spread(call);
+  draw_one_by_one(call);
+}
+
+// --- rows of a loop of the user's ----------------------------------------------------------------
+
+// In a row that the user's own loop is at, as in a batch of that row alone: with the arguments
+// lifted the operator comes here again.
+void draw_in_row(const Call& call, const Args& args) {
+  const std::vector<IValue> given(call.stack->end() - static_cast<int64_t>(call.size()),
+                                  call.stack->end());
+  if (args.tensors) {
+    for (size_t i = 0; i < call.size(); ++i) {
+      call.arg(i) = map_tensors(
+          given[i], [&](const at::Tensor& t) { return lift_alias(t.unsqueeze(0), 0, call.level); });
+    }
+    call.op.callBoxed(call.stack);
+  } else if (RowDraws::current() != nullptr) {
+    draw_row_of_inner_level(call, args);
+  } else {
+    draw_reproducible(call, args);
+  }
+  std::vector<IValue> written;
+  for (size_t i = 0; i < given.size(); ++i) {
+    if (writes_argument(call.op, i)) written.push_back(given[i]);
+  }
+  const auto& returns = call.op.schema().returns();
+  const size_t first = call.stack->size() - returns.size();
+  for (size_t r = 0, next = 0; r < returns.size(); ++r) {
+    const auto* alias = returns[r].alias_info();
+    IValue& result = (*call.stack)[first + r];
+    if (alias != nullptr && alias->isWrite() && next < written.size()) {
+      result = written[next++];
+      continue;
+    }
+    result = map_tensors(result, [&](const at::Tensor& t) {
+      const Lowered row = lower(t, *call.level);
+      return row.bdim ? row.value.select(*row.bdim, 0) : row.value;
+    });
+  }
+}
+
+// --- an operator that runs once a row, at last ---------------------------------------------------
+
+// A sequential generator for a key: the whole state of it is made from Philox's words.
+at::Generator generator_for(uint64_t key, c10::Device device) {
+  if (!device.is_cpu()) {
+    at::Generator generator = at::globalContext().defaultGenerator(device).clone();
+    generator.set_current_seed(key);
+    return generator;
+  }
+  at::mt19937 engine(key);
+  at::mt19937_data_pod state = engine.data();
+  for (size_t i = 0; i < state.state_.size(); i += 4) {
+    const PhiloxWords words = philox(key, i / 4, static_cast<uint64_t>(PhiloxUse::kState));
+    std::copy(words.begin(), words.end(), state.state_.begin() + static_cast<int64_t>(i));
+  }
+  engine.set_data(state);
+  at::Generator generator = at::detail::createCPUGenerator();
+  at::check_generator<at::CPUGeneratorImpl>(generator)->set_engine(engine);
+  return generator;
+}
+
+c10::Device device_of(const Call& call) {
+  for (size_t i = 0; i < call.size(); ++i) {
+    std::optional<c10::Device> device;
+    for_each_tensor(call.arg(i), [&](const at::Tensor& t) {
+      if (!device.has_value()) device = t.device();
+    });
+    if (device.has_value()) return *device;
+  }
+  const IValue* device = call.find("device");
+  return device == nullptr || device->isNone() ? c10::Device(c10::kCPU) : device->toDevice();
+}
+
+// Puts the state of a default generator back.
+class DefaultGeneratorScope {
+ public:
+  DefaultGeneratorScope(c10::Device device, uint64_t key)
+      : generator_(device.is_cpu() ? at::detail::getDefaultCPUGenerator()
+                                   : at::globalContext().defaultGenerator(device)) {
+    const std::lock_guard<std::mutex> lock(generator_.mutex());
+    saved_ = generator_.get_state();
+    generator_.set_state(generator_for(key, device).get_state());
+  }
+  ~DefaultGeneratorScope() {
+    const std::lock_guard<std::mutex> lock(generator_.mutex());
+    generator_.set_state(saved_);
+  }
+  DefaultGeneratorScope(const DefaultGeneratorScope&) = delete;
+  DefaultGeneratorScope& operator=(const DefaultGeneratorScope&) = delete;
+
+ private:
+  at::Generator generator_;
+  at::Tensor saved_;
+};
+
+// The operator on plain tensors, for one row of every level.
+void draw_seeded(const Call& call, RowDraws& rows) {
+  const uint64_t key = rows.next_key();
+  const NoRowDraws none;
+  const c10::Device device = device_of(call);
+  const auto place = call.op.schema().argumentIndexWithName("generator");
+  if (place.has_value()) {
+    call.arg(*place) = generator_for(key, device);
+    call.op.redispatchBoxed(call.keys, call.stack);
+    return;
+  }
+  const DefaultGeneratorScope seeded(device, key);
+  call.op.redispatchBoxed(call.keys, call.stack);
+}
+
+// --- dropout, made of other operators ------------------------------------------------------------
+
+bool is_composite(const Call& call) {
+  return call.op.hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd);
+}
+
+// Its parts come here one by one. They fill a mask like the input, so the input must be batched
+// where the examples are to have masks of their own.
+void draw_parts(const Call& call) {
+  const Randomness mode = call.level->randomness();
+  const bool own = mode == Randomness::kDifferent || mode == Randomness::kReproducible;
+  if (own && call.level->kind() == LevelKind::kVmap && !inspect(call).batched) {
+    return draw_from_spread(call);
+  }
+  call.op.redispatchBoxed(call.keys, call.stack);
+}
+
+// --- narrowed levels -----------------------------------------------------------------------------
+
 // Arguments of a level that this one narrows become some of its examples.
 void bring_arguments(const Call& call) {
   for (size_t i = 0; i < call.size(); ++i) {
@@ -258,13 +493,20 @@ void bring_arguments(const Call& call) {
 void random_rule(const OperatorHandle& op, DispatchKeySet keys, Stack* stack) {
   const DispatchKeySet below = keys & DispatchKeySet(DispatchKeySet::FULL_AFTER, kModeKey);
   Level* level = random_level();
-  if (level == nullptr) return op.redispatchBoxed(below, stack);
-  const Call call{op, below, stack, LevelPtr::reclaim_copy(level)};
+  RowDraws* rows = RowDraws::current();
+  const Call call{op, below, stack, level == nullptr ? LevelPtr() : LevelPtr::reclaim_copy(level)};
+  if (level == nullptr) {
+    if (rows != nullptr && !draws_nothing(call)) return draw_seeded(call, *rows);
+    return op.redispatchBoxed(below, stack);
+  }
   if (C10_UNLIKELY(!level->usual())) bring_arguments(call);
   // An argument of a jvp level inside: that level's turn comes first.
   if (deepest_argument(call) > level->depth()) return op.redispatchBoxed(below, stack);
   if (draws_nothing(call)) return call.go_on();
+  if (is_composite(call)) return draw_parts(call);
   const Args args = inspect(call);
+  if (level->kind() == LevelKind::kRow && !args.lifted) return draw_in_row(call, args);
+  if (rows != nullptr) return draw_row_of_inner_level(call, args);
   switch (level->randomness()) {
     case Randomness::kError:
       throw_random(call);
@@ -272,6 +514,8 @@ void random_rule(const OperatorHandle& op, DispatchKeySet keys, Stack* stack) {
       return draw_same(call, args);
     case Randomness::kDifferent:
       return draw_different(call, args);
+    case Randomness::kReproducible:
+      return draw_reproducible(call, args);
   }
 }
 
