@@ -26,10 +26,15 @@
 //               example is repeated, as a view; with kNone it is returned once.
 //   randomness  kError: random operators throw. kSame: all examples see the same numbers.
 //   kDifferent:
-//               each sees its own.
+//               each sees its own. kReproducible: each sees its own, which depend on the seed, the
+//               call and the example alone, so that any chunk_size and a loop
+//               (batching/random_rows.h) give the same numbers.
 //   chunk_size  how many examples to run at a time, to bound memory. The result is that of a run
 //   without
 //               chunks, but for the random numbers of kDifferent.
+//   memory_budget  instead: how many bytes a chunk may take at its peak, beside the result.
+//               The size of the chunks is chosen by what the first ones take; memory_report()
+//               (batching/chunks.h) tells it. Throws if one example takes more.
 //   axis_size   the number of examples; needed only when no argument is batched.
 //
 // Throws TransformError, before the function runs, if in_dims does not fit the arguments, if a dim
@@ -46,6 +51,7 @@
 #include <vector>
 
 #include "batching/batch_dims.h"
+#include "batching/chunks.h"
 #include "core/level.h"
 #include "core/tree.h"
 
@@ -57,33 +63,15 @@ struct VmapOptions {
   Randomness randomness = Randomness::kError;
   std::optional<int64_t> chunk_size = std::nullopt;
   std::optional<int64_t> axis_size = std::nullopt;
+  std::optional<int64_t> memory_budget = std::nullopt;
 };
 
 namespace vmap_internal {
 
-// Throws if chunk_size or axis_size is not a size.
+Chunks::Options chunk_options(const VmapOptions& options);
+
+// Throws if chunk_size, axis_size or memory_budget is not a size.
 void check_options(const VmapOptions& options);
-
-// Puts the results of the chunks together. On the way the tensors of each chunk are dropped, so
-// that the peak is the result and one chunk.
-class ChunkJoiner {
- public:
-  // size: of the whole batch.
-  ChunkJoiner(const VmapOptions& options, int64_t size, c10::Device device);
-  ~ChunkJoiner();
-
-  int64_t chunk_length(int64_t start) const;
-  // Before the function runs: with kSame, all chunks draw the same numbers.
-  void begin_chunk();
-  // After it: the leaves of the result and, for each, the dim that holds the examples.
-  void end_chunk(int64_t start, int64_t length, std::vector<at::Tensor> leaves,
-                 const std::vector<std::optional<int64_t>>& dims);
-  std::vector<at::Tensor> join();
-
- private:
-  struct State;
-  std::unique_ptr<State> state_;
-};
 
 // The dims of the leaves of a result, by out_dims.
 struct OutDimCollector {
@@ -136,7 +124,10 @@ class VmapFunction {
       inputs.throw_report();
     }
     const int64_t size = inputs.batch_size();
-    if (options_.chunk_size.value_or(size) < size) return run_in_chunks(arguments, inputs, size);
+    if (options_.chunk_size.value_or(size) < size ||
+        (options_.memory_budget.has_value() && size > 0)) {
+      return run_in_chunks(arguments, inputs, size);
+    }
     const LevelScope scope({.size = size, .randomness = options_.randomness});
     inputs.lift(scope.level());
     return run(arguments, scope);
@@ -153,22 +144,20 @@ class VmapFunction {
   template <class Tuple>
   auto run_in_chunks(Tuple& arguments, MappedInputs& inputs, int64_t size) const {
     using Result = decltype(run(arguments, std::declval<const LevelScope&>()));
-    vmap_internal::ChunkJoiner joiner(options_, size, inputs.device());
+    Chunks chunks(vmap_internal::chunk_options(options_), size, inputs.device());
     std::optional<Result> first;
-    for (int64_t start = 0; start < size; start += *options_.chunk_size) {
-      const int64_t length = joiner.chunk_length(start);
-      const LevelScope scope({.size = length, .randomness = options_.randomness});
-      joiner.begin_chunk();
-      inputs.lift_slice(start, scope.level());
+    while (chunks.next()) {
+      const LevelScope scope(chunks.level());
+      inputs.lift_slice(chunks.start(), scope.level());
       Result result = run(arguments, scope);
       std::vector<std::optional<int64_t>> dims;
       vmap_internal::OutDimCollector collect{options_.out_dims, dims};
       walk_trees(collect, Path{}, std::as_const(result));
-      joiner.end_chunk(start, length, tree_flatten(result), dims);
+      chunks.end(tree_flatten(result), dims);
       if (!first.has_value())
         first = tree_map(std::move(result), [](at::Tensor&) { return at::Tensor(); });
     }
-    return tree_unflatten(*std::move(first), joiner.join());
+    return tree_unflatten(*std::move(first), chunks.join());
   }
 
   F f_;
