@@ -128,6 +128,7 @@ PYBIND11_MODULE(_C, m) {
   if (PyModule_AddFunctions(m.ptr(), tp::methods) != 0) throw py::error_already_set();
   tp::define_pullback(m);
   tp::define_padded(m);
+  tp::define_chunks(m);
   m.def("set_error_types", &tp::set_error_types);
   m.def("level_of", &tp::level_of);
   m.def("forward_mode_open", [] { return torchlift::forward_mode_open(); });

@@ -1,10 +1,15 @@
 #include "bindings/_C/vmap.h"
 
 #include <ATen/ops/movedim.h>
+#include <pybind11/stl.h>
 
+#include <memory>
 #include <optional>
+#include <utility>
 #include <vector>
 
+#include "batching/chunks.h"
+#include "batching/random_rows.h"
 #include "core/level.h"
 #include "core/lifted_tensor.h"
 
@@ -234,16 +239,104 @@ PyObject* vmap_call(PyObject* /*self*/, PyObject* const* args, Py_ssize_t /*coun
   });
 }
 
-PyObject* vmap_leaves(PyObject* /*self*/, PyObject* const* args, Py_ssize_t /*count*/) {
+PyObject* vmap_leaves(PyObject* /*self*/, PyObject* const* args, Py_ssize_t count) {
   return guarded([&]() -> py::object {
     PyObject *call = args[0], *leaves = args[3], *dims = args[4];
-    const LevelScope scope(options(to_int(args[1]), args[2]));
+    const LevelScope scope(count > 5 ? py::cast<const Chunks&>(py::handle(args[5])).level()
+                                     : options(to_int(args[1]), args[2]));
     const Lift lift_leaf(scope.level());
     const py::object lifted = map_children(leaves, [&, i = Py_ssize_t{0}](PyObject* leaf) mutable {
       return lift_leaf(PyList_GET_ITEM(dims, i++), leaf);
     });
     return finish_leaves(checked(PyObject_CallOneArg(call, lifted.ptr())), *scope.level());
   });
+}
+
+namespace {
+
+// torchlift::Chunks for Python.
+std::unique_ptr<Chunks> make_chunks(int64_t size, int randomness, std::optional<int64_t> chunk_size,
+                                    std::optional<int64_t> memory_budget, py::handle like) {
+  const c10::Device device = is_tensor(like.ptr()) ? tensor_of(like.ptr()).device() : c10::kCPU;
+  return std::make_unique<Chunks>(Chunks::Options{.randomness = static_cast<Randomness>(randomness),
+                                                  .chunk_size = chunk_size,
+                                                  .memory_budget = memory_budget},
+                                  size, device);
+}
+
+void end_chunk(Chunks& chunks, const py::list& leaves, const py::list& dims) {
+  std::vector<at::Tensor> tensors;
+  std::vector<std::optional<int64_t>> places;
+  for (size_t i = 0; i < leaves.size(); ++i) {
+    const at::Tensor& leaf = tensor_of(PyList_GET_ITEM(leaves.ptr(), static_cast<Py_ssize_t>(i)));
+    std::optional<int64_t> dim =
+        to_optional_int(PyList_GET_ITEM(dims.ptr(), static_cast<Py_ssize_t>(i)));
+    if (dim.has_value() && *dim < 0) *dim += leaf.dim();
+    tensors.push_back(leaf);
+    places.push_back(dim);
+  }
+  chunks.end(std::move(tensors), places);
+}
+
+py::list join_chunks(Chunks& chunks) {
+  py::list result;
+  for (const at::Tensor& leaf : chunks.join()) result.append(wrap(leaf));
+  return result;
+}
+
+py::object last_memory_report() {
+  const std::optional<MemoryReport>& r = memory_report();
+  if (!r.has_value()) return py::none();
+  return py::make_tuple(r->examples, r->chunks, r->chunk_size, r->budget, r->peak_bytes,
+                        r->result_bytes);
+}
+
+// `with row:` in Python; may be entered once at a time.
+class RowContext {
+ public:
+  RowContext(std::shared_ptr<RandomRows> rows, int64_t row) : rows_(std::move(rows)), row_(row) {}
+  void enter() { scope_.emplace(*rows_, row_); }
+  void exit() { scope_.reset(); }
+
+ private:
+  std::shared_ptr<RandomRows> rows_;
+  int64_t row_;
+  std::optional<RandomRows::Row> scope_;
+};
+
+template <class F>
+auto with_errors(F&& f) {
+  py::object result = guarded_object([&]() -> py::object {
+    f();
+    return py::none();
+  });
+  return result;
+}
+
+}  // namespace
+
+void define_chunks(py::module_& m) {
+  py::class_<Chunks>(m, "Chunks")
+      .def(py::init([](int64_t size, int randomness, std::optional<int64_t> chunk_size,
+                       std::optional<int64_t> memory_budget, py::handle like) {
+        std::unique_ptr<Chunks> chunks;
+        with_errors(
+            [&] { chunks = make_chunks(size, randomness, chunk_size, memory_budget, like); });
+        return chunks;
+      }))
+      .def("next", &Chunks::next)
+      .def("start", &Chunks::start)
+      .def("length", &Chunks::length)
+      .def("end", [](Chunks& chunks, const py::list& leaves,
+                     const py::list& dims) { with_errors([&] { end_chunk(chunks, leaves, dims); }); })
+      .def("join", &join_chunks)
+      .def("close", &Chunks::close);
+  m.def("memory_report", &last_memory_report);
+  py::class_<RandomRows, std::shared_ptr<RandomRows>>(m, "RandomRows").def(py::init<>());
+  py::class_<RowContext>(m, "RandomRow")
+      .def(py::init<std::shared_ptr<RandomRows>, int64_t>())
+      .def("__enter__", [](RowContext& self) { with_errors([&] { self.enter(); }); })
+      .def("__exit__", [](RowContext& self, const py::args&) { self.exit(); });
 }
 
 }  // namespace torchlift::python

@@ -28,9 +28,12 @@ namespace torchlift::python {
 // NotImplemented
 PyObject* vmap_call(PyObject* self, PyObject* const* args, Py_ssize_t count);
 
-// vmap_leaves(call, size, randomness, leaves, dims) -> result. call(lifted leaves) returns what
-// finish does.
+// vmap_leaves(call, size, randomness, leaves, dims, chunks=None) -> result. call(lifted leaves)
+// returns what finish does. With chunks, the leaves are those of its current chunk.
 PyObject* vmap_leaves(PyObject* self, PyObject* const* args, Py_ssize_t count);
+
+// Adds Chunks, memory_report, RandomRows and RandomRow to the module.
+void define_chunks(py::module_& m);
 
 }  // namespace torchlift::python
 

@@ -1,6 +1,6 @@
 """torchlift: composable function transforms for PyTorch.
 
-    vmap              maps a function over a dimension of its arguments
+    vmap              maps a function over a dimension of its arguments; random_rows is its loop
     grad, vjp         differentiate it; value_and_grad, grad_and_value return its value too
     jvp, linearize    differentiate it along a direction
     jacrev, jacfwd    compute its Jacobian; jacobian chooses, hessian differentiates twice
@@ -68,11 +68,14 @@ from torchlift._custom import custom_jvp, custom_vjp, stop_gradient  # noqa: E40
 from torchlift._forward import jvp  # noqa: E402
 from torchlift._jacobian import hessian, jacfwd, jacobian, jacrev  # noqa: E402
 from torchlift._printing import dump_tensor  # noqa: E402
+from torchlift._random import random_rows  # noqa: E402
 from torchlift._report import (  # noqa: E402
     FallbackRecord,
+    MemoryReport,
     _set_vmap_fallback_warning_enabled,
     fallback_report,
     has_rule,
+    memory_report,
     reset_fallback_report,
     strict,
 )
@@ -125,11 +128,13 @@ __all__ = [
     "make_functional_with_buffers",
     "maml",
     "masked_select",
+    "memory_report",
     "nonzero",
     "optim",
     "patch_batch_norm_with",
     "per_sample_grad",
     "per_sample_grad_norms",
+    "random_rows",
     "replace_all_batch_norm_modules_",
     "reset_fallback_report",
     "scan",

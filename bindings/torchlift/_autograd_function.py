@@ -32,7 +32,7 @@ from torch.autograd.function import Function
 from torchlift import _C
 from torchlift._errors import UnsupportedError
 
-_RANDOMNESS = ("error", "same", "different")
+_RANDOMNESS = ("error", "same", "different", "reproducible")
 # A classmethod, written in C in newer releases of torch.
 _torch_apply = inspect.getattr_static(Function, "apply")
 _UNBATCHED, _CONSTANT, _NARROWS = 2, 3, 4  # See function_route.

@@ -69,9 +69,10 @@ def jacfwd(
     tensor([[2., 0.],
             [0., 4.]])
     """
-    if randomness not in ("error", "same", "different"):
+    if randomness not in ("error", "same", "different", "reproducible"):
         raise TransformError(
-            f"jacfwd: randomness must be 'error', 'same' or 'different', got {randomness!r}."
+            f"jacfwd: randomness must be 'error', 'same', 'different' or 'reproducible', got "
+            f"{randomness!r}."
         )
     return _make("jacfwd", func, argnums, has_aux, chunk_size, _FORWARD)
 

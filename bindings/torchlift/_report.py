@@ -1,4 +1,4 @@
-"""The loop fallback: what it did, and how to forbid it."""
+"""The loop fallback: what it did, and how to forbid it. What a memory budget did."""
 
 from __future__ import annotations
 
@@ -72,6 +72,40 @@ def has_rule(op: str) -> bool:
     """
     name, _, overload = op.partition(".")
     return _C.has_rule(name, overload)
+
+
+class MemoryReport(NamedTuple):
+    """What a call with memory_budget did."""
+
+    examples: int
+    """How many there were."""
+    chunks: int
+    """How many chunks they ran in."""
+    chunk_size: int
+    """Examples in the largest chunk."""
+    budget: int
+    """Bytes, as given."""
+    peak_bytes: int
+    """The most that a chunk took beside the result, measured."""
+    result_bytes: int
+    """The result, and what autograd keeps for it."""
+
+
+def memory_report() -> "MemoryReport | None":
+    """What the last vmap with memory_budget on this thread did; None if there was none.
+
+    Counted is what torch's allocators hand out on the thread, not the scratch memory of libraries like
+    MKL.
+
+    >>> import torch, torchlift
+    >>> f = torchlift.vmap(lambda x: torch.outer(x, x).sum(), memory_budget=100_000)
+    >>> _ = f(torch.ones(50, 64))
+    >>> report = torchlift.memory_report()
+    >>> report.examples, report.chunk_size < 8, report.peak_bytes <= 100_000
+    (50, True, True)
+    """
+    report = _C.memory_report()
+    return None if report is None else MemoryReport(*report)
 
 
 def _set_vmap_fallback_warning_enabled(enabled: bool) -> bool:

@@ -15,7 +15,7 @@ from torchlift import _C, _pytree
 from torchlift._errors import TransformError
 from torchlift._names import argument_label, describe, function_name, parameters_of, wraps
 
-_RANDOMNESS = {"error": 0, "same": 1, "different": 2}
+_RANDOMNESS = {"error": 0, "same": 1, "different": 2, "reproducible": 3}
 
 
 def vmap(
@@ -26,6 +26,7 @@ def vmap(
     *,
     chunk_size: "int | None" = None,
     axis_size: "int | None" = None,
+    memory_budget: "int | None" = None,
 ) -> Callable[..., Any]:
     """Maps `func` over a dimension of its arguments, in one go.
 
@@ -46,11 +47,16 @@ def vmap(
             over dim 0 unless a dict says otherwise.
         out_dims: where the mapped dim goes in each output: an int, None (for an output that is the
             same for all examples), or a structure of these like the output's.
-        randomness: "error" (random operators raise), "same" (the same numbers for every example) or
-            "different".
+        randomness: "error" (random operators raise), "same" (the same numbers for every example),
+            "different", or "reproducible": different numbers that depend on the generator's seed, the
+            call and the example alone, so that any chunk_size, and a loop with `random_rows`, give
+            the same ones bit for bit.
         chunk_size: run at most this many examples at a time, to bound memory. The results are the
-            same numbers.
+            same numbers, but for random ones with randomness="different".
         axis_size: the number of examples, needed only if nothing is mapped.
+        memory_budget: or the number of bytes that a chunk may take at its peak, beside the result. The
+            size of the chunks is chosen by what the first ones take; `memory_report()` tells it. An
+            example that takes more is an error.
 
     Returns:
         A function of the same arguments. It can be nested, used as a decorator, and called from
@@ -69,8 +75,8 @@ def vmap(
     >>> torchlift.vmap(torchlift.vmap(torch.mul), in_dims=(0, None))(x, torch.ones(2)).shape
     torch.Size([3, 2])
     """
-    mapped = _Vmap(func, in_dims, out_dims, randomness, chunk_size, axis_size)
-    if chunk_size is not None or isinstance(in_dims, dict):
+    mapped = _Vmap(func, in_dims, out_dims, randomness, chunk_size, axis_size, memory_budget)
+    if chunk_size is not None or memory_budget is not None or isinstance(in_dims, dict):
 
         @wraps(func)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -111,21 +117,29 @@ class _Vmap:
         randomness: str,
         chunk_size: "int | None",
         axis_size: "int | None",
+        memory_budget: "int | None" = None,
     ) -> None:
         if not callable(func):
             raise TypeError(f"vmap: the first argument must be a function, got {func!r}")
         self.func, self.in_dims, self.out_dims = func, in_dims, out_dims
-        self.chunk_size, self.axis_size = chunk_size, axis_size
+        self.chunk_size, self.axis_size, self.memory_budget = chunk_size, axis_size, memory_budget
         if randomness not in _RANDOMNESS:
             raise TransformError(
-                f"vmap: randomness must be 'error', 'same' or 'different', got {randomness!r}."
+                f"vmap: randomness must be 'error', 'same', 'different' or 'reproducible', got "
+                f"{randomness!r}."
             )
-        for name, value in (("chunk_size", chunk_size), ("axis_size", axis_size)):
-            smallest = 1 if name == "chunk_size" else 0
+        sizes = {"chunk_size": chunk_size, "axis_size": axis_size, "memory_budget": memory_budget}
+        for name, value in sizes.items():
+            smallest = 0 if name == "axis_size" else 1
             if value is not None and (not isinstance(value, int) or value < smallest):
                 raise TransformError(
                     f"vmap: {name} must be None or an int of at least {smallest}, got {value!r}."
                 )
+        if chunk_size is not None and memory_budget is not None:
+            raise TransformError(
+                f"vmap: both chunk_size ({chunk_size}) and memory_budget ({memory_budget}) were given, "
+                f"but a memory budget chooses the size of the chunks itself. Leave one of them out."
+            )
         self.random = _RANDOMNESS[randomness]
         if isinstance(in_dims, torch.Tensor):
             self.fail((), {}, "in_dims must be ints, None or structures of them, got a tensor.")
@@ -157,7 +171,9 @@ class _Vmap:
             return self.finish(self.func(*rebuilt[:positional], **named))
 
         values, dims = [leaf.value for leaf in leaves], [leaf.dim for leaf in leaves]
-        if self.chunk_size is not None and size > self.chunk_size:
+        if size > (size if self.chunk_size is None else self.chunk_size) or (
+            self.memory_budget is not None and size > 0
+        ):
             return self.in_chunks(call, size, values, dims)
         return _C.vmap_leaves(call, size, self.random, values, dims)
 
@@ -332,28 +348,25 @@ class _Vmap:
     def in_chunks(
         self, call: Callable[..., Any], size: int, values: "list[Any]", dims: "list[Any]"
     ) -> Any:
-        step = self.chunk_size
-        assert step is not None
-        tensors = [value for value in values if isinstance(value, torch.Tensor)]
-        with _SameRandom(self.random == _RANDOMNESS["same"], tensors) as rewind:
-            parts = []
-            for start in range(0, size, step):
-                rewind()
-                count = min(step, size - start)
+        # Where the function is on several devices, the first mapped tensor's memory counts.
+        like = next((v for v, dim in zip(values, dims) if dim is not None), None)
+        chunks = _C.Chunks(size, self.random, self.chunk_size, self.memory_budget, like)
+        plain = functools.partial(self.chunk_output, call)
+        unflatten = None
+        try:
+            while chunks.next():
+                start, count = chunks.start(), chunks.length()
                 chunk = [
                     value if dim is None else value.narrow(dim, start, count)
                     for value, dim in zip(values, dims)
                 ]
-                plain = functools.partial(self.chunk_output, call)
-                parts.append(_C.vmap_leaves(plain, count, self.random, chunk, dims))
-        columns = zip(*(leaves for leaves, _, _ in parts))
-        _, out_dims, unflatten = parts[0]
-        return unflatten(
-            [
-                column[0] if dim is None else torch.cat(column, dim)
-                for column, dim in zip(columns, out_dims)
-            ]
-        )
+                result = _C.vmap_leaves(plain, count, self.random, chunk, dims, chunks)
+                chunks.end(result[0], result[1])
+                unflatten = unflatten or result[2]
+                del result, chunk
+            return unflatten(chunks.join())
+        finally:
+            chunks.close()
 
     @staticmethod
     def chunk_output(call: Callable[..., Any], values: "list[Any]") -> "tuple[Any, ...]":
@@ -434,27 +447,3 @@ class _Implicit:
 
     def __init__(self, dim: int) -> None:
         self.dim = dim
-
-
-class _SameRandom:
-    """Makes every chunk draw the numbers that the first one drew."""
-
-    def __init__(self, active: bool, tensors: "list[torch.Tensor]") -> None:
-        self.active = active
-        self.devices = sorted({t.get_device() for t in tensors if t.is_cuda}) if active else []
-
-    def __enter__(self) -> Callable[[], None]:
-        if not self.active:
-            return lambda: None
-        cpu = torch.get_rng_state()
-        cuda = [torch.cuda.get_rng_state(device) for device in self.devices]
-
-        def rewind() -> None:
-            torch.set_rng_state(cpu)
-            for device, state in zip(self.devices, cuda):
-                torch.cuda.set_rng_state(state, device)
-
-        return rewind
-
-    def __exit__(self, *_: object) -> None:
-        return None
