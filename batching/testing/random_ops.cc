@@ -100,12 +100,15 @@ RandomOp feature_dropout(const char* name) {
 
 // Attention over 40 keys of one feature, whose values are x.
 RandomOp attention() {
-  return {.name = "aten::scaled_dot_product_attention", .f = [](const Tensor& x) {
-            const Tensor value = x.view({1, kNumbers, 1});
-            return call_op("aten::scaled_dot_product_attention",
-                           {value, value, value, c10::IValue(), 0.5, false})[0]
-                .flatten();
-          }};
+  RandomOp op{.name = "aten::scaled_dot_product_attention"};
+  op.f = [](const Tensor& x) {
+    const Tensor value = x.view({1, kNumbers, 1});
+    const std::vector<Tensor> results = call_op("aten::scaled_dot_product_attention",
+                                                {value, value, value, c10::IValue(), 0.5, false});
+    return results[0].flatten();
+  };
+  op.numbers = false;
+  op.exact = false;
 }
 
 const c10::IValue kFloat = static_cast<int64_t>(at::kDouble);

@@ -190,7 +190,7 @@ def make(spec, dtype):
 
 
 def real(t):
-    return torch.view_as_real(t) if t.is_complex() else t
+    return torch.view_as_real(t.resolve_conj()) if t.is_complex() else t
 
 
 def result_of(f, rows, autocast, backward_inside):
