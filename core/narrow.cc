@@ -5,6 +5,8 @@
 #include <ATen/ops/movedim.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
+#include <c10/core/AutogradState.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/variable.h>
@@ -15,6 +17,7 @@
 
 #include "core/dispatch.h"
 #include "core/error.h"
+#include "core/keys.h"
 #include "core/lifted_tensor.h"
 
 namespace torchlift {
@@ -133,6 +136,17 @@ auto make_node() {
   }
 }
 
+// Whether no_grad is on in a function under forward mode: forward_mode_cut() in
+// autodiff/forward_mode.h, a layer above, whose mark of derivative code this is.
+bool tangents_end_here() {
+  constexpr c10::DispatchKey kDerivativeMark = c10::DispatchKey::BatchedNestedTensor;
+  const c10::AutogradState& state = c10::AutogradState::get_tls_state();
+  if (state.get_grad_mode() || !state.get_fw_grad_mode()) return false;
+  const auto tls = c10::impl::tls_local_dispatch_key_set();
+  return tls.included_.has(kForwardKey) && !tls.excluded_.has(kDerivativeMark) &&
+         !tls.excluded_.has(c10::DispatchKey::AutogradFunctionality);
+}
+
 // Makes `results` the outcome of a linear function of `inputs`, which is recorded for those that
 // belong to the level beside them: Backward is the node whose formula is the transpose, and
 // `forward` the function itself.
@@ -156,7 +170,7 @@ void connect(const Tensors& results, const Tensors& inputs, const std::vector<Le
     for (const Tensor& result : results) torch::autograd::set_history(result, node);
     note_nodes();
   }
-  if (!dual) return;
+  if (!dual || tangents_end_here()) return;
   Tensors tangents;
   for (size_t i = 0; i < inputs.size(); ++i) {
     const Tensor& t = inputs[i];

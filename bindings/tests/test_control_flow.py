@@ -766,3 +766,136 @@ def test_many_steps_and_rows():
     slope = 0.99**k + (1 - 0.99**k) / 0.01
     torch.testing.assert_close(out, slope[n.long()])
     assert math.isfinite(out.sum().item())
+
+
+# --- with other transforms and domains --------------------------------------------------------------
+
+
+def test_an_ensemble_in_a_loop():
+    generator = torch.Generator().manual_seed(4)
+    weight = torch.randn(6, 3, 3, dtype=D, generator=generator)
+    bias, start = torch.randn(2, 6, 3, dtype=D, generator=generator)
+
+    def f(weight, bias, x):
+        layer = lambda c: torch.nn.functional.linear(c, weight, bias).tanh() * 0.3 + c * 0.3
+        return torchlift.while_loop(lambda c: c.square().sum() > 0.5, layer, x)
+
+    def py(weight, bias, x):
+        while bool(x.square().sum() > 0.5):
+            x = torch.nn.functional.linear(x, weight, bias).tanh() * 0.3 + x * 0.3
+        return x
+
+    arguments = [weight, bias, start * 3]
+    torch.testing.assert_close(vmap(f)(*arguments), loop(py, *arguments))
+    expected = torch.autograd.functional.jacobian(
+        lambda *a: loop(py, *a).square().sum(), tuple(arguments)
+    )
+    outside = grad(lambda *a: vmap(f)(*a).square().sum(), argnums=(0, 1, 2))(*arguments)
+    inside = vmap(grad(lambda *a: f(*a).square().sum(), argnums=(0, 1, 2)))(*arguments)
+    for wanted, out, in_ in zip(expected, outside, inside):
+        torch.testing.assert_close(out, wanted)
+        torch.testing.assert_close(in_, wanted)
+
+
+def test_a_pullback_from_outside():
+    def f(x):
+        y, pull = torchlift.vjp(lambda z: z * z * x, x)
+        return torchlift.cond(x > 2, lambda: pull(torch.ones_like(x))[0] + y, lambda: x)
+
+    torch.testing.assert_close(vmap(f)(X), torch.where(X > 2, 2 * X * X + X**3, X))
+    slope = torch.where(X > 2, 4 * X + 3 * X * X, torch.ones_like(X))
+    torch.testing.assert_close(vmap(grad(f))(X), slope)
+    torch.testing.assert_close(grad(lambda x: vmap(f)(x).sum())(X), slope)
+
+
+def test_no_grad_around_and_inside():
+    def around(x):
+        with torch.no_grad():
+            y = torchlift.cond(x > 2, lambda: x * x, lambda: x)
+        return y * x
+
+    def inside(x):  # What is closed over is used under no_grad first, then without.
+        def branch():
+            with torch.no_grad():
+                s = x.sin()
+            return s * x * x
+
+        return torchlift.cond(x > 2, branch, lambda: x)
+
+    for f, slope in (
+        (around, torch.where(X > 2, X * X, X)),
+        (inside, torch.where(X > 2, 2 * X.sin() * X, torch.ones_like(X))),
+    ):
+        torch.testing.assert_close(vmap(grad(f))(X), slope)
+        torch.testing.assert_close(vmap(jacfwd(f))(X), slope)
+        torch.testing.assert_close(grad(lambda x: vmap(f)(x).sum())(X), slope)
+        torch.testing.assert_close(jacfwd(lambda x: vmap(f)(x).sum())(X), slope)
+
+
+def test_derivatives_between_two_vmaps():
+    a = rows(0.6, 1.4, 0.9)
+    f = lambda a, x: torchlift.while_loop(
+        lambda c: c > 1, lambda c: c * 0.5 + 0.02 * a * c.sin() * a.exp(), x
+    )
+
+    def py(a, x):
+        while bool(x > 1):
+            x = x * 0.5 + 0.02 * a * x.sin() * a.exp()
+        return x
+
+    inner = lambda a: vmap(f, in_dims=(None, 0))(a, X).sum()
+    alone = lambda a: sum(py(a, x) for x in X)
+    first = torch.stack([torch.autograd.functional.jacobian(alone, each) for each in a])
+    second = torch.stack([torch.autograd.functional.hessian(alone, each) for each in a])
+    push = lambda f: lambda a: jvp(f, (a,), (torch.ones_like(a),))[1]
+    for transform in (grad, jacfwd, push):
+        torch.testing.assert_close(vmap(transform(inner))(a), first)
+    for transform in (hessian, lambda f: push(push(f)), lambda f: push(grad(f)), lambda f: grad(push(f))):
+        torch.testing.assert_close(vmap(transform(inner))(a), second)
+    torch.testing.assert_close(hessian(lambda a: vmap(inner)(a).sum())(a), torch.diag(second))
+
+
+def test_many_directions_at_once():
+    expected = torch.diag(loop(lambda x: derivative(halve_py, x, 1), X))
+    basis = torch.eye(6, dtype=D)
+    push = vmap(lambda v: jvp(vmap(halve), (X,), (v,))[1])(basis)
+    pull = vmap(lambda v: torchlift.vjp(vmap(halve), X)[1](v)[0])(basis)
+    torch.testing.assert_close((push, pull), (expected, expected))
+    torch.testing.assert_close(vmap(halve, chunk_size=4)(X), vmap(halve)(X))
+
+
+def test_custom_derivatives_in_a_loop():
+    @torchlift.custom_vjp
+    def square(x):
+        return x * x
+
+    square.defvjp(lambda x: (x * x, x), lambda x, g: (g * 2 * x,))
+    f = lambda x: torchlift.while_loop(lambda c: c < 50, lambda c: square(c) + x * 0.1, x + 1)
+
+    def py(x):
+        c = x + 1
+        while bool(c < 50):
+            c = c * c + x * 0.1
+        return c
+
+    slope = loop(lambda x: derivative(py, x, 1), X)
+    torch.testing.assert_close(vmap(f)(X), loop(py, X))
+    torch.testing.assert_close(vmap(grad(f))(X), slope)
+    torch.testing.assert_close(grad(lambda x: vmap(f)(x).sum())(X), slope)
+
+
+def test_random_numbers():
+    f = lambda n: torchlift.while_loop(
+        lambda c: c[0] > 0, lambda c: (c[0] - 1, c[1] + torch.rand(())), (n, torch.zeros(()))
+    )[1]
+    n = torch.tensor([3, 3, 0, 3, 1])
+    same = vmap(f, randomness="same")(n)
+    assert same[0] == same[1] == same[3] > same[4] > same[2] == 0
+    different = vmap(f, randomness="different")(n)
+    assert different[0] != different[1] and different[2] == 0
+    fails("randomness", vmap(f), n, error=UnsupportedError)
+    p = rows(0.0, 1.0, 1.0, 0.0)
+    flip = lambda p, x: torchlift.cond(x > 0, lambda: torch.bernoulli(p), lambda: p * 0 - 1)
+    for randomness in ("same", "different"):
+        found = vmap(flip, randomness=randomness)(p, rows(1, 1, -1, 1))
+        assert found.tolist() == [0, 1, -1, 0]

@@ -73,9 +73,7 @@ def transformer(name, *inputs, **kw):
             "Transformer": lambda: nn.Transformer(4, 2, 1, 1, 6, dropout=0.0, batch_first=True),
         }[name]()
 
-    # The fast path of eval mode, where nothing is differentiated.
-    fast = ("aten::_transformer_encoder_layer_fwd", "aten::_native_multi_head_attention")
-    return Row(name, make, same(*inputs), loops=fast, **kw)
+    return Row(name, make, same(*inputs), **kw)
 
 
 def pads():
@@ -86,11 +84,6 @@ def pads():
             args = (2, 1.5) if kind == "Constant" else (2,)
             rows.append(row(f"{kind}Pad{dims}d", *args, shape=shape))
     return rows
-
-
-FRACTIONAL = tuple(
-    f"aten::fractional_max_pool{dims}d{part}" for dims in (2, 3) for part in ("", "_backward")
-)
 
 
 def pools():
@@ -108,8 +101,8 @@ def pools():
             row(f"MaxUnpool{dims}d", 2, inputs=lambda dims=dims: unpool_inputs(dims)),
         ]
     rows += [
-        row("FractionalMaxPool2d", 2, shape=(2, 2, 7, 7), kw=dict(output_size=3), random=True, loops=FRACTIONAL),
-        row("FractionalMaxPool3d", 2, shape=(2, 2, 7, 7, 7), kw=dict(output_size=3), random=True, loops=FRACTIONAL),
+        row("FractionalMaxPool2d", 2, shape=(2, 2, 7, 7), kw=dict(output_size=3), random=True),
+        row("FractionalMaxPool3d", 2, shape=(2, 2, 7, 7, 7), kw=dict(output_size=3), random=True),
     ]
     return rows
 
@@ -207,8 +200,6 @@ def losses():
     ]
 
 
-BAGS = ("aten::_embedding_bag", "aten::_embedding_bag_forward_only", "aten::_embedding_bag_backward")
-
 ROWS = [
     *[row(name, shape=(2, 5)) for name in ELEMENTWISE],
     row("GLU", shape=(2, 6)),
@@ -231,7 +222,7 @@ ROWS = [
     *losses(),
     row("Embedding", 7, 3, inputs=lambda: (torch.randint(0, 7, (2, 4)),), kw=dict(padding_idx=1)),
     *[
-        row("EmbeddingBag", 7, 3, inputs=lambda: (torch.randint(0, 7, (2, 4)),), kw=dict(mode=mode), loops=BAGS)
+        row("EmbeddingBag", 7, 3, inputs=lambda: (torch.randint(0, 7, (2, 4)),), kw=dict(mode=mode))
         for mode in ("sum", "mean", "max")
     ],
     row("MultiheadAttention", 4, 2, inputs=same((5, 2, 4), (6, 2, 4), (6, 2, 4))),
