@@ -140,8 +140,8 @@ TEST(MemoryBudget, Errors) {
   EXPECT_THAT(error_of([] { vmap(outer_norm, {.chunk_size = 3, .memory_budget = 5}); }),
               HasSubstr("both chunk_size (3) and memory_budget (5) were given"));
   // The next call is not disturbed by one that failed.
-  EXPECT_TRUE(at::allclose(vmap(outer_norm, {.memory_budget = 8 * kExample})(x),
-                           vmap(outer_norm)(x)));
+  EXPECT_TRUE(
+      at::allclose(vmap(outer_norm, {.memory_budget = 8 * kExample})(x), vmap(outer_norm)(x)));
 }
 
 }  // namespace

@@ -327,8 +327,10 @@ void define_chunks(py::module_& m) {
       .def("next", &Chunks::next)
       .def("start", &Chunks::start)
       .def("length", &Chunks::length)
-      .def("end", [](Chunks& chunks, const py::list& leaves,
-                     const py::list& dims) { with_errors([&] { end_chunk(chunks, leaves, dims); }); })
+      .def("end",
+           [](Chunks& chunks, const py::list& leaves, const py::list& dims) {
+             with_errors([&] { end_chunk(chunks, leaves, dims); });
+           })
       .def("join", &join_chunks)
       .def("close", &Chunks::close);
   m.def("memory_report", &last_memory_report);
