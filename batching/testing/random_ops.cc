@@ -109,6 +109,7 @@ RandomOp attention() {
   };
   op.numbers = false;
   op.exact = false;
+  return op;
 }
 
 const c10::IValue kFloat = static_cast<int64_t>(at::kDouble);
