@@ -1,4 +1,4 @@
-#include <ATen/Context.h>
+#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/native_dropout.h>
 #include <ATen/ops/ones.h>
