@@ -48,14 +48,19 @@ that is NaN in the reference alone counts as undefined (``noref``).
 
 What the numbers do not show.  A few samples per op, at one dtype, on CPU.  Ops whose output does
 not depend on the values (zeros, empty, isnan of finite numbers, ...) cannot show a mixed-up batch.
-Where eager reverse mode itself is wrong (max_unpool with repeated indices, as_strided_scatter with
-overlaps), grad, vmapvjp, vjpvjp and vjpvmap still compare with it.
+Where eager reverse mode itself is wrong (max_unpool with repeated indices, as_strided_scatter),
+vjpvjp still compares with it.
+
+--extended runs other rows instead: each transform at further dtypes (a result in bfloat16 has to be
+as near to the one in float32 as the reference is), and vmap on batches that are not contiguous, that
+repeat one example in the memory of one, of one example and of none. A row's ``variation`` names it.
 
 Each op runs in a forked child, so that a crash or a hang costs one row.
 
 Examples (with this folder's parent on PYTHONPATH; tools/coverage runs the first):
     python -m opcov --out mine.jsonl --jobs 2
     python -m opcov --impl torch.func --transforms vmap,grad --ops '^linalg'
+    python -m opcov --out mine.jsonl --page docs/coverage.md
     python -m opcov --report mine.jsonl           # table, error classes and op lists again
     python -m opcov --report torch_func.jsonl.gz --against mine.jsonl
 """

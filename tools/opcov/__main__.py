@@ -18,7 +18,9 @@ from torch.testing._internal.common_methods_invocations import op_db
 
 import opcov
 from opcov.isolation import run_isolated
+from opcov.page import page
 from opcov.report import comparison, load_rows, report
+from opcov.running import jobs_of
 from opcov.samples import consume_random_state_normally
 from opcov.transforms import NEEDS_GRAD, TRANSFORMS
 
@@ -40,11 +42,15 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--max-samples", type=int, default=4, help="samples per op (default: 4)")
     parser.add_argument("--max-samples-grad", type=int, help="the same for transforms that differentiate")
     parser.add_argument("--timeout", type=float, default=20.0, help="seconds per (op, transform) (default: 20)")
+    parser.add_argument(
+        "--extended", action="store_true", help="instead: other dtypes, and other sizes and memory layouts of a batch"
+    )
     parser.add_argument("--out", help="write one JSON line per (op, transform) here")
     parser.add_argument("--jobs", type=int, default=1, help="processes that share the ops (default: 1)")
     parser.add_argument("--shard", default="0/1", help="i/n: every n-th op, starting at the i-th")
     parser.add_argument("--report", nargs="+", metavar="JSONL", help="report on earlier results instead of running")
     parser.add_argument("--against", nargs="+", metavar="JSONL", help="with --report: what differs in these results")
+    parser.add_argument("--page", metavar="MD", help="write them as a page of the documentation, too")
     parser.add_argument("--top", type=int, default=40, help="error classes listed")
     parser.add_argument("--verbose", action="store_true", help="let the children print")
     args = parser.parse_args(argv)
@@ -90,8 +96,12 @@ def run(args: argparse.Namespace) -> list[dict]:
     start = time.monotonic()
     with open(args.out, "w") if args.out else contextlib.nullcontext() as out:
         for number, op in enumerate(ops, 1):
-            for name, result in run_isolated(impl, op, transforms, samples, args.timeout, args.verbose):
-                row = {"impl": args.impl, "op": op.name, "variant": op.variant_test_name, "transform": name} | result
+            jobs = jobs_of(op, transforms, args.extended)
+            for job, result in run_isolated(impl, op, jobs, samples, args.timeout, args.verbose):
+                row = {"impl": args.impl, "op": op.name, "variant": op.variant_test_name, "transform": job.transform}
+                if job.variation:
+                    row["variation"] = job.variation
+                row |= result
                 rows.append(row)
                 if out:
                     out.write(json.dumps(row) + "\n")
@@ -129,10 +139,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.report:
         rows = load_rows(args.report)
         print(comparison(rows, load_rows(args.against)) if args.against else report(rows, top=args.top))
+        if args.page:
+            with open(args.page, "w") as out:
+                out.write(page(rows))
         return 0
     start = time.monotonic()
     rows = run_shards(args, argv) if args.jobs > 1 else run(args)
     print(report(rows, time.monotonic() - start, args.top))
+    if args.page:
+        with open(args.page, "w") as out:
+            out.write(page(rows))
     return 0
 
 

@@ -182,6 +182,27 @@ class Differentiable:
         primals, others, tangents = self.split(args)
         return central_difference(lambda h: self.fn(*step(primals, tangents, h), *others))
 
+    def fd_vjp(self, *args: torch.Tensor) -> Tensors:
+        """<cots, the derivative by each number of the primals>."""
+        primals, others, cots = self.split(args)
+        if sum(p.numel() for p in primals) > MAX_ROWS:
+            raise Undecided("too many numbers for finite differences")
+
+        def slope(k: int, unit: torch.Tensor) -> torch.Tensor:
+            def along(h: float) -> Tensors:
+                return self.fn(*primals[:k], primals[k] + h * unit, *primals[k + 1 :], *others)
+
+            return inner_sum(cots, central_difference(along))
+
+        grads = []
+        for k, primal in enumerate(primals):
+            units = torch.eye(primal.numel(), dtype=primal.dtype).reshape(-1, *primal.shape)
+            slopes = [slope(k, unit) for unit in units]
+            if primal.is_complex():
+                slopes = [re + 1j * im for re, im in zip(slopes, [slope(k, 1j * unit) for unit in units])]
+            grads.append(torch.stack(slopes).reshape(primal.shape) if slopes else torch.zeros_like(primal))
+        return tuple(grads)
+
     def fd_jvpvjp(self, *args: torch.Tensor) -> Tensors:
         primals, others, rest = self.split(args)
         k = len(self.outs)

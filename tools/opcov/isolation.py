@@ -15,29 +15,31 @@ from typing import Any
 
 import torch
 
-from opcov.running import run_op_transform
+from opcov.running import Job, run_job
 
 
-def child(write: Callable[[dict], None], impl: Any, op: Any, names: list[str], samples: Callable[[str], int]) -> None:
+def child(
+    write: Callable[[dict], None], impl: Any, op: Any, jobs: dict[int, Job], samples: Callable[[str], int]
+) -> None:
     warnings.simplefilter("ignore")
     with contextlib.suppress(AttributeError):
         torch._C._functorch._set_vmap_fallback_warning_enabled(True)
-    for name in names:
-        write({"begin": name})
+    for number, job in jobs.items():
+        write({"begin": number})
         start = time.monotonic()
         try:
-            row = run_op_transform(impl, op, name, samples(name))
+            row = run_job(impl, op, job, samples(job.transform))
         except Exception:
             row = {"status": "skip", "reason": "harness: " + traceback.format_exc()[-1500:]}
         row["seconds"] = round(time.monotonic() - start, 3)
-        write({"row": row, "transform": name})
+        write({"row": row, "job": number})
 
 
 def run_isolated(
-    impl: Any, op: Any, names: list[str], samples: Callable[[str], int], timeout: float, verbose: bool
-) -> Iterator[tuple[str, dict]]:
-    """Yield (transform, row) for each of ``names``, forking anew after a crash or a timeout."""
-    pending = list(names)
+    impl: Any, op: Any, jobs: list[Job], samples: Callable[[str], int], timeout: float, verbose: bool
+) -> Iterator[tuple[Job, dict]]:
+    """Yield (job, row) for each of ``jobs``, forking anew after a crash or a timeout."""
+    pending = dict(enumerate(jobs))
     while pending:
         read_end, write_end = os.pipe()
         pid = os.fork()
@@ -53,7 +55,7 @@ def run_isolated(
                 os._exit(0)
         os.close(write_end)
 
-        current, began, timed_out = pending[0], time.monotonic(), False
+        current, began, timed_out = next(iter(pending)), time.monotonic(), False
         for message in _read_lines(read_end, lambda: began + timeout - time.monotonic()):
             if message is None:
                 timed_out = True
@@ -63,19 +65,16 @@ def run_isolated(
             if "begin" in message:
                 current = message["begin"]
             else:
-                pending.remove(message["transform"])
-                yield message["transform"], message["row"]
+                yield pending.pop(message["job"]), message["row"]
         os.close(read_end)
         _, status = os.waitpid(pid, 0)
 
         if timed_out:
-            pending.remove(current)
-            yield current, {"status": "timeout", "seconds": timeout}
+            yield pending.pop(current), {"status": "timeout", "seconds": timeout}
         elif pending:
             sig = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
             what = signal.Signals(sig).name if sig else f"exit code {os.waitstatus_to_exitcode(status)}"
-            pending.remove(current)
-            yield current, {"status": "crash", "error_type": what, "message": f"the process died: {what}"}
+            yield pending.pop(current), {"status": "crash", "error_type": what, "message": f"the process died: {what}"}
 
 
 def _write_line(fd: int, message: dict) -> None:

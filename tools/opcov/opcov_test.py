@@ -39,6 +39,31 @@ def test_a_planted_fault_is_seen(tmp_path, mutant, transforms):
     assert set(statuses(tmp_path, transforms, mutant).values()) == {"wrong"}
 
 
+def test_extended_rows(tmp_path):
+    """Other dtypes and forms of a batch, each of which shows a planted fault; and a page of them."""
+    out, page = tmp_path / "rows.jsonl", tmp_path / "page.md"
+    arguments = ["--impl", "opcov.loop_impl", "--transforms", "vmap", "--ops", "^mul$", "--extended", "--out", out]
+    opcov(*arguments, "--page", page, mutant="first")
+    rows = {row["variation"]: row["status"] for row in map(json.loads, out.read_text().splitlines())}
+    assert list(rows) == ["float64", "bfloat16", "complex64", "int64", "bool"] + [
+        "non-contiguous", "expanded", "batch of 1", "batch of 0",
+    ]  # fmt: skip
+    unseen = {"expanded": "pass", "batch of 1": "pass", "batch of 0": "error"}  # a loop of none fails
+    assert rows == dict.fromkeys(rows, "wrong") | unseen
+    text = page.read_text()
+    assert text.startswith("# Operator coverage, other inputs\n")
+    assert "| bfloat16 | 1 | 0 | 0 | 1 | 0 | 0 | 0.0 % |" in text
+    assert "| `mul` | vmap (int64) | wrong |" in text
+
+
+def test_the_page_of_stored_rows(tmp_path):
+    page = tmp_path / "page.md"
+    opcov("--report", STORED, "--page", page)
+    text = page.read_text()
+    assert "| all | 5920 | 5645 | 284 | 33 | 242 | 0 | 95.4 % |" in text
+    assert "\n| `sin` | pass | pass | pass | pass | pass | pass | pass | pass | pass | pass | pass |\n" in text
+
+
 def test_loops_of_torchlift_are_counted():
     """An operator without a batching rule passes, but not in silence."""
     import torch

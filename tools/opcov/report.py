@@ -57,9 +57,14 @@ def op_label(row: dict) -> str:
     return row["op"] + (f".{row['variant']}" if row["variant"] else "")
 
 
+def variations(rows: list[dict]) -> list[str]:
+    """Of extended rows: the dtypes and forms of a batch."""
+    return list(dict.fromkeys(r["variation"] for r in rows if "variation" in r))
+
+
 def table(rows: list[dict]) -> list[str]:
     columns = ("ops", "pass", "fallback", "wrong", "error", "partial", "timeout", "crash", "skip", "pass%")
-    lines = [f"{'transform':<13}" + "".join(f"{c:>10}" for c in columns)]
+    lines = [f"{'transform':<15}" + "".join(f"{c:>10}" for c in columns)]
 
     def line(label: str, rows: list[dict]) -> str:
         count = collections.Counter(r["status"] for r in rows)
@@ -69,10 +74,11 @@ def table(rows: list[dict]) -> list[str]:
         share = f"{100 * count['pass'] / tested:.1f}" if tested else "-"
         cells = (tested, count["pass"], fallback, count["wrong"], count["error"], partial)
         cells += (count["timeout"], count["crash"], count["skip"], share)
-        return f"{label:<13}" + "".join(f"{c:>10}" for c in cells)
+        return f"{label:<15}" + "".join(f"{c:>10}" for c in cells)
 
     names = [n for n in TRANSFORMS if any(r["transform"] == n for r in rows)]
     lines += [line(name, [r for r in rows if r["transform"] == name]) for name in names]
+    lines += [line(name, [r for r in rows if r.get("variation") == name]) for name in variations(rows)]
     lines.append(line("total", rows))
     lines.append(
         "ops: rows with something to check.  fallback: of the passes, those that took the slow vmap loop.\n"
@@ -116,11 +122,13 @@ def report(rows: list[dict], seconds: float | None = None, top: int = 40) -> str
         mine = [r for r in rows if r["transform"] == name]
         if not mine:
             continue
-        slow = sorted(op_label(r) for r in mine if r.get("fallback"))
+        slow = sorted({op_label(r) for r in mine if r.get("fallback")})
         bad = sorted(
-            op_label(r) + f" [{r['status']}]" * (r["status"] != "error")
-            for r in mine
-            if r["status"] not in ("pass", "skip")
+            {
+                op_label(r) + f" [{r['status']}]" * (r["status"] != "error")
+                for r in mine
+                if r["status"] not in ("pass", "skip")
+            }
         )
         lines += ["", f"{name}: {len(slow)} ops take the slow fallback", *wrapped(slow)]
         lines += ["", f"{name}: {len(bad)} ops fail", *wrapped(bad)]
@@ -159,7 +167,7 @@ def side_by_side(base: list[dict], other: list[dict]) -> list[str]:
 
 def comparison(base: list[dict], other: list[dict]) -> str:
     """What two result files disagree on, by transform."""
-    key = lambda r: (r["transform"], op_label(r))  # noqa: E731
+    key = lambda r: (r["transform"], op_label(r), r.get("variation", ""))  # noqa: E731
     left, right = {key(r): r for r in base}, {key(r): r for r in other}
     lines = side_by_side([left[k] for k in left if k in right], [right[k] for k in left if k in right])
     for name in TRANSFORMS:

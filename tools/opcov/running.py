@@ -10,13 +10,26 @@ from typing import Any
 import torch
 
 from opcov.derivatives import FD_TOLERANCE, Mismatch, Undecided, has_nan, is_double
-from opcov.samples import Tensors, build_cases, clone, is_random, seed_everything
-from opcov.transforms import NEEDS_GRAD, NEEDS_GRADGRAD, TRANSFORMS, Check, NotApplicable, Subject
+from opcov.samples import FORMS, PLAIN, Form, Tensors, build_cases, clone, is_random, seed_everything
+from opcov.transforms import (
+    NEEDS_GRAD,
+    NEEDS_GRADGRAD,
+    TAKES_FORMS,
+    TRANSFORMS,
+    Check,
+    NotApplicable,
+    Subject,
+)
 
 MAX_FAILURES_KEPT = 4  # failing checks described in a row
 
 # Tried in turn until the op supports one on CPU.
 DTYPES = (torch.float32, torch.float64, torch.complex64, torch.int64, torch.int32, torch.bool)
+
+# Those of --extended.
+MORE_DTYPES = (torch.float64, torch.bfloat16, torch.complex64, torch.int64, torch.bool)
+
+HALF = (torch.float16, torch.bfloat16)
 
 WIDER = {torch.float32: torch.float64, torch.complex64: torch.complex128}
 
@@ -24,7 +37,7 @@ FALLBACK = re.compile(r"performance drop because we have not yet implemented the
 
 
 def tolerance(dtype: torch.dtype) -> tuple[float, float]:
-    if dtype in (torch.float16, torch.bfloat16):
+    if dtype in HALF:
         return 2e-2, 2e-2
     if dtype in (torch.float32, torch.complex64):
         return 1e-4, 1e-4
@@ -54,6 +67,26 @@ def compare(
         except AssertionError as error:
             lines = [line for line in str(error).splitlines() if line.strip()]
             raise Mismatch(f"output {k}: " + "; ".join(lines)) from None
+
+
+def widened(tensors: Tensors) -> Tensors:
+    return tuple(t.float() if t.dtype in HALF else t for t in tensors)
+
+
+def as_precise(check: Check, arguments: Tensors, actual: Tensors, expected: Tensors) -> bool:
+    """Whether a result in half precision is about as near to the one in float32 as the reference is."""
+    if not any(e.dtype in HALF for e in expected) or [a.shape for a in actual] != [e.shape for e in expected]:
+        return False
+    try:
+        seed_everything()
+        exact = check.reference(*widened(clone(arguments)))
+        for a, e, x in zip(widened(actual), widened(expected), exact, strict=True):
+            scale = x.abs().max() if x.numel() else torch.zeros(())
+            if (a - x).abs().max() > 2 * (e - x).abs().max() + tolerance(torch.bfloat16)[1] * scale:
+                return False
+        return True
+    except Exception:
+        return False
 
 
 def first_line(error: BaseException) -> str:
@@ -150,7 +183,7 @@ def run_check(impl: Any, check: Check, sample: int, tally: Tally) -> None:
             try:
                 compare(actual, expected, check.shape_only)
             except Mismatch:
-                if confirmed(check, arguments, actual):
+                if confirmed(check, arguments, actual) or as_precise(check, arguments, actual, expected):
                     tally.second_opinion += 1
                 elif check.second_opinion and all(map(is_double, actual)) and has_nan(expected):
                     tally.drop("the derivative is undefined: the reference is NaN")
@@ -175,7 +208,9 @@ def confirmed(check: Check, arguments: Tensors, actual: Tensors) -> bool:
         return False
 
 
-def run_transform(impl: Any, op: Any, name: str, dtype: torch.dtype, max_samples: int) -> dict:
+def run_transform(
+    impl: Any, op: Any, name: str, dtype: torch.dtype, max_samples: int, form: Form = PLAIN
+) -> dict:
     """The row for one (op, transform) at one dtype."""
     row: dict[str, Any] = {"dtype": str(dtype).removeprefix("torch.")}
 
@@ -202,7 +237,7 @@ def run_transform(impl: Any, op: Any, name: str, dtype: torch.dtype, max_samples
     random_cases = [is_random(op, case) for case in cases]
     for case, random_case in zip(cases, random_cases):
         try:
-            for check in TRANSFORMS[name](Subject(impl, op, case, any(random_cases), random_case)):
+            for check in TRANSFORMS[name](Subject(impl, op, case, any(random_cases), random_case, form)):
                 run_check(impl, check, case.index, tally)
         except NotApplicable as why:
             reasons.append(str(why))
@@ -231,15 +266,45 @@ def run_transform(impl: Any, op: Any, name: str, dtype: torch.dtype, max_samples
     return row
 
 
-def run_op_transform(impl: Any, op: Any, name: str, max_samples: int) -> dict:
-    """The row for one (op, transform): at the op's first dtype, in doubt at a wider one."""
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What makes one row of an op."""
+
+    transform: str
+    dtype: torch.dtype | None = None  # None: the first that the op supports
+    form: Form = PLAIN
+
+    @property
+    def variation(self) -> str:
+        """What differs from the ordinary row, in words; empty for that one."""
+        return str(self.dtype).removeprefix("torch.") if self.dtype is not None else self.form.name
+
+
+def first_dtype(op: Any) -> torch.dtype | None:
     supported = op.supported_dtypes("cpu")
-    dtype = next((d for d in DTYPES if d in supported), None)
+    return next((d for d in DTYPES if d in supported), None)
+
+
+def jobs_of(op: Any, transforms: list[str], extended: bool) -> list[Job]:
+    """A row for each transform; or, extended, the other dtypes and the forms of a batch."""
+    if not extended:
+        return [Job(name) for name in transforms]
+    supported = op.supported_dtypes("cpu")
+    dtypes = [d for d in MORE_DTYPES if d in supported and d != first_dtype(op)]
+    jobs = [Job(name, dtype=dtype) for name in transforms for dtype in dtypes]
+    return jobs + [Job(name, form=form) for name in transforms if name in TAKES_FORMS for form in FORMS]
+
+
+def run_job(impl: Any, op: Any, job: Job, max_samples: int) -> dict:
+    """The row for a job: at its dtype, or at the op's first one and in doubt at a wider one."""
+    if job.dtype is not None:
+        return run_transform(impl, op, job.transform, job.dtype, max_samples)
+    dtype = first_dtype(op)
     if dtype is None:
         return {"status": "skip", "reason": "no supported dtype on CPU"}
-    row = run_transform(impl, op, name, dtype, max_samples)
-    if row["status"] == "wrong" and WIDER.get(dtype) in supported:
-        wide = run_transform(impl, op, name, WIDER[dtype], max_samples)
+    row = run_transform(impl, op, job.transform, dtype, max_samples, job.form)
+    if row["status"] == "wrong" and WIDER.get(dtype) in op.supported_dtypes("cpu"):
+        wide = run_transform(impl, op, job.transform, WIDER[dtype], max_samples, job.form)
         if wide["status"] != "skip":
             row = wide | {"retried": True}
     return row

@@ -181,6 +181,52 @@ def loop(fn: Function, dims: Dims, size: int, contiguous: bool = False) -> Funct
     return looped
 
 
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """How a batch is handed to the library: how many examples, and how they lie in memory."""
+
+    name: str
+    size: int = BATCH
+    copies: bool = False  # every example is the first one
+    lay_out: Callable[[torch.Tensor, int], torch.Tensor] = lambda tensor, dim: tensor
+
+    def batches(self, examples: Sequence[Sequence[torch.Tensor]], dims: Dims) -> list[Tensors]:
+        """What a check takes for its arguments. A batch without examples is made of one, by `given`."""
+        candidates = batches(examples[: max(self.size, 1)], dims)
+        return candidates[1:] if self.copies else candidates
+
+    def given(self, args: Sequence[torch.Tensor], dims: Dims) -> Tensors:
+        """The same arguments, as the library gets them."""
+        if self.size == 0:
+            args = [a if d is None else a.narrow(d, 0, 0) for a, d in zip(args, dims)]
+        return tuple(a if d is None else self.lay_out(a, d) for a, d in zip(args, dims))
+
+    def loop(self, fn: Function, dims: Dims, contiguous: bool = False) -> Function:
+        """The reference for vmap(fn, in_dims=dims)."""
+        looped = loop(fn, dims, max(self.size, 1), contiguous)
+        return looped if self.size else lambda *args: tuple(out[:0] for out in looped(*args))
+
+
+def every_other(tensor: torch.Tensor, dim: int) -> torch.Tensor:
+    """The values in a memory where they are two apart in every dim, the last dim outermost."""
+    room = tensor.new_zeros([2 * n for n in reversed(tensor.shape)]).permute(*reversed(range(tensor.dim())))
+    return room[(slice(None, None, 2),) * tensor.dim()].copy_(tensor)
+
+
+def shared_memory(tensor: torch.Tensor, dim: int) -> torch.Tensor:
+    """A batch of copies, in the memory of one."""
+    return tensor.narrow(dim, 0, 1).expand_as(tensor)
+
+
+PLAIN = Form("")
+FORMS = [
+    Form("non-contiguous", lay_out=every_other),
+    Form("expanded", copies=True, lay_out=shared_memory),
+    Form("batch of 1", size=1),
+    Form("batch of 0", size=0),
+]
+
+
 def batching_plans(count: int) -> list[tuple[str, Dims]]:
     """All arguments batched, then each of them alone; along the first and the last dim."""
     plans: list[tuple[str, Dims]] = [("all@0", (0,) * count), ("all@-1", (-1,) * count)]

@@ -15,9 +15,11 @@ from opcov.samples import (
     BATCH,
     MAX_SOLO,
     OUTER_BATCH,
+    PLAIN,
     VARIANTS,
     Case,
     Dims,
+    Form,
     Function,
     Tensors,
     batches,
@@ -62,6 +64,7 @@ class Subject:
     case: Case
     random_op: bool  # the op draws random numbers on some sample
     random_case: bool  # ... on this one
+    form: Form = PLAIN
 
     @property
     def shape_only(self) -> bool:
@@ -71,17 +74,18 @@ class Subject:
     def vmap(self, fn: Function, dims: Dims) -> Function:
         # Built at call time, so that whatever vmap(...) itself raises is this check's error.
         randomness = "different" if self.random_op else "error"
-        return lambda *args: self.impl.vmap(fn, in_dims=dims, randomness=randomness)(*args)
+        return lambda *args: self.impl.vmap(fn, in_dims=dims, randomness=randomness)(*self.form.given(args, dims))
 
-    def loop(self, fn: Function, dims: Dims, size: int = BATCH) -> Function:
-        return loop(fn, dims, size, contiguous=self.op.name in READS_STORAGE)
+    def loop(self, fn: Function, dims: Dims, size: int | None = None) -> Function:
+        contiguous = self.op.name in READS_STORAGE
+        return self.form.loop(fn, dims, contiguous) if size is None else loop(fn, dims, size, contiguous)
 
     def sensible(self, plans: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
         """The batching plans that have a meaning for this op."""
         plans = list(plans)
         if self.op.name in READS_STORAGE:
             # How an example lies in memory is part of the input: only whole examples in a row.
-            plans = [p for p in plans if "-1" not in p[0]]
+            plans = [p for p in plans if "-1" not in p[0] and self.form.lay_out is PLAIN.lay_out]
         return plans
 
     @property
@@ -93,6 +97,7 @@ class Subject:
 TRANSFORMS: dict[str, Callable[[Subject], Iterator[Check]]] = {}
 NEEDS_GRAD: set[str] = set()  # transforms that differentiate
 NEEDS_GRADGRAD: set[str] = set()  # ... twice
+TAKES_FORMS = {"vmap", "vmap_inplace", "vmapvjp", "vmapjvp"}  # ... that are tried on every Form
 
 
 def transform(order: int) -> Callable:
@@ -124,7 +129,7 @@ def checks_vmap(s: Subject) -> Iterator[Check]:
     for label, dims in s.sensible(batching_plans(len(values[0]))):
         if s.writes_first and dims[0] is None:
             continue
-        yield Check(label, s.vmap(fn, dims), s.loop(fn, dims), batches(values[:BATCH], dims), s.shape_only)
+        yield Check(label, s.vmap(fn, dims), s.loop(fn, dims), s.form.batches(values, dims), s.shape_only)
 
 
 @transform(order=0)
@@ -150,9 +155,9 @@ def checks_vmap_inplace(s: Subject) -> Iterator[Check]:
     for label, dims in s.sensible(batching_plans(len(values[0]))):
         if dims[0] is None:
             continue  # per-example writes into one shared tensor have no meaning
-        examples = batches(values[:BATCH], dims)
+        examples = s.form.batches(values, dims)
         yield Check(f"copy:{label}", s.vmap(on_a_copy, dims), s.loop(on_a_copy, dims), examples, s.shape_only)
-        if reshapes:
+        if reshapes or s.form is not PLAIN:
             continue  # a view of the batch changes shape; what that does to the batch is undefined
         yield Check(
             f"argument:{label}",
@@ -235,9 +240,9 @@ def checks_grad(s: Subject) -> Iterator[Check]:
 
         return tuple(s.impl.grad(loss, argnums=tuple(range(d.n)))(*primals))
 
-    yield Check("vjp", pullback(s.impl, d), d.ref_vjp, [args + cots])
+    yield Check("vjp", pullback(s.impl, d), d.ref_vjp, [args + cots], second_opinion=d.fd_vjp)
     if len({o.dtype for o in d.outs}) == 1 or all(o.is_floating_point() for o in d.outs):
-        yield Check("grad", grad_of_loss, d.ref_vjp, [args + cots])
+        yield Check("grad", grad_of_loss, d.ref_vjp, [args + cots], second_opinion=d.fd_vjp)
 
 
 @transform(order=1)
@@ -266,7 +271,12 @@ def checks_vmapvjp(s: Subject) -> Iterator[Check]:
     values = [d.primals[b] + d.others[b] + d.cotangents(b) for b in range(BATCH)]
     for label, dims in s.sensible(derivative_plans(d, len(d.outs), "cotangents")):
         yield Check(
-            label, s.vmap(pullback(s.impl, d), dims), s.loop(d.ref_vjp, dims), batches(values, dims), s.shape_only
+            label,
+            s.vmap(pullback(s.impl, d), dims),
+            s.loop(d.ref_vjp, dims),
+            s.form.batches(values, dims),
+            s.shape_only,
+            second_opinion=s.loop(d.fd_vjp, dims),
         )
 
 
@@ -279,7 +289,7 @@ def checks_vmapjvp(s: Subject) -> Iterator[Check]:
             label,
             s.vmap(pushforward(s.impl, d), dims),
             s.loop(d.ref_jvp, dims),
-            batches(values, dims),
+            s.form.batches(values, dims),
             s.shape_only,
         )
 
@@ -352,6 +362,7 @@ def checks_vjpvmap(s: Subject) -> Iterator[Check]:
             through(s.loop(d.fn, dims)).ref_vjp,
             [batch + cots for batch in batches(values, dims)],
             s.shape_only,
+            second_opinion=through(s.loop(d.fn, dims)).fd_vjp,
         )
 
 
