@@ -159,6 +159,21 @@ void front_fallback(const OperatorHandle& op, DispatchKeySet keys, Stack* stack)
   front_boxed(op, fallback_rule(), keys, stack);
 }
 
+// Autograd's kernel of operators that have none of their own: those that others define without a
+// derivative formula. The values would lose their gradients in the level's domain without a word.
+void autograd_fallback(const OperatorHandle& op, DispatchKeySet keys, Stack* stack) {
+  const Site site = inspect(op, stack, /*at_front=*/true);
+  if (site.tracked) {
+    unsupported_error(
+        site.level->transform(), toString(op.operator_name()),
+        " has no derivative formula, but was called on a tensor that autograd tracks inside of ",
+        site.level->describe(),
+        ". Give the operator one (torch.library.register_autograd; in C++ an Autograd kernel), or "
+        "pass it x.detach() where no gradient is meant.");
+  }
+  op.redispatchBoxed(keys & c10::after_autograd_keyset, stack);
+}
+
 class BoxedFront final : public c10::OperatorKernel {
  public:
   explicit BoxedFront(BoxedRule rule) : rule_(rule) {}
@@ -183,7 +198,13 @@ class BoxedBack final : public c10::OperatorKernel {
 
 void install(const RuleEntry& entry) {
   const OperatorName name(entry.name, entry.overload);
-  if (!c10::Dispatcher::singleton().findSchema(name).has_value()) {
+  static auto* given = new std::unordered_set<std::string>();
+  if (!given->insert(toString(name)).second) {
+    unsupported_error("torchlift", "two rules were given for ", toString(name), ".");
+  }
+  // Operators of Python are defined when their module is imported, maybe later.
+  const bool own = entry.name.rfind("aten::", 0) == 0;
+  if (own && !c10::Dispatcher::singleton().findSchema(name).has_value()) {
     unsupported_error("torchlift", "a rule was given for ", toString(name),
                       ", an operator that this libtorch does not have.");
   }
@@ -285,6 +306,9 @@ void install_rules() {
       dispatcher.registerFallback(kModeKey, KernelFunction::makeFallthrough(), kDebugName));
   handles().push_back(dispatcher.registerFallback(
       kFrontKey, KernelFunction::makeFromBoxedFunction<&front_fallback>(), kDebugName));
+  handles().push_back(dispatcher.registerFallback(
+      DispatchKey::AutogradPrivateUse3, KernelFunction::makeFromBoxedFunction<&autograd_fallback>(),
+      kDebugName));
   for (const RuleEntry& entry : announced_rules()) install(entry);
   install_back_kernels();
   install_random_kernels();

@@ -2,9 +2,6 @@
 // memory. All of them speak of one example.
 
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/_has_same_storage_numel_ops.h>
-#include <ATen/ops/_new_zeros_with_same_feature_meta.h>
-#include <ATen/ops/_new_zeros_with_same_feature_meta_ops.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/as_strided_ops.h>
 #include <ATen/ops/as_strided_scatter_ops.h>
@@ -119,24 +116,6 @@ bool is_same_size_rule(BatchedArg self, BatchedArg other) {
   return logical_sizes(self) == logical_sizes(other);
 }
 
-// Asked before a tangent is taken as it is: has it room for the views of its primal? An example's
-// storage cannot be told from those of its neighbours, so its elements count.
-bool has_same_storage_numel_rule(BatchedArg self, BatchedArg other) {
-  const auto a = logical_sizes(self);
-  const auto b = logical_sizes(other);
-  return c10::multiply_integers(a) == c10::multiply_integers(b);
-}
-
-// Zeros as a tangent for `primal`, laid out like it.
-Batched new_zeros_like_primal_rule(const Level& level, BatchedArg tangent, BatchedArg primal,
-                                   int64_t batch_dims) {
-  const at::Tensor tangents = expanded(tangent, level.size());
-  if (!primal.bdim) {
-    return {at::_new_zeros_with_same_feature_meta(tangents, primal.value, batch_dims + 1), 0};
-  }
-  return {at::_new_zeros_with_same_feature_meta(tangents, batch_first(primal), batch_dims), 0};
-}
-
 bool is_pinned_rule(BatchedArg self, std::optional<at::Device> device) {
   return self.value.is_pinned(device);
 }
@@ -186,8 +165,6 @@ void set__rule(const c10::OperatorHandle& /*op*/, const LevelPtr& level,
     rule<ops::as_strided, &as_strided_rule, OpKind::kView>(),
     rule<ops::as_strided_scatter, &as_strided_scatter_rule>(),
     rule<ops::is_same_size, &is_same_size_rule>(),
-    rule<ops::_has_same_storage_numel, &has_same_storage_numel_rule>(),
-    rule<ops::_new_zeros_with_same_feature_meta, &new_zeros_like_primal_rule>(),
     rule<ops::is_pinned, &is_pinned_rule>(),
     boxed_rule("aten::as_strided_", "", &as_strided__rule),
     boxed_rule("aten::resize_", "", &resize__rule),
