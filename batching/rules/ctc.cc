@@ -19,7 +19,7 @@ namespace ops = at::_ops;
 // NOTE [ctc in one call]
 //   log_probs  BTNC -> T(BN)C
 //   targets    BNS -> (BN)S, or, where they lie one after the other, BL -> (BL)
-//   lengths    those of N, B times
+//   lengths    those of N, B times; or, as tensors, BN -> (BN)
 at::Tensor join_probs(const BatchedArg& log_probs, int64_t size) {
   TORCH_CHECK(log_probs.logical_dim() == 3,
               "[vmap] ctc_loss: expected log_probs of 3 dimensions, "
@@ -75,9 +75,38 @@ Batched ctc_loss_backward_rule(const Level& level, BatchedArg grad, BatchedArg l
   return {split_probs(joined, size), 0};
 }
 
+// Lengths as tensors, which each example may have its own of. Alpha, which only the backward
+// formula reads, is then as long as the longest target of all examples asks for.
+std::tuple<Batched, Batched> ctc_loss_tensor_rule(const Level& level, BatchedArg log_probs,
+                                                  BatchedArg targets, BatchedArg input_lengths,
+                                                  BatchedArg target_lengths, int64_t blank,
+                                                  bool zero_infinity) {
+  check_size(level);
+  const int64_t size = level.size();
+  const auto [loss, alpha] = at::_ctc_loss(join_probs(log_probs, size), join_rows(targets, size),
+                                           join_rows(input_lengths, size),
+                                           join_rows(target_lengths, size), blank, zero_infinity);
+  return {Batched{split_rows(loss, size), 0}, Batched{split_rows(alpha, size), 0}};
+}
+
+Batched ctc_loss_tensor_backward_rule(const Level& level, BatchedArg grad, BatchedArg log_probs,
+                                      BatchedArg targets, BatchedArg input_lengths,
+                                      BatchedArg target_lengths, BatchedArg loss, BatchedArg alpha,
+                                      int64_t blank, bool zero_infinity) {
+  check_size(level);
+  const int64_t size = level.size();
+  const at::Tensor joined = at::_ctc_loss_backward(
+      join_rows(grad, size), join_probs(log_probs, size), join_rows(targets, size),
+      join_rows(input_lengths, size), join_rows(target_lengths, size), join_rows(loss, size),
+      join_rows(alpha, size), blank, zero_infinity);
+  return {split_probs(joined, size), 0};
+}
+
 [[maybe_unused]] const RuleSet kRules{
     rule<ops::_ctc_loss, &ctc_loss_rule>(),
     rule<ops::_ctc_loss_backward, &ctc_loss_backward_rule>(),
+    rule<ops::_ctc_loss_Tensor, &ctc_loss_tensor_rule>(),
+    rule<ops::_ctc_loss_backward_Tensor, &ctc_loss_tensor_backward_rule>(),
 };
 
 }  // namespace
