@@ -22,6 +22,7 @@
 
 #include "autodiff/forward_kernels.h"
 #include "autodiff/forward_pass.h"
+#include "batching/rules/linear_cross_entropy.h"
 #include "core/tensor_operators.h"
 
 namespace torchlift::forward_internal {
@@ -117,6 +118,8 @@ std::vector<ForwardKernel> loss_formulas() {
   using Ctc = ops::_ctc_loss;
   using CtcTensor = ops::_ctc_loss_Tensor;
   std::vector<ForwardKernel> kernels;
+  kernels.push_back(made<LinearCrossEntropy, &LinearCrossEntropy::decomposed>());
+  kernels.push_back(made<LinearCrossEntropyRows, &LinearCrossEntropyRows::decomposed>());
   kernels.push_back(made<ops::soft_margin_loss_backward, &soft_margin_loss_backward>());
   kernels.push_back(made<ops::multi_margin_loss, &multi_margin_loss>());
   kernels.push_back(made<ops::multilabel_margin_loss_forward, &multilabel_margin_loss>());
