@@ -18,7 +18,8 @@
 // Primals are a tree, or a std::tuple of trees for a function of several arguments; v has the same
 // type, and so has a product. hvp and vhp need a function that returns one real number; the others
 // take any tensor. laplacian and hessian_diag are exact: forward over forward mode, f runs once for
-// all directions ({.chunk_size = n}: once for n of them), and no Hessian is made. The estimate is
+// all directions ({.chunk_size = n}: once for n of them; {.memory_budget = bytes}: for
+// as many as fit), and no Hessian is made. The estimate is
 // the mean of v^T H v over random signs v (M. Hutchinson, "A stochastic estimator of the trace of
 // the influence matrix for Laplacian smoothing splines", 1990).
 //
@@ -48,6 +49,8 @@ namespace torchlift {
 struct LaplacianOptions {
   // Directions at a time. All of them by default.
   std::optional<int64_t> chunk_size = std::nullopt;
+  // Instead: how many bytes a chunk of them may take (batching/chunk_plan.h).
+  std::optional<int64_t> memory_budget = std::nullopt;
   // Estimate from so many random directions. Exact by default.
   std::optional<int64_t> samples = std::nullopt;
 };
@@ -208,7 +211,8 @@ class LaplacianFunction {
         options_.samples.has_value()
             ? second_derivatives_along(call, inputs,
                                        internal::random_signs(inputs, *options_.samples))
-            : second_derivatives(call, inputs, options_.chunk_size);
+            : second_derivatives(call, inputs,
+                                 ChunkOptions{options_.chunk_size, options_.memory_budget});
     std::vector<at::Tensor> sums;
     for (const at::Tensor& rows : second.rows) {
       sums.push_back(internal::sum_rows(rows, options_.samples));
@@ -241,7 +245,8 @@ class HessianDiagFunction {
     internal::check_arguments("hessian_diag", arguments, arguments);
     internal::LeafCall call(f_, arguments);
     const std::vector<at::Tensor> inputs = internal::defined_leaves(arguments);
-    const SecondDerivatives second = second_derivatives(call, inputs, options_.chunk_size);
+    const SecondDerivatives second =
+        second_derivatives(call, inputs, ChunkOptions{options_.chunk_size, options_.memory_budget});
     const auto value = call.output(second.outputs);
     size_t row = 0;
     const auto next = [&] {

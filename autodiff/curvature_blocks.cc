@@ -175,25 +175,29 @@ SecondDerivatives second_derivatives_along(LeafFunction f, const Tensors& inputs
 }
 
 SecondDerivatives second_derivatives(LeafFunction f, const Tensors& inputs,
-                                     std::optional<int64_t> chunk_size) {
+                                     const ChunkOptions& chunks) {
+  const ChunkedWork work{.transform = "laplacian, hessian_diag", .item = "direction"};
+  ChunkPlan::check(work, chunks);
   const int64_t total = total_numel(inputs, inputs.size());
-  const int64_t chunk = std::max<int64_t>(1, std::min(chunk_size.value_or(total), total));
+  ChunkPlan plan(work, chunks, total, inputs.empty() ? c10::kCPU : inputs[0].device());
   SecondDerivatives result;
   std::vector<RowJoiner> joiners;
-  for (int64_t start = 0; start < total; start += chunk) {
-    const int64_t count = std::min(chunk, total - start);
+  while (plan.next()) {
+    const int64_t start = plan.start();
     Tensors directions;
     int64_t offset = 0;
     for (const at::Tensor& input : inputs) {
-      directions.push_back(basis_rows(input, offset, start, count));
+      directions.push_back(basis_rows(input, offset, start, plan.length()));
       offset += input.numel();
     }
     SecondDerivatives part = second_derivatives_along(f, inputs, directions);
+    plan.measure();
     joiners.resize(part.rows.size(), RowJoiner(total));
     for (size_t i = 0; i < part.rows.size(); ++i) joiners[i].add(start, std::move(part.rows[i]));
     if (start == 0) result.outputs = std::move(part.outputs);
   }
   for (RowJoiner& joiner : joiners) result.rows.push_back(joiner.join());
+  plan.finish();
   return result;
 }
 

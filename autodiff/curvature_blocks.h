@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "autodiff/jacobian_blocks.h"
+#include "batching/chunk_plan.h"
 
 namespace torchlift {
 
@@ -43,9 +44,9 @@ struct SecondDerivatives {
 };
 
 // The second derivatives of f along every input number (all of them laid end to end), by forward
-// over forward mode. f runs once for each chunk_size directions.
+// over forward mode. f runs once for each chunk of directions.
 SecondDerivatives second_derivatives(LeafFunction f, const std::vector<at::Tensor>& inputs,
-                                     std::optional<int64_t> chunk_size);
+                                     const ChunkOptions& chunks);
 
 // ... along the directions given, [directions, ...the input's shape] for each input.
 SecondDerivatives second_derivatives_along(LeafFunction f, const std::vector<at::Tensor>& inputs,

@@ -16,7 +16,8 @@
 // jacrev pulls all rows back at once after one run of f, jacfwd runs f once with all columns as
 // tangents; jacobian takes the one with fewer of them (and runs f once more to count), hessian is
 // jacfwd(jacrev(f)): forward over reverse. Options: {.chunk_size = n} computes n rows or columns at
-// a time, to bound memory; the result is allocated once. jacfwd then runs f once a chunk.
+// a time, to bound memory, {.memory_budget = bytes} as many as fit; the result is allocated once.
+// jacfwd then runs f once a chunk.
 //
 // A result has the type of the function's value with the type of the argument (a std::tuple of
 // several) in place of each tensor: a std::pair<at::Tensor, at::Tensor> differentiated by Params is
@@ -50,6 +51,8 @@ namespace torchlift {
 struct JacobianOptions {
   // Rows or columns at a time. All of them by default.
   std::optional<int64_t> chunk_size = std::nullopt;
+  // Instead: how many bytes a chunk of them may take beside the result (batching/chunk_plan.h).
+  std::optional<int64_t> memory_budget = std::nullopt;
 };
 
 namespace autodiff_internal {
@@ -251,12 +254,13 @@ class JacobianFunction {
 
   JacobianBlocks run(LeafFunction f, const std::vector<at::Tensor>& inputs) const {
     using autodiff_internal::JacobianMode;
+    const ChunkOptions chunks{options_.chunk_size, options_.memory_budget};
     if constexpr (kMode == JacobianMode::kReverse) {
-      return reverse_jacobian(f, inputs, options_.chunk_size);
+      return reverse_jacobian(f, inputs, chunks);
     } else if constexpr (kMode == JacobianMode::kForward) {
-      return forward_jacobian(f, inputs, options_.chunk_size);
+      return forward_jacobian(f, inputs, chunks);
     } else {
-      return any_jacobian(f, inputs, options_.chunk_size);
+      return any_jacobian(f, inputs, chunks);
     }
   }
 

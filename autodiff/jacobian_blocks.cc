@@ -37,13 +37,11 @@ void check_value(const char* transform, size_t index, const at::Tensor& value) {
   }
 }
 
-void check(const char* transform, const LeafOutputs& out, const Tensors& inputs,
-           std::optional<int64_t> chunk_size) {
-  if (chunk_size.has_value() && *chunk_size <= 0) {
-    transform_error(transform, "chunk_size is ", *chunk_size,
-                    ", but it is the number of rows or columns to compute at a time. Give 1 or "
-                    "more, or leave it out.");
-  }
+c10::Device device_of(const Tensors& inputs) {
+  return inputs.empty() ? c10::Device(c10::kCPU) : inputs[0].device();
+}
+
+void check(const char* transform, const LeafOutputs& out, const Tensors& inputs) {
   if (out.values == 0) {
     transform_error(transform,
                     "the function returned no tensor to differentiate. Return a tensor, or a tree "
@@ -88,24 +86,25 @@ Tensors pull_rows(const Pullback& pullback, const Tensors& values, size_t output
 }
 
 JacobianBlocks reverse_blocks(const Pullback& pullback, size_t count, const Tensors& inputs,
-                              std::optional<int64_t> chunk_size) {
+                              const ChunkOptions& chunks) {
   JacobianBlocks result;
   result.outputs = pullback.outputs();
   const Tensors values(result.outputs.begin(), result.outputs.begin() + count);
   const int64_t total = total_numel(values, count);
-  const int64_t chunk = std::max<int64_t>(1, std::min(chunk_size.value_or(total), total));
+  ChunkPlan plan({.transform = "jacrev", .item = "row"}, chunks, total, device_of(inputs));
   std::vector<RowJoiner> joiners(inputs.size(), RowJoiner(total));
-  for (int64_t start = 0; start < total; start += chunk) {
-    const int64_t rows = std::min(chunk, total - start);
-    Tensors grads =
-        pull_rows(pullback, values, result.outputs.size(), start, rows, start + rows == total);
-    for (size_t j = 0; j < inputs.size(); ++j) joiners[j].add(start, std::move(grads[j]));
+  while (plan.next()) {
+    Tensors grads = pull_rows(pullback, values, result.outputs.size(), plan.start(), plan.length(),
+                              plan.is_last());
+    plan.measure();
+    for (size_t j = 0; j < inputs.size(); ++j) joiners[j].add(plan.start(), std::move(grads[j]));
   }
   Tensors rows;
   for (size_t j = 0; j < inputs.size(); ++j) {
     rows.push_back(total > 0 ? joiners[j].join()
                              : at::zeros(joined({0}, inputs[j].sizes()), inputs[j].options()));
   }
+  plan.finish();
   int64_t offset = 0;
   for (const at::Tensor& value : values) {
     Tensors block;
@@ -124,7 +123,7 @@ JacobianBlocks reverse_blocks(const Pullback& pullback, size_t count, const Tens
 
 // Runs f with tangents [start, start + count): the tangents of its values, each [count, ...].
 Tensors push_columns(LeafFunction f, const Tensors& inputs, int64_t start, int64_t count,
-                     std::optional<int64_t> chunk_size, LeafOutputs& out) {
+                     LeafOutputs& out) {
   ForwardScope scope(count > 1 ? std::optional(count) : std::nullopt);
   Tensors duals;
   int64_t offset = 0;
@@ -135,7 +134,7 @@ Tensors push_columns(LeafFunction f, const Tensors& inputs, int64_t start, int64
     duals.push_back(tangents.defined() ? scope.dual(input, tangents) : scope.constant(input));
   }
   out = f(duals);
-  check("jacfwd", out, inputs, chunk_size);
+  check("jacfwd", out, inputs);
   Tensors columns;
   std::vector<ForwardOutput> results = scope.finish(out.leaves);
   for (size_t i = 0; i < results.size(); ++i) {
@@ -173,33 +172,35 @@ JacobianBlocks forward_blocks(const LeafOutputs& out, const Tensors& columns,
 
 }  // namespace
 
-JacobianBlocks reverse_jacobian(LeafFunction f, const Tensors& inputs,
-                                std::optional<int64_t> chunk_size) {
+JacobianBlocks reverse_jacobian(LeafFunction f, const Tensors& inputs, const ChunkOptions& chunks) {
   ReverseScope scope;
   Tensors primals;
   for (const at::Tensor& input : inputs) primals.push_back(scope.primal(input));
   const LeafOutputs out = f(primals);
-  check("jacrev", out, inputs, chunk_size);
+  ChunkPlan::check({.transform = "jacrev", .item = "row"}, chunks);
+  check("jacrev", out, inputs);
   const Pullback pullback = scope.finish(out.leaves);
-  return reverse_blocks(pullback, out.values, inputs, chunk_size);
+  return reverse_blocks(pullback, out.values, inputs, chunks);
 }
 
-JacobianBlocks forward_jacobian(LeafFunction f, const Tensors& inputs,
-                                std::optional<int64_t> chunk_size) {
+JacobianBlocks forward_jacobian(LeafFunction f, const Tensors& inputs, const ChunkOptions& chunks) {
   const int64_t total = total_numel(inputs, inputs.size());
-  const int64_t chunk = std::max<int64_t>(1, std::min(chunk_size.value_or(total), total));
+  const ChunkedWork work{.transform = "jacfwd", .item = "column"};
+  ChunkPlan::check(work, chunks);
+  ChunkPlan plan(work, chunks, total, device_of(inputs));
   LeafOutputs out;
   std::vector<RowJoiner> joiners;
-  for (int64_t start = 0; start < total; start += chunk) {
+  while (plan.next()) {
     LeafOutputs again;
-    Tensors columns = push_columns(f, inputs, start, std::min(chunk, total - start), chunk_size,
-                                   start == 0 ? out : again);
+    Tensors columns =
+        push_columns(f, inputs, plan.start(), plan.length(), plan.start() == 0 ? out : again);
+    plan.measure();
     joiners.resize(columns.size(), RowJoiner(total));
-    for (size_t i = 0; i < columns.size(); ++i) joiners[i].add(start, std::move(columns[i]));
+    for (size_t i = 0; i < columns.size(); ++i) joiners[i].add(plan.start(), std::move(columns[i]));
   }
   if (total == 0) {
     out = f(inputs);
-    check("jacfwd", out, inputs, chunk_size);
+    check("jacfwd", out, inputs);
   }
   Tensors columns;
   for (size_t i = 0; i < out.values; ++i) {
@@ -207,20 +208,20 @@ JacobianBlocks forward_jacobian(LeafFunction f, const Tensors& inputs,
     columns.push_back(total > 0 ? joiners[i].join()
                                 : at::zeros(joined({0}, value.sizes()), value.options()));
   }
+  plan.finish();
   return forward_blocks(out, columns, inputs);
 }
 
-JacobianBlocks any_jacobian(LeafFunction f, const Tensors& inputs,
-                            std::optional<int64_t> chunk_size) {
+JacobianBlocks any_jacobian(LeafFunction f, const Tensors& inputs, const ChunkOptions& chunks) {
   int64_t rows = 0;
   {
     const c10::NoGradGuard no_grad;
     const LeafOutputs out = f(inputs);
-    check("jacobian", out, inputs, chunk_size);
+    check("jacobian", out, inputs);
     rows = total_numel(out.leaves, out.values);
   }
-  return total_numel(inputs, inputs.size()) < rows ? forward_jacobian(f, inputs, chunk_size)
-                                                   : reverse_jacobian(f, inputs, chunk_size);
+  return total_numel(inputs, inputs.size()) < rows ? forward_jacobian(f, inputs, chunks)
+                                                   : reverse_jacobian(f, inputs, chunks);
 }
 
 }  // namespace torchlift

@@ -14,6 +14,8 @@
 #include <optional>
 #include <vector>
 
+#include "batching/chunk_plan.h"
+
 namespace torchlift {
 
 // What a function on leaves returned: the first `values` of them are differentiated.
@@ -30,18 +32,18 @@ struct JacobianBlocks {
   std::vector<at::Tensor> outputs;
 };
 
-// One pass of f, and one backward pass for each chunk_size rows (all at once by default).
+// One pass of f, and one backward pass for each chunk of rows (all at once by default).
 JacobianBlocks reverse_jacobian(LeafFunction f, const std::vector<at::Tensor>& inputs,
-                                std::optional<int64_t> chunk_size);
+                                const ChunkOptions& chunks);
 
-// One pass of f for each chunk_size columns.
+// One pass of f for each chunk of columns.
 JacobianBlocks forward_jacobian(LeafFunction f, const std::vector<at::Tensor>& inputs,
-                                std::optional<int64_t> chunk_size);
+                                const ChunkOptions& chunks);
 
 // The cheaper of the two: forward when there are fewer columns than rows. Runs f once more to count
 // the rows.
 JacobianBlocks any_jacobian(LeafFunction f, const std::vector<at::Tensor>& inputs,
-                            std::optional<int64_t> chunk_size);
+                            const ChunkOptions& chunks);
 
 }  // namespace torchlift
 

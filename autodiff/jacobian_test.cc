@@ -112,6 +112,27 @@ TEST_F(JacobianTest, EveryChunkSizeGivesTheSame) {
   }
 }
 
+// Rows are made of 1 kB, columns run the function.
+TEST_F(JacobianTest, AMemoryBudgetChoosesTheChunks) {
+  const at::Tensor x = randn({128}), w = randn({300, 128});
+  const Function f = [&](const at::Tensor& a) { return w.mv(a.sin()).tanh(); };
+  const at::Tensor expected = jacrev(f)(x);
+  for (const int64_t budget : {40'000, 200'000, 100'000'000}) {
+    EXPECT_CLOSE(jacrev(f, {.memory_budget = budget})(x), expected);
+    ASSERT_TRUE(memory_report().has_value());
+    EXPECT_EQ(memory_report()->examples, 300);
+    EXPECT_LE(memory_report()->peak_bytes, budget);
+    const int64_t rows = memory_report()->chunk_size;
+    EXPECT_CLOSE(jacfwd(f, {.memory_budget = budget})(x), expected);
+    EXPECT_EQ(memory_report()->examples, 128);
+    EXPECT_LE(memory_report()->peak_bytes, budget);
+    EXPECT_EQ(rows > 100, budget > 1'000'000);
+  }
+  const auto energy = [&](const at::Tensor& a) { return f(a).sum(); };
+  EXPECT_CLOSE(hessian(energy, {.memory_budget = 500'000})(x), hessian(energy)(x));
+  EXPECT_GT(memory_report()->chunks, 1);
+}
+
 TEST_F(JacobianTest, TreesInAndOut) {
   const Params p{randn({3}), randn({})};
   const at::Tensor x = randn({3});
@@ -305,6 +326,14 @@ TEST_F(JacobianTest, BadInputs) {
   EXPECT_THAT(
       error_of([&] { jacrev([](const at::Tensor& a) { return a; }, {.chunk_size = 0})(x); }),
       HasSubstr("chunk_size is 0"));
+  EXPECT_THAT(
+      error_of([&] { jacrev([](const at::Tensor& a) { return a; }, {.memory_budget = 8})(x); }),
+      HasSubstr("[jacrev] memory_budget is 8 bytes, but one row takes"));
+  EXPECT_THAT(error_of([&] {
+                jacfwd([](const at::Tensor& a) { return a; },
+                       {.chunk_size = 1, .memory_budget = 8})(x);
+              }),
+              HasSubstr("[jacfwd] both chunk_size (1) and memory_budget (8)"));
   EXPECT_THAT(error_of([&] {
                 jacfwd([](const at::Tensor& a) { return a; })(at::ones({2}, at::kComplexFloat));
               }),

@@ -433,6 +433,20 @@ TEST_F(JvpTest, UnderVmapOverTangentsPrimalsAndBoth) {
   }
 }
 
+TEST_F(JvpTest, OfABatchOfNoneInAnyDim) {
+  const auto push = [](const at::Tensor& x, const at::Tensor& t) {
+    const at::Tensor column = x.select(-1, 0);
+    return tangent_of([&](const at::Tensor& y) { return y * column; }, x, t);
+  };
+  for (const int64_t dim : {0, 1, 2}) {
+    std::vector<int64_t> sizes{5, 5};
+    sizes.insert(sizes.begin() + dim, 0);
+    const at::Tensor x = randn(sizes);
+    const at::Tensor got = vmap(push, {.in_dims = in(Dims(dim), Dims(dim))})(x, x);
+    EXPECT_EQ(got.sizes(), at::IntArrayRef({0, 5, 5}));
+  }
+}
+
 // --- outputs -------------------------------------------------------------------------------------
 
 TEST_F(JvpTest, OutputsThatDoNotDependOnThePrimals) {

@@ -6,13 +6,10 @@
 #include <ATen/ops/empty.h>
 #include <c10/util/irange.h>
 
-#include <algorithm>
-#include <limits>
 #include <mutex>
 
 #include "core/dispatch.h"
 #include "core/error.h"
-#include "core/memory_meter.h"
 #include "core/random_stream.h"
 
 namespace torchlift {
@@ -84,140 +81,41 @@ void check_like_first(const JoinedLeaf& leaf, const at::Tensor& piece) {
       ", which holds the examples). The function must return the same shapes for every chunk.");
 }
 
-std::optional<MemoryReport>& last_report() {
-  static thread_local std::optional<MemoryReport> report;
-  return report;
+constexpr ChunkedWork kWork{.transform = "vmap"};
+
+ChunkOptions plan_options(const Chunks::Options& options) {
+  return {.chunk_size = options.chunk_size, .memory_budget = options.memory_budget};
 }
 
-// Chooses chunk sizes by what the chunks before took: NOTE [chunks by memory].
-class Planner {
- public:
-  Planner(int64_t budget, c10::Device device) : budget_(budget), meter_(device) {}
-
-  void begin() {
-    before_ = meter_.current();
-    meter_.restart();
-  }
-
-  // The chunk of this length has run; what it returns is still in use.
-  void measure(int64_t length) {
-    const int64_t peak = std::max<int64_t>(meter_.peak() - before_, 0);
-    if (length == 1 && peak > budget_) {
-      transform_error("vmap", "memory_budget is ", budget_, " bytes, but one example takes ", peak,
-                      " at its peak, beside the result. Raise the budget, or make the function use "
-                      "less memory.");
-    }
-    report_.chunks += 1;
-    report_.chunk_size = std::max(report_.chunk_size, length);
-    report_.peak_bytes = std::max(report_.peak_bytes, peak);
-    before_last_ = last_;
-    last_ = {length, peak};
-  }
-
-  // How many of the remaining examples to run next.
-  int64_t next_length(int64_t remaining) const {
-    const int64_t fitting = std::clamp<int64_t>(predict(), 1, remaining);
-    const int64_t chunks = (remaining + fitting - 1) / fitting;
-    return (remaining + chunks - 1) / chunks;  // all of much the same size
-  }
-
-  void finish(int64_t examples) {
-    report_.examples = examples;
-    report_.budget = budget_;
-    report_.result_bytes = std::max<int64_t>(meter_.current(), 0);
-    last_report() = report_;
-  }
-
- private:
-  struct Measured {
-    int64_t length = 0;
-    int64_t peak = 0;
-  };
-
-  // The most examples whose predicted peak is within the budget.
-  int64_t predict() const {
-    if (last_.length == 0) return 1;
-    if (last_.peak == 0) return std::numeric_limits<int64_t>::max();
-    const double room = static_cast<double>(budget_);
-    double each = static_cast<double>(last_.peak) / static_cast<double>(last_.length);
-    double fixed = 0;
-    if (before_last_.length > 0 && before_last_.length != last_.length) {
-      const double slope = static_cast<double>(last_.peak - before_last_.peak) /
-                           static_cast<double>(last_.length - before_last_.length);
-      if (slope > 0 && slope < each) {
-        fixed = static_cast<double>(last_.peak) - slope * static_cast<double>(last_.length);
-        each = slope;
-      }
-    }
-    const double fitting = (room - fixed) / each;
-    constexpr double kLargest = 1e15;
-    return static_cast<int64_t>(std::min(fitting, kLargest));
-  }
-
-  const int64_t budget_;
-  MemoryMeter meter_;
-  int64_t before_ = 0;
-  Measured last_, before_last_;
-  MemoryReport report_;
-};
-
 }  // namespace
-
-const std::optional<MemoryReport>& memory_report() { return last_report(); }
 
 struct Chunks::State {
   Options options;
   int64_t size;
   c10::Device device;
-  int64_t start = 0;
-  int64_t length = 0;
+  ChunkPlan plan;
   std::optional<RandomState> random;               // with kSame
   std::shared_ptr<RandomStream> stream = nullptr;  // with kReproducible
-  std::optional<Planner> planner;                  // with a memory budget
   std::vector<JoinedLeaf> leaves;
 };
 
-void Chunks::check(const Options& options) {
-  if (options.chunk_size.has_value() && *options.chunk_size <= 0) {
-    transform_error(
-        "vmap", "chunk_size is ", *options.chunk_size,
-        ", but it is the number of examples to run at a time. Give 1 or more, or leave it out.");
-  }
-  if (options.memory_budget.has_value() && *options.memory_budget <= 0) {
-    transform_error("vmap", "memory_budget is ", *options.memory_budget,
-                    ", but it is the number of bytes that a chunk of the examples may take. Give 1 "
-                    "or more, or leave it out.");
-  }
-  if (options.chunk_size.has_value() && options.memory_budget.has_value()) {
-    transform_error(
-        "vmap", "both chunk_size (", *options.chunk_size, ") and memory_budget (",
-        *options.memory_budget,
-        ") were given, but a memory budget chooses the size of the chunks itself. Leave "
-        "one of them out.");
-  }
-}
+void Chunks::check(const Options& options) { ChunkPlan::check(kWork, plan_options(options)); }
 
 Chunks::Chunks(const Options& options, int64_t size, c10::Device device)
-    : state_(new State{.options = options, .size = size, .device = device}) {
+    : state_(new State{.options = options,
+                       .size = size,
+                       .device = device,
+                       .plan = {kWork, plan_options(options), size, device}}) {
   if (options.randomness == Randomness::kReproducible) state_->stream = RandomStream::open();
-  if (options.memory_budget.has_value()) state_->planner.emplace(*options.memory_budget, device);
 }
 
 Chunks::~Chunks() = default;
 
-void Chunks::close() { state_->planner.reset(); }
+void Chunks::close() { state_->plan.close(); }
 
 bool Chunks::next() {
   State& s = *state_;
-  s.start += s.length;
-  const int64_t remaining = s.size - s.start;
-  if (remaining <= 0) return false;
-  if (s.planner.has_value()) {
-    s.length = s.planner->next_length(remaining);
-    s.planner->begin();
-  } else {
-    s.length = std::min(*s.options.chunk_size, remaining);
-  }
+  if (!s.plan.next()) return false;
   if (s.options.randomness != Randomness::kSame) return true;
   if (s.random.has_value()) {
     s.random->restore();
@@ -227,21 +125,21 @@ bool Chunks::next() {
   return true;
 }
 
-int64_t Chunks::start() const { return state_->start; }
+int64_t Chunks::start() const { return state_->plan.start(); }
 
-int64_t Chunks::length() const { return state_->length; }
+int64_t Chunks::length() const { return state_->plan.length(); }
 
 Level::Options Chunks::level() const {
-  return {.size = state_->length,
+  return {.size = length(),
           .randomness = state_->options.randomness,
           .stream = state_->stream,
-          .first_row = state_->start};
+          .first_row = start()};
 }
 
 void Chunks::end(std::vector<at::Tensor> leaves, const std::vector<std::optional<int64_t>>& dims) {
   State& s = *state_;
-  if (s.planner.has_value()) s.planner->measure(s.length);
-  const bool first = s.start == 0;
+  s.plan.measure();
+  const bool first = s.plan.start() == 0;
   if (first) s.leaves.resize(leaves.size());
   if (s.leaves.size() != leaves.size()) {
     transform_error("vmap", "with chunk_size, one chunk returned ", leaves.size(),
@@ -262,7 +160,7 @@ void Chunks::end(std::vector<at::Tensor> leaves, const std::vector<std::optional
       check_like_first(leaf, piece);
     }
     if (leaf.whole.defined()) {
-      leaf.whole.narrow(*leaf.dim, s.start, s.length).copy_(piece);
+      leaf.whole.narrow(*leaf.dim, start(), length()).copy_(piece);
     } else {
       leaf.pieces.push_back(std::move(piece));
     }
@@ -275,7 +173,7 @@ std::vector<at::Tensor> Chunks::join() {
     result.push_back(leaf.pieces.empty() ? std::move(leaf.whole) : at::cat(leaf.pieces, *leaf.dim));
     leaf.pieces.clear();
   }
-  if (state_->planner.has_value()) state_->planner->finish(state_->size);
+  state_->plan.finish();
   return result;
 }
 

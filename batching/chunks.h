@@ -3,15 +3,8 @@
 
 // File: batching/chunks.h
 //
-// A batch in chunks, to bound memory: which examples are next, what random numbers they see, the
-// results put together. The chunks have a given size, or one that a memory budget allows:
-//
-// NOTE [chunks by memory]
-// The first chunk is one example. What it takes at its peak, beside what outlives it, is measured
-// (core/memory_meter.h). As a chunk's memory grows at most in proportion to its examples, the
-// second may hold budget / peak of them; from then on a line through the last two chunks predicts
-// the peak of the next. What outlives a chunk is not counted: its part of the result, and what
-// autograd keeps of it where the result is differentiated from outside.
+// A batch in chunks, to bound memory: which examples are next (batching/chunk_plan.h), what random
+// numbers they see, the results put together.
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/Device.h>
@@ -21,25 +14,10 @@
 #include <optional>
 #include <vector>
 
+#include "batching/chunk_plan.h"
 #include "core/level.h"
 
 namespace torchlift {
-
-// What a call with a memory budget did.
-struct MemoryReport {
-  int64_t examples = 0;
-  int64_t chunks = 0;
-  int64_t chunk_size = 0;    // of the largest chunk
-  int64_t budget = 0;        // bytes, as given
-  int64_t peak_bytes = 0;    // the most that a chunk took beside the result, measured
-  int64_t result_bytes = 0;  // the result, and what autograd keeps for it
-};
-
-// Of the last vmap with memory_budget that ended on this thread; nothing if there was none.
-//
-//   vmap(f, {.memory_budget = 100 << 20})(xs);
-//   std::cout << memory_report()->chunk_size;
-const std::optional<MemoryReport>& memory_report();
 
 // One run over a batch. On the way the tensors of each chunk are dropped, so that the peak is the
 // result and one chunk.

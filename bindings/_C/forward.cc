@@ -72,7 +72,7 @@ std::optional<int64_t> optional_int(PyObject* number) {
 }
 
 JacobianBlocks run_jacobian(long mode, PyObject* call, const Tensors& inputs,
-                            std::optional<int64_t> chunk_size, Returned& first) {
+                            const ChunkOptions& chunks, Returned& first) {
   // The engine must not hold the GIL, the function must.
   const ReleaseGil release;
   bool called = false;
@@ -83,9 +83,9 @@ JacobianBlocks run_jacobian(long mode, PyObject* call, const Tensors& inputs,
     called = mode != 2 || called;  // mode 2 runs it once to count
     return returned(call, leaves);
   };
-  if (mode == 0) return reverse_jacobian(f, inputs, chunk_size);
-  if (mode == 1) return forward_jacobian(f, inputs, chunk_size);
-  return any_jacobian(f, inputs, chunk_size);
+  if (mode == 0) return reverse_jacobian(f, inputs, chunks);
+  if (mode == 1) return forward_jacobian(f, inputs, chunks);
+  return any_jacobian(f, inputs, chunks);
 }
 
 }  // namespace
@@ -114,9 +114,9 @@ PyObject* jacobian_leaves(PyObject* /*self*/, PyObject* const* args, Py_ssize_t 
   return guarded([&]() -> py::object {
     const long mode = PyLong_AsLong(args[0]);
     const Tensors inputs = tensors_of(args[2]);
-    const std::optional<int64_t> chunk_size = optional_int(args[3]);
+    const ChunkOptions chunks{optional_int(args[3]), optional_int(args[4])};
     Returned returned;
-    const JacobianBlocks jacobian = run_jacobian(mode, args[1], inputs, chunk_size, returned);
+    const JacobianBlocks jacobian = run_jacobian(mode, args[1], inputs, chunks, returned);
     py::object blocks = checked(PyList_New(static_cast<Py_ssize_t>(jacobian.blocks.size())));
     for (size_t i = 0; i < jacobian.blocks.size(); ++i) {
       PyList_SET_ITEM(blocks.ptr(), static_cast<Py_ssize_t>(i),
@@ -129,16 +129,16 @@ PyObject* jacobian_leaves(PyObject* /*self*/, PyObject* const* args, Py_ssize_t 
 PyObject* second_leaves(PyObject* /*self*/, PyObject* const* args, Py_ssize_t /*count*/) {
   return guarded([&]() -> py::object {
     const Tensors inputs = tensors_of(args[1]);
-    const std::optional<int64_t> chunk_size = optional_int(args[2]);
+    const ChunkOptions chunks{optional_int(args[2]), optional_int(args[3])};
     Returned returned;
     bool called = false;
     const auto f = [&](const Tensors& leaves) {
       Returned again;
       return (std::exchange(called, true) ? again : returned)(args[0], leaves);
     };
-    const SecondDerivatives second = args[3] == Py_None
-                                         ? second_derivatives(f, inputs, chunk_size)
-                                         : second_derivatives_along(f, inputs, tensors_of(args[3]));
+    const SecondDerivatives second = args[4] == Py_None
+                                         ? second_derivatives(f, inputs, chunks)
+                                         : second_derivatives_along(f, inputs, tensors_of(args[4]));
     return py::make_tuple(list_of(second.rows), returned.with(second.outputs));
   });
 }

@@ -373,6 +373,22 @@ class TestJacobians:
                 close(j, torch.diag(x))
                 close(aux, [x + y])
 
+    def test_memory_budget(self):
+        x, w = randn(128), randn(300, 128)
+        f = lambda x: torch.tanh(w @ torch.sin(x))
+        expected = jacrev(f)(x)
+        for transform in (jacrev, jacfwd, jacobian):
+            close(transform(f, memory_budget=200_000)(x), expected)
+            report = torchlift.memory_report()
+            assert report.peak_bytes <= 200_000 and 1 < report.chunk_size < 128
+        energy = lambda x: f(x).sum()
+        h = hessian(energy)(x)
+        close(hessian(energy, memory_budget=500_000)(x), h)
+        close(torchlift.laplacian(energy, memory_budget=500_000)(x), h.trace())
+        close(torchlift.hessian_diag(energy, memory_budget=500_000)(x), h.diag())
+        with pytest.raises(ValueError, match=r"jacrev: both chunk_size \(1\) and memory_budget \(2\)"):
+            jacrev(f, chunk_size=1, memory_budget=2)
+
     def test_hessian(self):
         x = randn(4)
         f = lambda x: (mlp(x[:3]) * x).sum()

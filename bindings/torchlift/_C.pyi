@@ -83,12 +83,14 @@ def jacobian_leaves(
     call: Callable[[list[torch.Tensor]], tuple[list[Any], int]],
     inputs: list[torch.Tensor],
     chunk_size: int | None,
+    memory_budget: int | None,
     /,
 ) -> tuple[list[list[torch.Tensor]], list[Any]]: ...
 def second_leaves(
     call: Callable[[list[torch.Tensor]], tuple[list[Any], int]],
     inputs: list[torch.Tensor],
     chunk_size: int | None,
+    memory_budget: int | None,
     directions: list[torch.Tensor] | None,
     /,
 ) -> tuple[list[torch.Tensor], list[Any]]: ...

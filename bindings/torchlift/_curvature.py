@@ -10,7 +10,7 @@ from torchlift import _C, _pytree
 from torchlift._errors import TransformError
 from torchlift._forward import check_tangents, output_runner
 from torchlift._grad import _Argnums, _Call, vjp
-from torchlift._jacobian import Selection
+from torchlift._jacobian import Selection, check_chunks
 from torchlift._names import wraps
 
 
@@ -120,12 +120,13 @@ def laplacian(
     argnums: Any = 0,
     *,
     chunk_size: "int | None" = None,
+    memory_budget: "int | None" = None,
     samples: "int | None" = None,
 ) -> Callable[..., Any]:
     """A function that computes the sum of all second derivatives of each number `func` returns.
 
     Exact, by forward over forward mode: `func` runs once for all directions (with chunk_size, once
-    for that many), and no Hessian is made. With `samples`, an estimate instead: the mean of the
+    for that many; with memory_budget, for as many as fit), and no Hessian is made. With `samples`, an estimate instead: the mean of the
     second derivatives along so many random directions of signs (M. Hutchinson, 1990).
 
     Returns:
@@ -135,16 +136,22 @@ def laplacian(
     >>> torchlift.laplacian(lambda x: (x ** 3).sum())(torch.tensor([1., 2.]))
     tensor(18.)
     """
-    _check_sizes("laplacian", chunk_size=chunk_size, samples=samples)
+    check_chunks("laplacian", chunk_size, memory_budget)
+    if samples is not None and (not isinstance(samples, int) or samples <= 0):
+        raise TransformError(f"laplacian: samples must be a positive int or None, got {samples!r}.")
 
     def combine(rows: torch.Tensor, selection: Selection) -> torch.Tensor:
         return rows.sum(0) if samples is None else rows.mean(0)
 
-    return _second("laplacian", func, argnums, chunk_size, samples, combine)
+    return _second("laplacian", func, argnums, (chunk_size, memory_budget), samples, combine)
 
 
 def hessian_diag(
-    func: Callable[..., Any], argnums: Any = 0, *, chunk_size: "int | None" = None
+    func: Callable[..., Any],
+    argnums: Any = 0,
+    *,
+    chunk_size: "int | None" = None,
+    memory_budget: "int | None" = None,
 ) -> Callable[..., Any]:
     """A function that computes the diagonal of the Hessian of `func`, without the rest of it.
 
@@ -155,14 +162,14 @@ def hessian_diag(
     >>> torchlift.hessian_diag(lambda x: (x ** 3).sum())(torch.tensor([1., 2.]))
     tensor([ 6., 12.])
     """
-    _check_sizes("hessian_diag", chunk_size=chunk_size)
+    check_chunks("hessian_diag", chunk_size, memory_budget)
 
     def combine(rows: torch.Tensor, selection: Selection) -> Any:
         parts = rows.movedim(0, -1).split([leaf.numel() for leaf in selection.leaves], -1)
         shapes = [rows.shape[1:] + leaf.shape for leaf in selection.leaves]
         return selection.tree([part.reshape(shape) for part, shape in zip(parts, shapes)])
 
-    return _second("hessian_diag", func, argnums, chunk_size, None, combine)
+    return _second("hessian_diag", func, argnums, (chunk_size, memory_budget), None, combine)
 
 
 def linearize(func: Callable[..., Any], *primals: Any) -> "tuple[Any, Callable[..., Any]]":
@@ -228,17 +235,11 @@ def _with_aux(value_and_aux: "list[Any]", product: Any, aux_spec: Any) -> "tuple
     return (value, product) if aux_spec is None else (value, product, aux_spec.unflatten(aux))
 
 
-def _check_sizes(transform: str, **sizes: Any) -> None:
-    for name, size in sizes.items():
-        if size is not None and (not isinstance(size, int) or size <= 0):
-            raise TransformError(f"{transform}: {name} must be a positive int or None, got {size!r}.")
-
-
 def _second(
     transform: str,
     func: Callable[..., Any],
     argnums: Any,
-    chunk_size: "int | None",
+    chunks: "tuple[int | None, int | None]",
     samples: "int | None",
     combine: "Callable[[torch.Tensor, Selection], Any]",
 ) -> Callable[..., Any]:
@@ -260,7 +261,7 @@ def _second(
             directions = [_signs(samples, leaf) for leaf in selection.leaves]
         shape: "list[Any]" = []
         run = output_runner(call, apply, False, shape)
-        rows, _ = _C.second_leaves(run, selection.leaves, chunk_size, directions)
+        rows, _ = _C.second_leaves(run, selection.leaves, *chunks, directions)
         return shape[1].unflatten([combine(row, selection) for row in rows])
 
     return wrapped

@@ -19,6 +19,7 @@ def jacrev(
     *,
     has_aux: bool = False,
     chunk_size: "int | None" = None,
+    memory_budget: "int | None" = None,
     _preallocate_and_copy: bool = False,
 ) -> Callable[..., Any]:
     """A function that computes the Jacobian of `func` by reverse mode, a row for each output number.
@@ -29,6 +30,8 @@ def jacrev(
         argnums: what to differentiate, as in `grad`.
         has_aux: whether `func` returns (output, aux). The result is then (jacobian, aux).
         chunk_size: how many rows to compute at a time, to bound memory. All by default.
+        memory_budget: instead, how many bytes a chunk of rows may take beside the result and what
+            `func`'s own run keeps; measured on the first row. `memory_report` tells what it came to.
 
     Returns:
         A function of the same arguments. The Jacobian has the structure of the output, with the
@@ -47,7 +50,7 @@ def jacrev(
     {'sum': (tensor(1.), tensor(1.))}
     """
     del _preallocate_and_copy  # Chunks are always written into the result.
-    return _make("jacrev", func, argnums, has_aux, chunk_size, _REVERSE)
+    return _make("jacrev", func, argnums, has_aux, (chunk_size, memory_budget), _REVERSE)
 
 
 def jacfwd(
@@ -57,12 +60,14 @@ def jacfwd(
     *,
     randomness: str = "error",
     chunk_size: "int | None" = None,
+    memory_budget: "int | None" = None,
 ) -> Callable[..., Any]:
     """A function that computes the Jacobian of `func` by forward mode, a column for each input number.
 
     `func` runs once, on its arguments as they are; only the tangents are a batch. So random operators
     need no `randomness`, which is there for torch.func's sake: all columns are of the same function.
-    With chunk_size (columns at a time) `func` runs once for each chunk. Otherwise like `jacrev`.
+    With chunk_size (columns at a time) or memory_budget `func` runs once for each chunk. Otherwise
+    like `jacrev`.
 
     >>> import torch, torchlift
     >>> torchlift.jacfwd(lambda x: x ** 2)(torch.tensor([1., 2.]))
@@ -74,7 +79,7 @@ def jacfwd(
             f"jacfwd: randomness must be 'error', 'same', 'different' or 'reproducible', got "
             f"{randomness!r}."
         )
-    return _make("jacfwd", func, argnums, has_aux, chunk_size, _FORWARD)
+    return _make("jacfwd", func, argnums, has_aux, (chunk_size, memory_budget), _FORWARD)
 
 
 def jacobian(
@@ -83,6 +88,7 @@ def jacobian(
     *,
     has_aux: bool = False,
     chunk_size: "int | None" = None,
+    memory_budget: "int | None" = None,
 ) -> Callable[..., Any]:
     """`jacfwd` if there are fewer input numbers than output numbers, else `jacrev`.
 
@@ -92,7 +98,7 @@ def jacobian(
     >>> torchlift.jacobian(lambda x: x * torch.ones(3))(torch.tensor(2.))
     tensor([1., 1., 1.])
     """
-    return _make("jacobian", func, argnums, has_aux, chunk_size, _AUTO)
+    return _make("jacobian", func, argnums, has_aux, (chunk_size, memory_budget), _AUTO)
 
 
 def hessian(
@@ -101,6 +107,7 @@ def hessian(
     *,
     has_aux: bool = False,
     chunk_size: "int | None" = None,
+    memory_budget: "int | None" = None,
 ) -> Callable[..., Any]:
     """A function that computes the Hessian of `func`: forward mode over reverse mode.
 
@@ -113,7 +120,20 @@ def hessian(
             [6., 2.]])
     """
     inner = jacrev(func, argnums, has_aux=has_aux)
-    return jacfwd(inner, argnums, has_aux, chunk_size=chunk_size)
+    return jacfwd(
+        inner, argnums, has_aux, chunk_size=chunk_size, memory_budget=memory_budget
+    )
+
+
+def check_chunks(transform: str, chunk_size: Any, memory_budget: Any) -> None:
+    for name, size in (("chunk_size", chunk_size), ("memory_budget", memory_budget)):
+        if size is not None and (not isinstance(size, int) or size <= 0):
+            raise TransformError(f"{transform}: {name} must be a positive int or None, got {size!r}.")
+    if chunk_size is not None and memory_budget is not None:
+        raise TransformError(
+            f"{transform}: both chunk_size ({chunk_size}) and memory_budget ({memory_budget}) were "
+            "given, but a memory budget chooses the size of the chunks itself. Leave one of them out."
+        )
 
 
 class Selection:
@@ -153,15 +173,12 @@ def _make(
     func: Callable[..., Any],
     argnums: Any,
     has_aux: bool,
-    chunk_size: "int | None",
+    chunks: "tuple[int | None, int | None]",
     mode: int,
 ) -> Callable[..., Any]:
     if not callable(func):
         raise TypeError(f"{transform}: the first argument must be a function, got {func!r}")
-    if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size <= 0):
-        raise TransformError(
-            f"{transform}: chunk_size must be a positive int or None, got {chunk_size!r}."
-        )
+    check_chunks(transform, *chunks)
     wanted, has_aux = _Argnums(argnums), bool(has_aux)
 
     @wraps(func)
@@ -175,7 +192,7 @@ def _make(
 
         shape: "list[Any]" = []
         run = output_runner(call, apply, has_aux, shape)
-        blocks, seen = _C.jacobian_leaves(mode, run, selection.leaves, chunk_size)
+        blocks, seen = _C.jacobian_leaves(mode, run, selection.leaves, *chunks)
         count, output_spec, aux_spec = shape
         result = output_spec.unflatten([selection.tree(block) for block in blocks])
         return (result, aux_spec.unflatten(seen[count:])) if has_aux else result
