@@ -20,6 +20,7 @@
 #include <unordered_set>
 #include <utility>
 
+#include "autodiff/cotangents.h"
 #include "autodiff/forward_mode.h"
 #include "core/dispatch.h"
 #include "core/lifted_tensor.h"
@@ -172,26 +173,6 @@ bool any_differentiated_elsewhere(const std::vector<at::Tensor>& tensors, bool o
 at::Tensor in_domain(const at::Tensor& t, Level* level) {
   if (level == nullptr || !t.defined() || depth_of(t) >= level->depth()) return t;
   return lift_alias(t, std::nullopt, LevelPtr::reclaim_copy(level));
-}
-
-// The cotangent of `output` with a batch dim in every level in which the output has one: a view of
-// what the examples share.
-at::Tensor batched_like(const at::Tensor& cotangent, const at::Tensor& output) {
-  const LiftedTensorImpl* impl = as_lifted(output);
-  if (impl == nullptr) return cotangent;
-  const LiftedTensorImpl* own = as_lifted(cotangent);
-  if (own != nullptr && own->level().depth() > impl->level().depth()) {
-    // A batch of cotangents: each is one of the output's domain.
-    return lift(batched_like(own->value(), output), own->bdim(), own->level_ptr());
-  }
-  auto [value, bdim] = lower(cotangent, impl->level());
-  if (impl->bdim() && !bdim) {
-    c10::SmallVector<int64_t, 8> sizes{impl->level().size()};
-    sizes.append(value.sizes().begin(), value.sizes().end());
-    value = value.expand(sizes);
-    bdim = 0;
-  }
-  return lift(batched_like(value, impl->value()), bdim, impl->level_ptr());
 }
 
 // x without its graph and its tangent in this domain. Not x.detach(): under vmap that detaches the

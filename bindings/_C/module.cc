@@ -10,6 +10,7 @@
 
 #include "autodiff/forward_mode.h"
 #include "batching/fallback.h"
+#include "bindings/_C/checkpoint.h"
 #include "bindings/_C/control_flow.h"
 #include "bindings/_C/forward.h"
 #include "bindings/_C/function_route.h"
@@ -64,6 +65,8 @@ PyMethodDef methods[] = {
     fast("jacobian_leaves", jacobian_leaves),
     fast("second_leaves", second_leaves),
     fast("run_backward", run_backward),
+    fast("checkpoint_leaves", checkpoint_leaves),
+    fast("checkpoint_name", checkpoint_name_of),
     fast("cond_leaves", cond_leaves),
     fast("while_leaves", while_leaves),
     fast("functional_call", functional_call),

@@ -104,6 +104,14 @@ def run_backward(
     accumulate: bool,
     /,
 ) -> Any: ...
+def checkpoint_leaves(
+    call: Callable[[list[torch.Tensor]], list[torch.Tensor]],
+    leaves: list[torch.Tensor],
+    keep: int,
+    names: list[str],
+    /,
+) -> list[torch.Tensor]: ...
+def checkpoint_name(x: torch.Tensor, name: str, /) -> torch.Tensor: ...
 def cond_leaves(
     pred: torch.Tensor,
     true_call: Callable[[list[torch.Tensor]], list[torch.Tensor]],

@@ -6,6 +6,7 @@
     jacrev, jacfwd    compute its Jacobian; jacobian chooses, hessian differentiates twice
     hvp, laplacian    and vhp, ggn_vp, hessian_diag: second derivatives without a Hessian
     cond, while_loop  branches and loops on values, and scan, fori_loop; nonzero(size=) and its kin
+    checkpoint        computes a function again in the backward pass: memory for time
     functional_call   calls a module with parameters that are arguments
     Ensemble          several models as one; per_sample_grad and its kin; optim; maml; empirical_ntk
 
@@ -55,6 +56,7 @@ from torchlift._per_sample import (  # noqa: E402
     per_sample_grad_norms,
 )
 from torchlift._check_grads import check_grads  # noqa: E402
+from torchlift._checkpoint import checkpoint, checkpoint_name, save_names  # noqa: E402
 from torchlift._curvature import (  # noqa: E402
     ggn_vp,
     hessian_diag,
@@ -94,6 +96,8 @@ __all__ = [
     "__version__",
     "adapt",
     "check_grads",
+    "checkpoint",
+    "checkpoint_name",
     "clip_and_sum",
     "combine_state_for_ensemble",
     "cond",
@@ -137,6 +141,7 @@ __all__ = [
     "random_rows",
     "replace_all_batch_norm_modules_",
     "reset_fallback_report",
+    "save_names",
     "scan",
     "stack_module_state",
     "stop_gradient",
