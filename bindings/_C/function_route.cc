@@ -1,6 +1,9 @@
 #include "bindings/_C/function_route.h"
 
+#include <ATen/core/grad_mode.h>
+
 #include <deque>
+#include <optional>
 
 #include "autodiff/forward_mode.h"
 #include "core/dispatch.h"
@@ -52,13 +55,6 @@ void look_at(at::Tensor t, bool grad, Outside& outside) {
   }
 }
 
-[[noreturn]] void throw_batched_with_tangent() {
-  unsupported_error(
-      "torchlift",
-      "a torch.autograd.Function under vmap got a tensor with a forward-mode tangent "
-      "from outside of the vmap. Take the tangent inside: vmap of jvp, not jvp of vmap.");
-}
-
 }  // namespace
 
 PyObject* function_route(PyObject* /*self*/, PyObject* const* args, Py_ssize_t /*count*/) {
@@ -68,6 +64,10 @@ PyObject* function_route(PyObject* /*self*/, PyObject* const* args, Py_ssize_t /
     if (C10_LIKELY(!deepest_level)) return py::none();
     const Level& level = *deepest_level;
     const bool grad = outer_grad(level, c10::GradMode::is_enabled());
+    // In the jvp of another Function, forward mode is off for this domain, and not for those
+    // around.
+    std::optional<at::AutoFwGradMode> forward;
+    if (level.forward_at_entry()) forward.emplace(true);
     Outside outside;
     bool batched = false;
     bool narrows = false;
@@ -82,11 +82,9 @@ PyObject* function_route(PyObject* /*self*/, PyObject* const* args, Py_ssize_t /
       return true;
     });
     if (narrows) return py::int_(4);
-    if (outside.dual) {
-      if (batched) throw_batched_with_tangent();
-      return py::int_(2);
-    }
-    return outside.tracked ? py::object(py::bool_(grad)) : py::object(py::none());
+    if (outside.dual && !batched) return py::int_(2);
+    const bool seen = outside.tracked || outside.dual;
+    return seen ? py::object(py::bool_(grad)) : py::object(py::none());
   });
 }
 

@@ -13,10 +13,10 @@ namespace torchlift::python {
 // function_route(args) -> None, or the GradMode of the next outer domain (a bool), or 2, 3 or 4.
 //
 // None: torch's own Function.apply does right by these arguments. Otherwise some argument is
-// tracked by autograd in a domain outside of the one that the function will run in, which it cannot
-// see. 2: an argument has a tangent there, and none has a batch dim. 3: no_grad is on in a function
-// under forward mode, so the arguments are constants. 4: an argument belongs to a level that is
-// narrowed now, and has to go through function_lift first.
+// tracked by autograd, or has a tangent, in a domain outside of the one that the function will run
+// in, which it cannot see. 2: an argument has a tangent there, and none has a batch dim. 3: no_grad
+// is on in a function under forward mode, so the arguments are constants. 4: an argument belongs to
+// a level that is narrowed now, and has to go through function_lift first.
 PyObject* function_route(PyObject* self, PyObject* const* args, Py_ssize_t count);
 
 // function_lift(args) -> args, with every tensor one of the deepest level among them.

@@ -91,6 +91,17 @@ py::object level_of(const py::object& tensor) {
   return py::make_tuple(impl->level().depth(), impl->level().size(), impl->level().alive());
 }
 
+// Whether a tensor holds the tangents of several directions (jacfwd), which the user does not see.
+bool is_tangent_batch(const py::object& tensor) {
+  const LiftedTensorImpl* impl = as_lifted(tensor_of(tensor.ptr()));
+  return impl != nullptr && impl->level().kind() == LevelKind::kTangents;
+}
+
+// A tensor of the level of `like`, whose dim 0 holds its examples.
+py::object lift_like(const py::object& like, const py::object& value) {
+  return wrap(lift(tensor_of(value.ptr()), 0, as_lifted(tensor_of(like.ptr()))->level_ptr()));
+}
+
 py::list fallback_records() {
   py::list records;
   for (const FallbackRecord& r : fallback_report()) {
@@ -134,6 +145,8 @@ PYBIND11_MODULE(_C, m) {
   tp::define_chunks(m);
   m.def("set_error_types", &tp::set_error_types);
   m.def("level_of", &tp::level_of);
+  m.def("is_tangent_batch", &tp::is_tangent_batch);
+  m.def("lift_like", &tp::lift_like);
   m.def("forward_mode_open", [] { return torchlift::forward_mode_open(); });
   m.def("open_levels", [] { return torchlift::level_stack().size(); });
   m.def("fallback_report", &tp::fallback_records);

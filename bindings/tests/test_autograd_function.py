@@ -280,3 +280,70 @@ def test_torch_compile_of_a_function_still_works():
     x = torch.randn(3, requires_grad=True)
     compiled(x).backward()
     torch.testing.assert_close(x.grad, 30 * x.detach() ** 2)
+
+
+# --- tangents -----------------------------------------------------------------------------------
+
+
+@torchlift.custom_jvp
+def exponential(x, y):
+    return x.exp() * y
+
+
+@exponential.defjvp
+def exponential_jvp(primals, tangents):
+    """The rule uses the function itself, so that its own derivatives must be seen."""
+    (x, y), (tx, ty) = primals, tangents
+    z = exponential(x, y)
+    return z, z * tx + exponential(x, torch.ones_like(y)) * ty
+
+
+def plain_exponential(x, y):
+    return x.exp() * y
+
+
+TANGENTS = {
+    "jvp of jvp": lambda f: lambda x: torchlift.jvp(
+        lambda x: torchlift.jvp(lambda x: f(x, x.sin()), (x,), (x,))[1], (x,), (x,)
+    ),
+    "third": lambda f: torchlift.jacfwd(
+        torchlift.jacfwd(torchlift.jacfwd(lambda x: f(x, x.sin()).sum()))
+    ),
+    "jvp of vmap": lambda f: lambda x: torchlift.jvp(
+        torchlift.vmap(lambda r: f(r, r.sin())), (x,), (x,)
+    ),
+    "jacfwd of vmap": lambda f: torchlift.jacfwd(torchlift.vmap(lambda r: f(r, r.sin()))),
+    "jvp of vmap with a shared argument": lambda f: lambda x: torchlift.jvp(
+        lambda y: torchlift.vmap(lambda r: f(r, y))(x), (x[0],), (x[1],)
+    ),
+    "jvp of vmap of nothing batched": lambda f: lambda x: torchlift.jvp(
+        lambda y: torchlift.vmap(lambda r: f(y, y) + r)(x), (x[0],), (x[1],)
+    ),
+    "jvp of vmap of vmap": lambda f: lambda x: torchlift.jvp(
+        torchlift.vmap(torchlift.vmap(lambda r: f(r, r.sin()))), (x,), (x,)
+    ),
+    "jvp of jvp of vmap": lambda f: lambda x: torchlift.jvp(
+        lambda x: torchlift.jvp(torchlift.vmap(lambda r: f(r, r.sin())), (x,), (x,))[1], (x,), (x,)
+    ),
+    "grad of jvp of vmap": lambda f: torchlift.grad(
+        lambda x: torchlift.jvp(torchlift.vmap(lambda r: f(r, r.sin())), (x,), (x,))[1].sum()
+    ),
+    "jvp of grad of vmap": lambda f: lambda x: torchlift.jvp(
+        torchlift.grad(lambda x: torchlift.vmap(lambda r: f(r, r.sin()))(x).sum()), (x,), (x,)
+    ),
+    "vmap of hessian": lambda f: torchlift.vmap(
+        torchlift.hessian(lambda r: f(r, r.sin()).sum())
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TANGENTS)
+def test_tangents_from_outside(name):
+    transform = TANGENTS[name]
+    for size in [3, 1]:
+        x = torch.randn(size + 1, 2, dtype=torch.float64)
+        if name == "third":
+            x = x[0]
+        torch.testing.assert_close(
+            transform(exponential)(x), transform(plain_exponential)(x)
+        )

@@ -10,8 +10,8 @@ So when an argument's value is tracked outside, `apply` is done in two steps. Fi
 forward hidden from the outer domains. Then the value of each output is passed through _Outer, a
 Function of the next outer domain, whose forward hands the value on, and whose backward enters a
 vmap of the same size and there asks for the vjp of the user's Function: the user's own backward
-answers, in every domain. _Outer.apply is itself routed this way when there is yet another domain
-outside.
+answers, in every domain; and so does the user's own jvp, to a tangent from outside. _Outer.apply is
+itself routed this way when there is yet another domain outside.
 
 With a tangent outside, and no batch dim (a jvp inside a jvp), it is simpler. The outputs' values are
 those of `apply` on the arguments' values, which the outer domain differentiates by the user's own
@@ -182,7 +182,7 @@ def _connect(
     call = _Call(cls, inputs, random)
     values = []
     for i, out in enumerate(outputs):
-        if not isinstance(out, torch.Tensor) or not (out.is_floating_point() or out.is_complex()):
+        if not isinstance(out, torch.Tensor) or not _has_derivative(out):
             continue
         lowered = _C.lower_lifted(out)
         if lowered is None:
@@ -193,7 +193,7 @@ def _connect(
     if not values:
         return
     arguments = [_C.lower_lifted(inputs[i])[0] for i in call.positions]
-    with torch.set_grad_enabled(outer_grad):
+    with torch.set_grad_enabled(outer_grad), torch.autograd.forward_ad._set_fwd_grad_enabled(True):
         connected = _Outer.apply(call, len(values), *values, *arguments)
     for i, value in zip(call.out_positions, connected):
         _C.replace_value(outputs[i], value)
@@ -206,7 +206,13 @@ class _Outer(Function):
     def forward(ctx: Any, call: _Call, count: int, *tensors: torch.Tensor) -> Any:
         ctx.call, ctx.count = call, count
         ctx.save_for_backward(*tensors[count:])
+        ctx.save_for_forward(*tensors[count:])
         return tuple(value.detach() for value in tensors[:count])
+
+    @staticmethod
+    def jvp(ctx: Any, _call: Any, _count: Any, *tangents: Any) -> Any:
+        with torch.autograd.forward_ad._set_fwd_grad_enabled(True):
+            return _push(ctx.call, without_tangents(ctx.saved_tensors), tangents[ctx.count :])
 
     @staticmethod
     def backward(ctx: Any, *cotangents: torch.Tensor) -> Any:
@@ -249,6 +255,69 @@ def _pull(
         bdim = call.bdims[i]
         result[i] = grad.sum(0) if bdim is None else grad.movedim(0, bdim)
     return result
+
+
+def _push(
+    call: _Call, values: "tuple[torch.Tensor, ...]", tangents: "tuple[Any, ...]"
+) -> "tuple[torch.Tensor, ...]":
+    """The tangents of the outputs' values: the user's jvp, mapped over the examples."""
+    from torchlift._forward import jvp
+    from torchlift._vmap import vmap
+
+    chosen = [i for i, t in enumerate(tangents) if t is not None and _has_derivative(values[i])]
+
+    def one(tensors: "tuple[torch.Tensor, ...]", pushed: "tuple[torch.Tensor, ...]") -> Any:
+        def of_chosen(*primals: torch.Tensor) -> "tuple[torch.Tensor, ...]":
+            replaced = list(tensors)
+            for i, primal in zip(chosen, primals):
+                replaced[i] = primal
+            return call.run(tuple(replaced))
+
+        return jvp(of_chosen, tuple(tensors[i] for i in chosen), pushed)[1]
+
+    mapped = vmap(
+        one,
+        in_dims=(tuple(call.bdims), tuple(call.bdims[i] for i in chosen)),
+        randomness=_RANDOMNESS[call.randomness],
+        axis_size=call.size,
+    )
+
+    def push(*pushed: torch.Tensor) -> "tuple[torch.Tensor, ...]":
+        found = mapped(tuple(values), pushed)
+        return tuple(
+            # What all examples share has one tangent.
+            t.sum(0) / max(call.size, 1) if bdim is None else t.movedim(0, bdim)
+            for t, bdim in zip(found, call.out_bdims)
+        )
+
+    return for_each_direction(push, tuple(tangents[i] for i in chosen))
+
+
+def without_tangents(tensors: "tuple[torch.Tensor, ...]") -> "tuple[torch.Tensor, ...]":
+    """For the jvp of a Function: a jvp in there is another one, and must not meet its tangents."""
+    return tuple(torch._VF._unpack_dual(t, level=0)[0] for t in tensors)  # type: ignore[attr-defined]
+
+
+def for_each_direction(
+    push: Any, tangents: "tuple[torch.Tensor, ...]"
+) -> "tuple[torch.Tensor, ...]":
+    """push(*tangents). In jacfwd they are those of several directions, and push is mapped over them:
+    it may decide by their values."""
+    from torchlift._vmap import vmap
+
+    if not any(_C.is_tangent_batch(t) for t in tangents):
+        return push(*tangents)
+    lowered = [_C.lower_lifted(t) if _C.is_tangent_batch(t) else (t, None) for t in tangents]
+    dims = tuple(found[1] for found in lowered)
+    if all(dim is None for dim in dims):
+        return push(*(found[0] for found in lowered))  # the same for all
+    pushed = vmap(push, in_dims=dims)(*(found[0] for found in lowered))
+    batch = next(t for t in tangents if _C.is_tangent_batch(t))
+    return tuple(_C.lift_like(batch, t) for t in pushed)
+
+
+def _has_derivative(t: torch.Tensor) -> bool:
+    return t.is_floating_point() or t.is_complex()
 
 
 def _per_example(cotangent: torch.Tensor, bdim: "int | None", size: int) -> torch.Tensor:
