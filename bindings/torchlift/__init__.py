@@ -7,6 +7,7 @@
     hvp, laplacian    and vhp, ggn_vp, hessian_diag: second derivatives without a Hessian
     cond, while_loop  branches and loops on values, and scan, fori_loop; nonzero(size=) and its kin
     checkpoint        computes a function again in the backward pass: memory for time
+    custom_root       solves equations, and differentiates the solution; fixed_point, gmres, cg
     functional_call   calls a module with parameters that are arguments
     Ensemble          several models as one; per_sample_grad and its kin; optim; maml; empirical_ntk
 
@@ -68,7 +69,9 @@ from torchlift._curvature import (  # noqa: E402
 from torchlift._control_flow import cond, fori_loop, scan, while_loop  # noqa: E402
 from torchlift._custom import custom_jvp, custom_vjp, stop_gradient  # noqa: E402
 from torchlift._forward import jvp  # noqa: E402
+from torchlift._implicit import custom_root, fixed_point  # noqa: E402
 from torchlift._jacobian import hessian, jacfwd, jacobian, jacrev  # noqa: E402
+from torchlift._linear_solvers import cg, gmres  # noqa: E402
 from torchlift._printing import dump_tensor  # noqa: E402
 from torchlift._random import random_rows  # noqa: E402
 from torchlift._report import (  # noqa: E402
@@ -95,6 +98,7 @@ __all__ = [
     "UnsupportedError",
     "__version__",
     "adapt",
+    "cg",
     "check_grads",
     "checkpoint",
     "checkpoint_name",
@@ -102,6 +106,7 @@ __all__ = [
     "combine_state_for_ensemble",
     "cond",
     "custom_jvp",
+    "custom_root",
     "custom_vjp",
     "dp_gradients",
     "dp_sgd_step",
@@ -110,10 +115,12 @@ __all__ = [
     "extract_state",
     "fallback_report",
     "fisher_diagonal",
+    "fixed_point",
     "fori_loop",
     "functional_call",
     "ggn_diagonal",
     "ggn_vp",
+    "gmres",
     "grad",
     "grad_and_value",
     "has_rule",
