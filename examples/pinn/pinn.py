@@ -155,7 +155,7 @@ def draw(path, found):
         seconds, residual, error = zip(*log)
         (line,) = left.plot(seconds, error, label=f"{name}: largest error of u")
         left.plot(seconds, residual, ls=":", color=line.get_color(), label=f"{name}: mean squared residual")
-    left.set(xlabel="seconds of training", yscale="log")
+    left.set(xlabel="seconds of training", ylabel="error of u, squared residual", yscale="log")
     left.legend(fontsize=8)
     count = 60
     where = grid(count)
@@ -164,10 +164,10 @@ def draw(path, found):
         (middle, u, "the network's u(x, y)"),
         (right, (u - exact(where)).abs(), "its error, |u - exact|"),
     ):
-        image = axis.imshow(values.detach().view(count, count).T, origin="lower", extent=(0, 1, 0, 1))
+        image = axis.imshow(values.view(count, count).T.numpy(), origin="lower", extent=(0, 1, 0, 1))
         figure.colorbar(image, ax=axis)
         axis.set(xlabel="x", ylabel="y", title=title)
-    right.plot(*found["points"].T, "w.", ms=2)
+    right.plot(*found["points"].T.numpy(), "w.", ms=2)
     figure.suptitle(r"$\det D^2 u = (1 + x^2 + y^2)\, e^{x^2 + y^2}$ (dots: where the residual is made small)")
     figure.savefig(path, dpi=110)
     plt.close(figure)
