@@ -2,12 +2,14 @@
 
 All members take each step together: one vmap for the forward pass, one backward pass. Where they disagree the
 answer is uncertain, so the digits they disagree about most hold most of the errors; and noise, on which a single
-network is often sure of itself, makes them disagree.
+network is often sure of itself, makes them disagree, as do digits that are turned or mixed with noise. (Deep ensembles:
+Lakshminarayanan et al. 2017, arXiv:1612.01474. Not all is found so: see docs/examples/ensemble.md.)
 
-    python examples/ensemble/ensemble.py [--members 10] [--digits 1797] [--epochs 20] [--out ensemble.png]
+    python examples/ensemble/ensemble.py [--quick] [--members 10] [--digits 1797] [--epochs 20] [--out out/ensemble.png]
 """
 
 import argparse
+import math
 import pathlib
 
 import sklearn.datasets
@@ -16,6 +18,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import torchlift
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+ANGLES = range(0, 61, 10)  # degrees
+NOISE = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]  # its share of an image
 
 
 def make_model():
@@ -52,6 +58,25 @@ def predict(ensemble, images):
     return mean, entropy(mean) - entropy(probabilities).mean(0)
 
 
+def turned(images, degrees):
+    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    turn = torch.tensor([[cosine, -sine, 0.0], [sine, cosine, 0.0]]).expand(len(images), 2, 3)
+    return F.grid_sample(images, F.affine_grid(turn, images.shape, align_corners=False), align_corners=False)
+
+
+def when_changed(ensemble, change, amounts, images, labels):
+    """For each amount: (the amount, accuracy of all members together, mean disagreement)."""
+    rows = []
+    for amount in amounts:
+        mean, uncertainty = predict(ensemble, change(images, amount))
+        rows.append((amount, accuracy(mean, labels), uncertainty.mean().item()))
+    return rows
+
+
+def mixed(images, share):
+    return (1 - share) * images + share * torch.rand_like(images)
+
+
 def accuracy(probabilities, labels):
     return (probabilities.argmax(-1) == labels).float().mean().item()
 
@@ -73,6 +98,8 @@ def run(members=10, count=1797, epochs=20):
         "uncertainty": uncertainty,
         "of_noise": of_noise,
         "wrong": wrong,
+        "turned": when_changed(ensemble, turned, ANGLES, test_images, test_labels),
+        "mixed": when_changed(ensemble, mixed, NOISE, test_images, test_labels),
         "accuracy": accuracy(mean, test_labels),
         "mean_accuracy_of_members": sum(singles) / len(singles),
     }
@@ -84,8 +111,8 @@ def draw(path, found):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure = plt.figure(figsize=(12, 6), layout="constrained")
-    left, right = figure.subfigures(1, 2)
+    figure = plt.figure(figsize=(14, 6.5), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=[1, 1.3])
     left.suptitle("the most uncertain digits: answer (red: wrong)", fontsize=10)
     order = found["uncertainty"].topk(min(25, len(found["labels"]))).indices.tolist()
     for axis, i in zip(left.subplots(5, 5).flat, order):
@@ -94,7 +121,9 @@ def draw(path, found):
         axis.set_title(f"{found['mean'][i].argmax()}", fontsize=8, color=color, pad=3)
     for axis in left.axes:
         axis.set_axis_off()
-    axis = right.subplots()
+    above, below = right.subfigures(2, 1)
+    axis = above.subplots()
+    turning, mixing = below.subplots(1, 2)
     groups = {
         "digits, right": found["uncertainty"][~found["wrong"]],
         "digits, wrong": found["uncertainty"][found["wrong"]],
@@ -103,8 +132,21 @@ def draw(path, found):
     axis.hist([g.numpy() for g in groups.values()], bins=30, density=True, label=list(groups))
     axis.set(xlabel="disagreement of the members (nats)", ylabel="density", yscale="log")
     axis.legend()
+    draw_changed(turning, found["turned"], "test digits turned by (degrees)")
+    draw_changed(mixing, found["mixed"], "share of noise mixed into test digits")
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def draw_changed(axis, rows, name):
+    amounts, right, disagreement = zip(*rows)
+    axis.plot(amounts, right, "o-", color="tab:blue")
+    axis.set(xlabel=name, ylim=(0, 1))
+    axis.set_ylabel("accuracy", color="tab:blue")
+    other = axis.twinx()
+    other.plot(amounts, disagreement, "s-", color="tab:red")
+    other.set_ylabel("mean disagreement (nats)", color="tab:red")
+    other.set_ylim(0)
 
 
 def main():
@@ -112,12 +154,18 @@ def main():
     parser.add_argument("--members", type=int, default=10)
     parser.add_argument("--digits", type=int, default=1797)
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("ensemble.png"))
+    parser.add_argument("--out", type=pathlib.Path, default=ROOT / "out" / "ensemble.png")
+    parser.add_argument("--quick", action="store_true", help="fewer members, digits and epochs")
     options = parser.parse_args()
-    found = run(options.members, options.digits, options.epochs)
+    sizes = (3, 600, 30) if options.quick else (options.members, options.digits, options.epochs)
+    found = run(*sizes)
     print(f"accuracy of a member, on average: {found['mean_accuracy_of_members']:.3f}, of all: {found['accuracy']:.3f}")
     certain, wrong = found["uncertainty"][~found["wrong"]].mean(), found["uncertainty"][found["wrong"]].mean()
     print(f"disagreement on digits answered right: {certain:.3f}, wrong: {wrong:.3f}, noise: {found['of_noise'].mean():.3f}")
+    for name, unit in (("turned", " degrees"), ("mixed", " of noise")):
+        for amount, share, disagreement in found[name]:
+            print(f"{name:<7}{amount:>5g}{unit}: accuracy {share:.3f}, disagreement {disagreement:.3f}")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     draw(options.out, found)
     print(f"picture: {options.out}")
 

@@ -21,6 +21,10 @@ def test_python(tmp_path):
     found = example.run(members=3, count=600, epochs=40)
     assert found["accuracy"] > 0.8
     assert found["uncertainty"][found["wrong"]].mean() > found["uncertainty"][~found["wrong"]].mean()
+    for change in ("turned", "mixed"):  # unsure where it is wrong
+        (_, first, before), (_, last, after) = found[change][0], found[change][-1]
+        assert first == found["accuracy"] and last < 0.5
+        assert after > 2 * before
     example.draw(tmp_path / "picture.png", found)
     assert (tmp_path / "picture.png").stat().st_size > 10_000
 

@@ -3,7 +3,7 @@
 Every step of training adapts to a batch of tasks at once: vmap over the tasks, each with an inner loop of
 gradient steps, and one gradient through all of it (Finn et al. 2017, section 5.1).
 
-    python examples/maml/maml.py [--iterations 2000] [--out maml.png]
+    python examples/maml/maml.py [--quick] [--iterations 2000] [--out out/maml.png]
 """
 
 import argparse
@@ -17,6 +17,7 @@ from torch import nn
 import torchlift
 from torchlift import grad_and_value, optim, vmap
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 SUPPORT = QUERY = 10
 LR = 0.01
 
@@ -75,6 +76,7 @@ def draw(path, loss, params, losses, model):
         right.plot(axis[:, 0], curve[:, 0].detach(), label=f"after {steps} steps")
     right.plot(x[:, 0], y[:, 0], "k^", label="the ten points it sees")
     right.plot(xq[:, 0], yq[:, 0], "k.", alpha=0.4, label="points of the same curve")
+    right.set(xlabel="x", ylabel="y")
     right.legend()
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -83,10 +85,12 @@ def draw(path, loss, params, losses, model):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--iterations", type=int, default=2000)
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("maml.png"))
+    parser.add_argument("--out", type=pathlib.Path, default=ROOT / "out" / "maml.png")
+    parser.add_argument("--quick", action="store_true", help="few iterations")
     options = parser.parse_args()
-    loss, params, losses, model = run(options.iterations)
+    loss, params, losses, model = run(200 if options.quick else options.iterations)
     print(f"loss after adapting, first 10 iterations: {sum(losses[:10]) / 10:.3f}, last 10: {sum(losses[-10:]) / 10:.3f}")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     draw(options.out, loss, params, losses, model)
     print(f"picture: {options.out}")
 

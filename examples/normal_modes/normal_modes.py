@@ -231,6 +231,7 @@ def main():
     parser.add_argument("--quick", action="store_true", help="few starts")
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "out" / "normal_modes.png")
     options = parser.parse_args()
+    torch.set_num_threads(1)  # the tensors are small
     found = run(20 if options.quick else options.starts)
     report(found)
     options.out.parent.mkdir(parents=True, exist_ok=True)
