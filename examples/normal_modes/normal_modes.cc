@@ -4,6 +4,8 @@
 //
 //   normal_modes [starts]
 
+#include <ATen/Context.h>
+#include <ATen/Parallel.h>
 #include <ATen/ops/atan2.h>
 #include <ATen/ops/linalg_cross.h>
 #include <ATen/ops/linalg_eigh.h>
@@ -168,6 +170,8 @@ void cluster(int64_t starts) {
 
 int main(int argc, char** argv) {
   const int64_t starts = argc > 1 ? std::atoi(argv[1]) : 200;
+  at::set_num_threads(1);
+  at::manual_seed(0);
   std::printf("%-24s %18s %18s\n", "", "computed", "exact");
   dimer();
   water_molecule();

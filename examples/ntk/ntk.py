@@ -172,7 +172,7 @@ def draw(path, found):
     middle.loglog(widths, [means[0] * (widths[0] / w) ** 0.5 for w in widths], "k:", label=r"$\propto$ width$^{-1/2}$")
     middle.set(xlabel="width", ylabel="difference (root mean square)", title="both differences vanish with the width")
     middle.set_xticks(widths, [str(width) for width in widths])
-    middle.minorticks_off()
+    middle.tick_params(axis="x", which="minor", labelbottom=False)
     middle.legend(fontsize=8)
     last = found["predictions"][-1]
     right.plot(last["angles"], last["before"][0], color="0.7", label="before training")

@@ -17,13 +17,17 @@ def example():
     spec = importlib.util.spec_from_file_location("ntk_example", HERE / "ntk.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the tensors are small
+    yield module
+    torch.set_num_threads(threads)
 
 
 def test_python(example, tmp_path):
     found = example.run(widths=(16, 128), networks=8, trained=3)
     narrow, wide = (found["distances"][width].mean().item() for width in (16, 128))
     assert 1.5 < narrow / wide < 6  # the square root of 8, and chance
+    assert wide < 0.35
     assert all(prediction["fit"] < 1e-3 for prediction in found["predictions"])
     differences = [prediction["difference"] for prediction in found["predictions"]]
     assert differences[1] < differences[0] < 1

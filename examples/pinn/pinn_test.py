@@ -16,7 +16,10 @@ def example():
     spec = importlib.util.spec_from_file_location("pinn_example", HERE / "pinn.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the tensors are small
+    yield module
+    torch.set_num_threads(threads)
 
 
 def test_python(example, tmp_path):
