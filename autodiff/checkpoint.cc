@@ -25,9 +25,12 @@
 #include "autodiff/forward_mode.h"
 #include "autodiff/kept_products.h"
 #include "autodiff/run_context.h"
+#include "core/autograd_node.h"
+#include "core/derivative_code.h"
 #include "core/error.h"
 #include "core/grad_mode.h"
 #include "core/lifted_tensor.h"
+#include "core/random_state.h"
 
 // NOTE [checkpoints]
 // The function runs as it is, and autograd records it in every domain. Then the record is dropped:
@@ -58,16 +61,6 @@ using torch::autograd::variable_list;
 
 constexpr uint64_t kDual = 0;  // libtorch's one dual level
 constexpr uint64_t kLeafNumber = std::numeric_limits<uint64_t>::max();
-
-// libtorch 2.15 counts references to nodes by itself, earlier ones by shared_ptr.
-template <class T, class Pointer = decltype(Edge::function), class Base = Node>
-auto make_node() {
-  if constexpr (std::is_same_v<Pointer, std::shared_ptr<Node>>) {
-    return std::shared_ptr<T>(new T(), [](Base* node) { deleteNode(node); });
-  } else {
-    return c10::make_intrusive<T>();
-  }
-}
 
 // --- components ----------------------------------------------------------------------------------
 
@@ -442,7 +435,7 @@ Leaves run(Function f, Leaves arguments, const CheckpointPolicy& policy) {
                       : policy.keep == Keep::kProducts ? Which::kAll
                                                        : Which::kNamed;
   const Versions versions = versions_of(arguments);
-  const RandomState random(arguments);
+  const RandomState random(devices_of(arguments));
   auto recipe = std::shared_ptr<Recipe>(new Recipe{.f = std::move(f),
                                                    .arguments = std::move(arguments),
                                                    .versions = versions,

@@ -21,9 +21,8 @@
 // The results of matrix products and convolutions, which cost the most, can be kept:
 //
 //   tl::checkpoint(f, tl::CheckpointPolicy::products(), x);       // all of them
-//   tl::checkpoint(f, tl::CheckpointPolicy::named({"q"}), x);     // those that f marks:
-//                                                                 // q = checkpoint_name(x.mm(w),
-//                                                                 "q")
+//   tl::checkpoint(f, tl::CheckpointPolicy::named({"q"}), x);     // those that f marks by
+//                                                                 // checkpoint_name(x.mm(w), "q")
 //
 // f runs later, and must then still be able to: it is copied, and what a lambda holds by reference
 // has to live as long as the result can be differentiated. It must do the same again: pure but for

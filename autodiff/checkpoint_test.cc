@@ -2,7 +2,6 @@
 
 #include <ATen/Context.h>
 #include <ATen/autocast_mode.h>
-#include <ATen/ops/allclose.h>
 #include <ATen/ops/dropout.h>
 #include <ATen/ops/equal.h>
 #include <ATen/ops/linalg_det.h>
@@ -30,30 +29,13 @@
 #include "core/error.h"
 #include "core/memory_meter.h"
 #include "core/tensor_operators.h"
+#include "core/testing.h"
 
 namespace torchlift {
 namespace {
 
 using at::Tensor;
 using ::testing::HasSubstr;
-
-#define EXPECT_CLOSE(a, b)                                             \
-  do {                                                                 \
-    const Tensor close_a = (a), close_b = (b);                         \
-    ASSERT_EQ(close_a.sizes(), close_b.sizes());                       \
-    EXPECT_TRUE(at::allclose(close_a, close_b)) << close_a << close_b; \
-  } while (false)
-
-template <class F>
-std::string error_of(const F& f) {
-  try {
-    f();
-  } catch (const c10::Error& error) {
-    return error.what_without_backtrace();
-  }
-  ADD_FAILURE() << "nothing was thrown";
-  return {};
-}
 
 Tensor randn(at::IntArrayRef sizes) { return at::randn(sizes, at::kDouble); }
 

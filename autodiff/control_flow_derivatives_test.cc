@@ -1,7 +1,6 @@
 // Derivatives of branches and loops, inside and outside of vmap, against plain autograd on one row
 // at a time.
 
-#include <ATen/ops/allclose.h>
 #include <ATen/ops/diag.h>
 #include <ATen/ops/linspace.h>
 #include <ATen/ops/ones_like.h>
@@ -19,18 +18,12 @@
 #include "batching/vmap.h"
 #include "core/level.h"
 #include "core/tensor_operators.h"
+#include "core/testing.h"
 
 namespace torchlift {
 namespace {
 
 using at::Tensor;
-
-#define EXPECT_CLOSE(a, b)                                             \
-  do {                                                                 \
-    const Tensor close_a = (a), close_b = (b);                         \
-    ASSERT_EQ(close_a.sizes(), close_b.sizes());                       \
-    EXPECT_TRUE(at::allclose(close_a, close_b)) << close_a << close_b; \
-  } while (false)
 
 // A branch in a loop, with x captured by both.
 Tensor f(const Tensor& x) {

@@ -1,7 +1,6 @@
 #include "autodiff/curvature.h"
 
 #include <ATen/core/Generator.h>
-#include <ATen/ops/allclose.h>
 #include <ATen/ops/diagonal.h>
 #include <ATen/ops/randn.h>
 #include <ATen/ops/stack.h>
@@ -20,6 +19,7 @@
 #include "batching/vmap.h"
 #include "core/error.h"
 #include "core/tensor_operators.h"
+#include "core/testing.h"
 
 namespace torchlift {
 namespace {
@@ -32,24 +32,6 @@ struct Params {
 TORCHLIFT_PYTREE(Params, w, b);
 
 at::Tensor randn(at::IntArrayRef sizes) { return at::randn(sizes, at::kDouble); }
-
-#define EXPECT_CLOSE(a, b)                                             \
-  do {                                                                 \
-    const at::Tensor close_a = (a), close_b = (b);                     \
-    ASSERT_EQ(close_a.sizes(), close_b.sizes());                       \
-    EXPECT_TRUE(at::allclose(close_a, close_b)) << close_a << close_b; \
-  } while (false)
-
-template <class F>
-std::string error_of(const F& f) {
-  try {
-    f();
-  } catch (const c10::Error& error) {
-    return error.what_without_backtrace();
-  }
-  ADD_FAILURE() << "nothing was thrown";
-  return {};
-}
 
 class CurvatureTest : public ::testing::Test {
  protected:

@@ -256,8 +256,7 @@ void install() {
   // libtorch warns that the refusals of random operators are replaced (NOTE [forward key]).
   Silence silence;
   const c10::WarningUtils::WarningHandlerGuard guard(&silence);
-  static std::once_flag once;
-  std::call_once(once, install_formulas);
+  if (installed().empty()) install_formulas();
   for (const c10::OperatorName& name : NewOperators::heard_of().take()) install_for(name);
 }
 
@@ -274,14 +273,6 @@ namespace forward_internal {
 KernelFunction boxed_kernel() { return KernelFunction::makeFromBoxedFunction<&forward_boxed>(); }
 
 }  // namespace forward_internal
-
-bool forward_mode_cut() {
-  const c10::AutogradState& state = c10::AutogradState::get_tls_state();
-  if (C10_LIKELY(state.get_grad_mode()) || !state.get_fw_grad_mode()) return false;
-  const auto tls = c10::impl::tls_local_dispatch_key_set();
-  return tls.included_.has(kForwardKey) && !tls.excluded_.has(kDerivativeMark) &&
-         !tls.excluded_.has(DispatchKey::AutogradFunctionality);
-}
 
 ForwardModeScope::ForwardModeScope() : guard_(user_code_guard()) {}
 

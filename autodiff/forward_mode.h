@@ -24,34 +24,16 @@
 //  - formulas. Operators for which libtorch has no formula, or a wrong one (layer_norm and
 //    batch_norm take their saved statistics for constants), are made of others.
 //
-// Both marks, the key and derivative code, lie in the thread's dispatch state, which the autograd
-// engine hands on to its threads.
+// Both marks, the key and derivative code (core/derivative_code.h), lie in the thread's dispatch
+// state, which the autograd engine hands on to its threads.
 
-#include <c10/core/DispatchKeySet.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <optional>
 
-#include "core/keys.h"
+#include "core/derivative_code.h"  // IWYU pragma: export
 
 namespace torchlift {
-
-// Only ever in the set of excluded keys, where it marks derivative code. It belongs to nested
-// tensors under torch.func.vmap.
-inline constexpr c10::DispatchKey kDerivativeMark = c10::DispatchKey::BatchedNestedTensor;
-
-// Whether a ForwardScope is open around the code at work, on this thread or the one it works for.
-inline bool forward_mode_open() {
-  return c10::impl::tls_local_dispatch_key_set().included_.has(kForwardKey);
-}
-
-// Whether that code is derivative code, whose GradMode says nothing about tangents.
-inline bool in_derivative_code() {
-  return c10::impl::tls_local_dispatch_key_set().excluded_.has(kDerivativeMark);
-}
-
-// Whether no_grad is on in a function under forward mode: what is computed now is a constant.
-bool forward_mode_cut();
 
 // Held while the user's function runs. Installs the kernels when first used.
 class ForwardModeScope {

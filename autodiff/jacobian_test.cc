@@ -29,6 +29,7 @@
 #include "batching/vmap.h"
 #include "core/error.h"
 #include "core/tensor_operators.h"
+#include "core/testing.h"
 
 namespace torchlift {
 namespace {
@@ -50,17 +51,6 @@ at::Tensor randn(at::IntArrayRef sizes) { return at::randn(sizes, at::kDouble); 
     EXPECT_TRUE(at::allclose(close_a, close_b, rtol, atol)) << close_a << close_b; \
   } while (false)
 #define EXPECT_CLOSE(a, b) EXPECT_NEAR_TENSOR(a, b, 1e-8, 1e-10)
-
-template <class F>
-std::string error_of(const F& f) {
-  try {
-    f();
-  } catch (const c10::Error& error) {
-    return error.what_without_backtrace();
-  }
-  ADD_FAILURE() << "nothing was thrown";
-  return {};
-}
 
 // The Jacobian by central differences: [...output, ...input].
 at::Tensor difference(const Function& f, const at::Tensor& x) {

@@ -30,6 +30,7 @@
 #include "batching/vmap.h"
 #include "core/error.h"
 #include "core/tensor_operators.h"
+#include "core/testing.h"
 
 namespace torchlift {
 namespace {
@@ -44,24 +45,6 @@ TORCHLIFT_PYTREE(Params, w, b);
 
 at::Tensor randn(at::IntArrayRef sizes) { return at::randn(sizes, at::kDouble); }
 at::Tensor number(double x) { return at::scalar_tensor(x, at::kDouble); }
-
-#define EXPECT_CLOSE(a, b)                                             \
-  do {                                                                 \
-    const at::Tensor close_a = (a), close_b = (b);                     \
-    ASSERT_EQ(close_a.sizes(), close_b.sizes());                       \
-    EXPECT_TRUE(at::allclose(close_a, close_b)) << close_a << close_b; \
-  } while (false)
-
-template <class F>
-std::string error_of(const F& f) {
-  try {
-    f();
-  } catch (const c10::Error& error) {
-    return error.what_without_backtrace();
-  }
-  ADD_FAILURE() << "nothing was thrown";
-  return {};
-}
 
 // Central differences along t.
 at::Tensor difference(const Function& f, const at::Tensor& x, const at::Tensor& t) {

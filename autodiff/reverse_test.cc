@@ -1,7 +1,6 @@
 #include "autodiff/reverse.h"
 
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/allclose.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/randn.h>
@@ -13,18 +12,12 @@
 #include "core/level.h"
 #include "core/lifted_tensor.h"
 #include "core/tensor_operators.h"
+#include "core/testing.h"
 
 namespace torchlift {
 namespace {
 
 at::Tensor randn(at::IntArrayRef sizes) { return at::randn(sizes, at::kDouble); }
-
-#define EXPECT_CLOSE(a, b)                                             \
-  do {                                                                 \
-    const at::Tensor close_a = (a), close_b = (b);                     \
-    ASSERT_EQ(close_a.sizes(), close_b.sizes());                       \
-    EXPECT_TRUE(at::allclose(close_a, close_b)) << close_a << close_b; \
-  } while (false)
 
 TEST(ReverseScope, PullsBackAsOftenAsAsked) {
   const at::Tensor x = randn({3});

@@ -1,13 +1,10 @@
 #include "autodiff/run_context.h"
 
-#include <ATen/Context.h>
 #include <ATen/autocast_mode.h>
 #include <c10/core/AutogradState.h>
 #include <torch/csrc/autograd/forward_grad.h>
 
 #include <algorithm>
-#include <cstring>
-#include <mutex>
 
 #include "autodiff/forward_mode.h"
 #include "core/keys.h"
@@ -30,11 +27,6 @@ DispatchKeySet with_python_of(DispatchKeySet keys, DispatchKeySet now) {
   return (keys - kPythonKeys) | (now & kPythonKeys);
 }
 
-c10::Device device_of_value(const at::Tensor& t) {
-  const LiftedTensorImpl* impl = as_lifted(t);
-  return impl == nullptr ? t.device() : device_of_value(impl->value());
-}
-
 // A level that means the same as one that has ended.
 LevelPtr level_like(const Level& level) {
   const c10::AutoGradMode grad(level.grad_at_entry());
@@ -50,51 +42,6 @@ LevelPtr level_like(const Level& level) {
 Level::Options nothing() { return {.kind = LevelKind::kTangents, .size = 1}; }
 
 }  // namespace
-
-// --- random numbers ------------------------------------------------------------------------------
-
-RandomState::RandomState(const std::vector<at::Tensor>& tensors) {
-  std::vector<c10::Device> devices{c10::Device(c10::kCPU)};
-  for (const at::Tensor& t : tensors) {
-    if (!t.defined()) continue;
-    const c10::Device device = device_of_value(t);
-    if (device.is_cuda() && std::find(devices.begin(), devices.end(), device) == devices.end()) {
-      devices.push_back(device);
-    }
-  }
-  for (const c10::Device device : devices) save(at::globalContext().defaultGenerator(device));
-}
-
-void RandomState::save(at::Generator generator) {
-  const std::lock_guard<std::mutex> lock(generator.mutex());
-  states_.emplace_back(generator, generator.get_state());
-}
-
-RandomState RandomState::now() const {
-  RandomState state;
-  for (const auto& entry : states_) state.save(entry.first);
-  return state;
-}
-
-void RandomState::restore() const {
-  for (const auto& [generator, state] : states_) {
-    at::Generator target = generator;
-    const std::lock_guard<std::mutex> lock(target.mutex());
-    target.set_state(state);
-  }
-}
-
-bool RandomState::operator==(const RandomState& other) const {
-  const auto same = [](const auto& a, const auto& b) {
-    return a.second.nbytes() == b.second.nbytes() &&
-           std::memcmp(a.second.const_data_ptr(), b.second.const_data_ptr(), a.second.nbytes()) ==
-               0;
-  };
-  return std::equal(states_.begin(), states_.end(), other.states_.begin(), other.states_.end(),
-                    same);
-}
-
-// --- contexts ------------------------------------------------------------------------------------
 
 RunContext::RunContext()
     : domain_limit_(exchange_domain_limit({})),

@@ -4,7 +4,8 @@
 // File: autodiff/run_context.h
 //
 // The state of the thread in which a function runs, to run it there once more, later and maybe on
-// another thread: levels, grad modes, autocast, random numbers. What checkpoint is made of.
+// another thread: levels, grad modes, autocast. (For random numbers: core/random_state.h.) What
+// checkpoint is made of.
 //
 // NOTE [running again]
 // A backward pass may come when the levels that were open have ended (grad outside of vmap), when
@@ -15,9 +16,8 @@
 //
 // Tangents end with their jvp. A context under forward mode knows whether that is still open.
 
-#include <ATen/core/Generator.h>
 #include <ATen/core/Tensor.h>
-#include <c10/core/Device.h>
+#include <c10/core/DeviceType.h>
 #include <c10/core/ScalarType.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
@@ -35,23 +35,6 @@ struct ForwardADLevel;
 }
 
 namespace torchlift {
-
-// The generators of some devices, as they were.
-class RandomState {
- public:
-  // Those of CPU and of the devices of the tensors.
-  explicit RandomState(const std::vector<at::Tensor>& tensors);
-  // Of the same devices, as they are now.
-  RandomState now() const;
-  void restore() const;
-  bool operator==(const RandomState& other) const;
-
- private:
-  RandomState() = default;
-  void save(at::Generator generator);
-
-  std::vector<std::pair<at::Generator, at::Tensor>> states_;
-};
 
 class RunContext {
  public:

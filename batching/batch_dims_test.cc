@@ -5,11 +5,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <functional>
 #include <map>
 #include <tuple>
 
 #include "core/error.h"
+#include "core/testing.h"
 #include "core/tree.h"
 
 namespace torchlift {
@@ -21,16 +21,6 @@ struct Params {
   at::Tensor w, b;
 };
 TORCHLIFT_PYTREE(Params, w, b);
-
-std::string error_of(const std::function<void()>& f) {
-  try {
-    f();
-  } catch (const TransformError& error) {
-    return error.what_without_backtrace();
-  }
-  ADD_FAILURE() << "no TransformError was thrown";
-  return {};
-}
 
 // What `dims` says about every leaf of a tree: "0", "None"; "~" in front where it was said for more
 // than this leaf.
@@ -79,32 +69,32 @@ TEST(Dims, OptionalAddsNoLevel) {
 
 TEST(Dims, WrongStructure) {
   const std::tuple tree(t(), Params{t(), t()});
-  EXPECT_EQ(error_of([&] { dims_of(in(0), tree); }),
+  EXPECT_EQ(error_of<TransformError>([&] { dims_of(in(0), tree); }),
             "[vmap] out_dims has 1 entry, (0), where the result has 2 elements. Give one entry for "
             "each, or a "
             "single int or kNone for all.");
-  EXPECT_EQ(error_of([&] { dims_of(in(in(0, 1), 0), tree); }),
+  EXPECT_EQ(error_of<TransformError>([&] { dims_of(in(in(0, 1), 0), tree); }),
             "[vmap] out_dims has 2 entries, (0, 1), for the result[0], which is a single leaf. "
             "Give one int "
             "or kNone for it.");
-  EXPECT_EQ(error_of([&] {
+  EXPECT_EQ(error_of<TransformError>([&] {
               dims_of(in(0, named({{"w", 0}, {"bias", 0}})), tree);
             }),
             "[vmap] out_dims has no entry for 'b' of the result[1]; it has: w, bias. Give an int "
             "or kNone for "
             "every name, or a single one for all.");
-  EXPECT_THAT(error_of([&] {
+  EXPECT_THAT(error_of<TransformError>([&] {
                 dims_of(in(0, named({{"w", 0}, {"b", 0}, {"c", 0}})), tree);
               }),
               HasSubstr("has 3 entries, {w: 0, b: 0, c: 0}, where the result[1] has 2 fields"));
   EXPECT_THAT(
-      error_of([&] {
+      error_of<TransformError>([&] {
         dims_of(named({{"w", 0}}), tree);
       }),
       HasSubstr("gives names, {w: 0}, where the result has 2 elements, which have no names. Use "
                 "in(...)"));
   const std::map<std::string, at::Tensor> map{{"a", t()}};
-  EXPECT_THAT(error_of([&] { dims_of(in(0), map); }),
+  EXPECT_THAT(error_of<TransformError>([&] { dims_of(in(0), map); }),
               HasSubstr("is a map. Use named({{\"key\", 0}"));
 }
 

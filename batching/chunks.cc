@@ -1,51 +1,32 @@
 #include "batching/chunks.h"
 
-#include <ATen/Context.h>
-#include <ATen/core/Generator.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <c10/util/irange.h>
 
-#include <mutex>
-
 #include "core/dispatch.h"
 #include "core/error.h"
+#include "core/random_state.h"
 #include "core/random_stream.h"
 
 namespace torchlift {
 namespace {
 
-// What a function may draw random numbers from, to start again from there: the generators, and the
+// Where the chunks draw random numbers from, to start each from there: the generators, and the
 // numbers of a level around this vmap.
-class RandomState {
+class DrawState {
  public:
-  explicit RandomState(c10::Device device) : around_(reproducible_level()) {
-    save(c10::Device(c10::kCPU));
-    if (device.is_cuda()) save(device);
+  explicit DrawState(c10::Device device) : generators_({device}), around_(reproducible_level()) {
     if (around_ != nullptr) calls_ = around_->calls();
   }
 
-  void restore() {
-    for (Saved& saved : saved_) {
-      const std::lock_guard<std::mutex> lock(saved.generator.mutex());
-      saved.generator.set_state(saved.state);
-    }
+  void restore() const {
+    generators_.restore();
     if (around_ != nullptr) around_->set_calls(calls_);
   }
 
  private:
-  struct Saved {
-    at::Generator generator;
-    at::Tensor state;
-  };
-
-  void save(c10::Device device) {
-    at::Generator generator = at::globalContext().defaultGenerator(device);
-    const std::lock_guard<std::mutex> lock(generator.mutex());
-    saved_.push_back({generator, generator.get_state()});
-  }
-
-  std::vector<Saved> saved_;
+  RandomState generators_;
   Level* around_;
   int64_t calls_ = 0;
 };
@@ -94,7 +75,7 @@ struct Chunks::State {
   int64_t size;
   c10::Device device;
   ChunkPlan plan;
-  std::optional<RandomState> random;               // with kSame
+  std::optional<DrawState> random;                 // with kSame
   std::shared_ptr<RandomStream> stream = nullptr;  // with kReproducible
   std::vector<JoinedLeaf> leaves;
 };

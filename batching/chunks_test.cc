@@ -11,28 +11,19 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <functional>
 #include <string>
 #include <tuple>
 
 #include "batching/vmap.h"
 #include "core/error.h"
 #include "core/tensor_operators.h"
+#include "core/testing.h"
 
 namespace torchlift {
 namespace {
 
 using at::Tensor;
 using ::testing::HasSubstr;
-
-std::string error_of(const std::function<void()>& f) {
-  try {
-    f();
-  } catch (const c10::Error& e) {
-    return e.what_without_backtrace();
-  }
-  return "no error";
-}
 
 // One example x: [100] takes an outer product of 100 x 100 doubles, twice at its peak.
 Tensor outer_norm(const Tensor& x) {

@@ -1,6 +1,5 @@
 #include "batching/control_flow.h"
 
-#include <ATen/ops/allclose.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/equal.h>
 #include <ATen/ops/full_like.h>
@@ -21,6 +20,7 @@
 #include "core/error.h"
 #include "core/lifted_tensor.h"
 #include "core/tensor_operators.h"
+#include "core/testing.h"
 
 namespace torchlift {
 namespace {
@@ -43,25 +43,6 @@ Tensor loop(const F& f, const Tensor& x) {
   std::vector<Tensor> results;
   for (const Tensor& row : x.unbind(0)) results.push_back(f(row));
   return at::stack(results);
-}
-
-#define EXPECT_CLOSE(a, b)                                             \
-  do {                                                                 \
-    const Tensor close_a = (a), close_b = (b);                         \
-    ASSERT_EQ(close_a.sizes(), close_b.sizes());                       \
-    EXPECT_TRUE(at::allclose(close_a, close_b)) << close_a << close_b; \
-  } while (false)
-
-template <class F>
-std::string error_of(const F& f) {
-  try {
-    f();
-  } catch (const c10::Error& error) {
-    EXPECT_EQ(current_level(), nullptr);
-    return error.what_without_backtrace();
-  }
-  ADD_FAILURE() << "nothing was thrown";
-  return {};
 }
 
 // Halves x until it is below 1; with its number of steps.

@@ -21,6 +21,7 @@
 #include "core/error.h"
 #include "core/lifted_tensor.h"
 #include "core/tensor_operators.h"
+#include "core/testing.h"
 
 namespace torchlift {
 namespace {
@@ -42,25 +43,6 @@ at::Tensor loop(const F& f, int64_t size) {
   std::vector<at::Tensor> results;
   for (int64_t i = 0; i < size; ++i) results.push_back(f(i));
   return at::stack(results);
-}
-
-#define EXPECT_CLOSE(a, b)                                             \
-  do {                                                                 \
-    const at::Tensor close_a = (a), close_b = (b);                     \
-    ASSERT_EQ(close_a.sizes(), close_b.sizes());                       \
-    EXPECT_TRUE(at::allclose(close_a, close_b)) << close_a << close_b; \
-  } while (false)
-
-template <class F>
-std::string error_of(const F& f) {
-  try {
-    f();
-  } catch (const c10::Error& error) {
-    EXPECT_EQ(current_level(), nullptr);
-    return error.what_without_backtrace();
-  }
-  ADD_FAILURE() << "nothing was thrown";
-  return {};
 }
 
 at::Tensor affine(const Params& p, const at::Tensor& x) { return (p.w * x).sum() * p.scale + p.b; }

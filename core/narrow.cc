@@ -5,19 +5,17 @@
 #include <ATen/ops/movedim.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
-#include <c10/core/AutogradState.h>
-#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/variable.h>
 
 #include <string>
-#include <type_traits>
 #include <utility>
 
+#include "core/autograd_node.h"
+#include "core/derivative_code.h"
 #include "core/dispatch.h"
 #include "core/error.h"
-#include "core/keys.h"
 #include "core/lifted_tensor.h"
 
 namespace torchlift {
@@ -126,27 +124,6 @@ struct ScatterRowsBackward final : public Node {
   MapPtr map;
 };
 
-// libtorch 2.15 counts references to nodes by itself, earlier ones by shared_ptr.
-template <class T, class Pointer = decltype(Edge::function), class Base = Node>
-auto make_node() {
-  if constexpr (std::is_same_v<Pointer, std::shared_ptr<Node>>) {
-    return std::shared_ptr<T>(new T(), [](Base* node) { deleteNode(node); });
-  } else {
-    return c10::make_intrusive<T>();
-  }
-}
-
-// Whether no_grad is on in a function under forward mode: forward_mode_cut() in
-// autodiff/forward_mode.h, a layer above, whose mark of derivative code this is.
-bool tangents_end_here() {
-  constexpr c10::DispatchKey kDerivativeMark = c10::DispatchKey::BatchedNestedTensor;
-  const c10::AutogradState& state = c10::AutogradState::get_tls_state();
-  if (state.get_grad_mode() || !state.get_fw_grad_mode()) return false;
-  const auto tls = c10::impl::tls_local_dispatch_key_set();
-  return tls.included_.has(kForwardKey) && !tls.excluded_.has(kDerivativeMark) &&
-         !tls.excluded_.has(c10::DispatchKey::AutogradFunctionality);
-}
-
 // Makes `results` the outcome of a linear function of `inputs`, which is recorded for those that
 // belong to the level beside them: Backward is the node whose formula is the transpose, and
 // `forward` the function itself.
@@ -170,7 +147,7 @@ void connect(const Tensors& results, const Tensors& inputs, const std::vector<Le
     for (const Tensor& result : results) torch::autograd::set_history(result, node);
     note_nodes();
   }
-  if (!dual || tangents_end_here()) return;
+  if (!dual || forward_mode_cut()) return;
   Tensors tangents;
   for (size_t i = 0; i < inputs.size(); ++i) {
     const Tensor& t = inputs[i];
@@ -183,8 +160,7 @@ void connect(const Tensors& results, const Tensors& inputs, const std::vector<Le
   }
 }
 
-// --- the functions, each other's transpose
-// ---------------------------------------------------------
+// --- the functions, each other's transpose -----------------------------------------------------
 
 Tensor gathered_values(const Tensors& sources, const RowMap& map) {
   const OuterGradScope outer_grad(*map.to);

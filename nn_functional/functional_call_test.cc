@@ -14,6 +14,7 @@
 #include "batching/vmap.h"
 #include "core/error.h"
 #include "core/level.h"
+#include "core/testing.h"
 
 namespace torchlift {
 namespace {
@@ -26,16 +27,6 @@ using ::testing::HasSubstr;
   }
   if (torch::allclose(got, want, 1e-10, 1e-12)) return ::testing::AssertionSuccess();
   return ::testing::AssertionFailure() << "differ by " << (got - want).abs().max().item<double>();
-}
-
-template <class F>
-std::string error_of(F&& f) {
-  try {
-    f();
-  } catch (const TransformError& e) {
-    return e.what_without_backtrace();
-  }
-  return "no TransformError";
 }
 
 class FunctionalCall : public ::testing::Test {
@@ -209,7 +200,7 @@ TEST_F(FunctionalCall, TiedWeights) {
     EXPECT_TRUE(close(functional_call(net, ModuleState{{name, w}}, x), w.mv(w.mv(x))));
   }
   EXPECT_TRUE(close(functional_call(net, ModuleState{{"a", w}, {"b", w}}, x), w.mv(w.mv(x))));
-  EXPECT_THAT(error_of([&] {
+  EXPECT_THAT(error_of<TransformError>([&] {
                 functional_call(net, ModuleState{{"a", w}, {"b", other}}, x);
               }),
               HasSubstr("'a' and 'b' are one tensor in Tied, but got different values. Give one"));
@@ -441,7 +432,7 @@ TEST_F(FunctionalCall, Errors) {
   torch::nn::Linear net(3, 2);
   const at::Tensor x = torch::randn({3}), b = torch::randn({2});
   const auto call = [&](const ModuleState& s) {
-    return error_of([&] { functional_call(net, s, x); });
+    return error_of<TransformError>([&] { functional_call(net, s, x); });
   };
   EXPECT_THAT(call({{"wieght", x}}),
               HasSubstr("[functional_call] Linear has no parameter or buffer "
@@ -452,16 +443,16 @@ TEST_F(FunctionalCall, Errors) {
               HasSubstr("got one of shape [2], Float on cpu"));
   EXPECT_THAT(call({{"bias", at::Tensor()}}), HasSubstr("got an undefined one"));
   const ModuleState bias{{"bias", b}};
-  EXPECT_THAT(error_of([&] { functional_call(net, std::tie(bias, bias), x); }),
+  EXPECT_THAT(error_of<TransformError>([&] { functional_call(net, std::tie(bias, bias), x); }),
               HasSubstr("'bias' is in more than one of the states"));
-  EXPECT_THAT(error_of([&] { functional(net, {.strict = true})(bias, x); }),
+  EXPECT_THAT(error_of<TransformError>([&] { functional(net, {.strict = true})(bias, x); }),
               HasSubstr("must name every parameter and buffer of Linear; it lacks 'weight'"));
   EXPECT_THAT(
-      error_of([&] {
+      error_of<TransformError>([&] {
         functional_call(net, bias, ReturnBuffers{.modes = {{"bn", BufferMode::kShared}}}, x);
       }),
       HasSubstr("ReturnBuffers names 'bn', but Linear has no buffer of that name"));
-  EXPECT_THAT(error_of([&] { load_state(*net, bias); }), HasSubstr("[load_state]"));
+  EXPECT_THAT(error_of<TransformError>([&] { load_state(*net, bias); }), HasSubstr("[load_state]"));
   // Stacked state that was not mapped over.
   EXPECT_THAT(call({{"bias", torch::stack({b, b})}}), HasSubstr("map over it with vmap"));
 }

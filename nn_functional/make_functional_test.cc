@@ -12,6 +12,7 @@
 #include "autodiff/grad.h"
 #include "batching/vmap.h"
 #include "core/error.h"
+#include "core/testing.h"
 
 namespace torchlift {
 namespace {
@@ -21,16 +22,6 @@ using ::testing::HasSubstr;
 torch::nn::Sequential make_net() {
   return torch::nn::Sequential(torch::nn::Linear(3, 4), torch::nn::BatchNorm1d(4),
                                torch::nn::Linear(4, 2));
-}
-
-template <class F>
-std::string error_of(F&& f) {
-  try {
-    f();
-  } catch (const TransformError& e) {
-    return e.what_without_backtrace();
-  }
-  return "no TransformError";
 }
 
 TEST(MakeFunctional, CallsWithOtherParameters) {
@@ -107,24 +98,27 @@ TEST(MakeFunctional, Ensembles) {
 }
 
 TEST(MakeFunctional, Errors) {
-  EXPECT_THAT(error_of([] { make_functional(make_net()); }),
+  EXPECT_THAT(error_of<TransformError>([] { make_functional(make_net()); }),
               HasSubstr("Sequential has buffers, such as '1.running_mean'. Use "
                         "make_functional_with_buffers"));
   torch::nn::Linear net(3, 2);
   auto made = make_functional(net);
-  EXPECT_THAT(error_of([&] { made.first(TensorVector{made.second[0]}, torch::ones({3})); }),
-              HasSubstr("Linear has 2 parameters and 0 buffers; got 1 and 0"));
+  EXPECT_THAT(
+      error_of<TransformError>([&] { made.first(TensorVector{made.second[0]}, torch::ones({3})); }),
+      HasSubstr("Linear has 2 parameters and 0 buffers; got 1 and 0"));
   std::vector<torch::nn::Linear> none;
-  EXPECT_THAT(error_of([&] { stack_module_state(none); }), HasSubstr("at least one model"));
+  EXPECT_THAT(error_of<TransformError>([&] { stack_module_state(none); }),
+              HasSubstr("at least one model"));
   std::vector<torch::nn::Linear> different{torch::nn::Linear(3, 2), torch::nn::Linear(3, 1)};
-  EXPECT_THAT(error_of([&] { stack_module_state(different); }),
+  EXPECT_THAT(error_of<TransformError>([&] { stack_module_state(different); }),
               HasSubstr("'bias' is a tensor of shape [2], Float in model 0, and of shape [1]"));
   different = {torch::nn::Linear(3, 2), torch::nn::Linear(3, 2)};
   different[1]->eval();
-  EXPECT_THAT(error_of([&] { stack_module_state(different); }), HasSubstr("all in eval mode"));
+  EXPECT_THAT(error_of<TransformError>([&] { stack_module_state(different); }),
+              HasSubstr("all in eval mode"));
   different[0]->eval();
   different[1]->weight.set_requires_grad(false);
-  EXPECT_THAT(error_of([&] { stack_module_state(different); }),
+  EXPECT_THAT(error_of<TransformError>([&] { stack_module_state(different); }),
               HasSubstr("'weight' requires grad in some models"));
 }
 

@@ -10,6 +10,7 @@
 #include "batching/testing/call_op.h"
 #include "batching/testing/rule_check.h"
 #include "core/lifted_tensor.h"
+#include "core/testing.h"
 
 namespace torchlift::testing {
 namespace {
@@ -280,17 +281,6 @@ TEST(BinaryRules, WrappedNumbersDoNotPromote) {
                   },
               .make = [](int64_t) { return Tensors{integers(0, 4, {})}; },
               .differentiable = false});
-}
-
-// The text of the error that f throws.
-template <class F>
-std::string error_of(const F& f) {
-  try {
-    f();
-  } catch (const c10::Error& e) {
-    return e.what_without_backtrace();
-  }
-  return "no error";
 }
 
 TEST(BinaryRules, ErrorsOfInPlace) {

@@ -18,6 +18,7 @@
 #include "batching/random_rows.h"
 #include "batching/testing/random_ops.h"
 #include "batching/vmap.h"
+#include "core/testing.h"
 
 // Every random operator in every mode of randomness.
 
@@ -60,15 +61,6 @@ bool rows_differ(const Tensor& t) {
 // Bit for bit, unless matrix products are involved.
 bool agree(const RandomOp& op, const Tensor& a, const Tensor& b) {
   return op.exact ? a.equal(b) : a.allclose(b, 1e-12, 1e-12);
-}
-
-std::string error_of(const std::function<void()>& f) {
-  try {
-    f();
-  } catch (const c10::Error& e) {
-    return e.what_without_backtrace();
-  }
-  return "no error";
 }
 
 // Calls f(op, batched) for all that make sense together.

@@ -28,6 +28,7 @@
 #include "batching/testing/call_op.h"
 #include "core/level.h"
 #include "core/lifted_tensor.h"
+#include "core/testing.h"
 
 namespace torchlift {
 namespace {
@@ -133,15 +134,6 @@ TEST(RandomRules, DifferentOrSame) {
       EXPECT_EQ(different.scalar_type(), same.scalar_type()) << label;
     }
   }
-}
-
-std::string error_of(const std::function<void()>& f) {
-  try {
-    f();
-  } catch (const c10::Error& e) {
-    return e.what_without_backtrace();
-  }
-  return "no error";
 }
 
 TEST(RandomRules, ErrorMode) {

@@ -33,6 +33,7 @@
 #include "batching/vmap.h"
 #include "core/error.h"
 #include "core/philox.h"
+#include "core/testing.h"
 
 namespace torchlift {
 namespace {
@@ -44,15 +45,6 @@ using F = std::function<Tensor(const Tensor&)>;
 
 VmapOptions reproducible(std::optional<int64_t> chunk_size = {}) {
   return {.randomness = Randomness::kReproducible, .chunk_size = chunk_size};
-}
-
-std::string error_of(const std::function<void()>& f) {
-  try {
-    f();
-  } catch (const c10::Error& e) {
-    return e.what_without_backtrace();
-  }
-  return "no error";
 }
 
 // --- the kernels ---------------------------------------------------------------------------------

@@ -1,0 +1,34 @@
+#ifndef TORCHLIFT_CORE_AUTOGRAD_NODE_H_
+#define TORCHLIFT_CORE_AUTOGRAD_NODE_H_
+
+// File: core/autograd_node.h
+//
+// Making nodes of libtorch's graphs, in every version of it.
+
+#include <c10/util/intrusive_ptr.h>
+#include <torch/csrc/autograd/edge.h>
+#include <torch/csrc/autograd/function.h>
+
+#include <memory>
+#include <type_traits>
+
+namespace torchlift {
+
+// A new node of class T, for set_history. libtorch 2.15 counts references to nodes by itself,
+// earlier ones by shared_ptr.
+//
+//   auto node = make_node<GatherRowsBackward>();
+//   torch::autograd::set_history(result, node);
+template <class T, class Pointer = decltype(torch::autograd::Edge::function),
+          class Base = torch::autograd::Node>
+auto make_node() {
+  if constexpr (std::is_same_v<Pointer, std::shared_ptr<Base>>) {
+    return std::shared_ptr<T>(new T(), [](Base* node) { deleteNode(node); });
+  } else {
+    return c10::make_intrusive<T>();
+  }
+}
+
+}  // namespace torchlift
+
+#endif  // TORCHLIFT_CORE_AUTOGRAD_NODE_H_
