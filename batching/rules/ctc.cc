@@ -40,73 +40,56 @@ at::Tensor split_rows(const at::Tensor& joined, int64_t size) {
   return joined.unflatten(0, at::IntArrayRef({size, joined.size(0) / size}));
 }
 
-std::vector<int64_t> repeated(at::IntArrayRef lengths, int64_t size) {
+// The lengths of all examples: integers, which they share, or tensors, of which each may have its
+// own. With those, alpha, which only the backward formula reads, is as long as the longest target
+// of all examples asks for.
+std::vector<int64_t> join_lengths(at::IntArrayRef lengths, int64_t size) {
   std::vector<int64_t> all;
   for (int64_t b = 0; b < size; ++b) all.insert(all.end(), lengths.begin(), lengths.end());
   return all;
+}
+
+at::Tensor join_lengths(const BatchedArg& lengths, int64_t size) {
+  return join_rows(lengths, size);
 }
 
 void check_size(const Level& level) {
   TORCH_CHECK(level.size() > 0, "[vmap] ctc_loss: needs at least one example");
 }
 
+// Lengths: at::IntArrayRef or BatchedArg.
+template <class Lengths>
 std::tuple<Batched, Batched> ctc_loss_rule(const Level& level, BatchedArg log_probs,
-                                           BatchedArg targets, at::IntArrayRef input_lengths,
-                                           at::IntArrayRef target_lengths, int64_t blank,
+                                           BatchedArg targets, Lengths input_lengths,
+                                           Lengths target_lengths, int64_t blank,
                                            bool zero_infinity) {
   check_size(level);
   const int64_t size = level.size();
-  const auto [loss, alpha] = at::_ctc_loss(join_probs(log_probs, size), join_rows(targets, size),
-                                           repeated(input_lengths, size),
-                                           repeated(target_lengths, size), blank, zero_infinity);
+  const auto [loss, alpha] = at::_ctc_loss(
+      join_probs(log_probs, size), join_rows(targets, size), join_lengths(input_lengths, size),
+      join_lengths(target_lengths, size), blank, zero_infinity);
   return {Batched{split_rows(loss, size), 0}, Batched{split_rows(alpha, size), 0}};
 }
 
+template <class Lengths>
 Batched ctc_loss_backward_rule(const Level& level, BatchedArg grad, BatchedArg log_probs,
-                               BatchedArg targets, at::IntArrayRef input_lengths,
-                               at::IntArrayRef target_lengths, BatchedArg loss, BatchedArg alpha,
-                               int64_t blank, bool zero_infinity) {
+                               BatchedArg targets, Lengths input_lengths, Lengths target_lengths,
+                               BatchedArg loss, BatchedArg alpha, int64_t blank,
+                               bool zero_infinity) {
   check_size(level);
   const int64_t size = level.size();
   const at::Tensor joined = at::_ctc_loss_backward(
       join_rows(grad, size), join_probs(log_probs, size), join_rows(targets, size),
-      repeated(input_lengths, size), repeated(target_lengths, size), join_rows(loss, size),
-      join_rows(alpha, size), blank, zero_infinity);
-  return {split_probs(joined, size), 0};
-}
-
-// Lengths as tensors, which each example may have its own of. Alpha, which only the backward
-// formula reads, is then as long as the longest target of all examples asks for.
-std::tuple<Batched, Batched> ctc_loss_tensor_rule(const Level& level, BatchedArg log_probs,
-                                                  BatchedArg targets, BatchedArg input_lengths,
-                                                  BatchedArg target_lengths, int64_t blank,
-                                                  bool zero_infinity) {
-  check_size(level);
-  const int64_t size = level.size();
-  const auto [loss, alpha] = at::_ctc_loss(join_probs(log_probs, size), join_rows(targets, size),
-                                           join_rows(input_lengths, size),
-                                           join_rows(target_lengths, size), blank, zero_infinity);
-  return {Batched{split_rows(loss, size), 0}, Batched{split_rows(alpha, size), 0}};
-}
-
-Batched ctc_loss_tensor_backward_rule(const Level& level, BatchedArg grad, BatchedArg log_probs,
-                                      BatchedArg targets, BatchedArg input_lengths,
-                                      BatchedArg target_lengths, BatchedArg loss, BatchedArg alpha,
-                                      int64_t blank, bool zero_infinity) {
-  check_size(level);
-  const int64_t size = level.size();
-  const at::Tensor joined = at::_ctc_loss_backward(
-      join_rows(grad, size), join_probs(log_probs, size), join_rows(targets, size),
-      join_rows(input_lengths, size), join_rows(target_lengths, size), join_rows(loss, size),
+      join_lengths(input_lengths, size), join_lengths(target_lengths, size), join_rows(loss, size),
       join_rows(alpha, size), blank, zero_infinity);
   return {split_probs(joined, size), 0};
 }
 
 [[maybe_unused]] const RuleSet kRules{
-    rule<ops::_ctc_loss, &ctc_loss_rule>(),
-    rule<ops::_ctc_loss_backward, &ctc_loss_backward_rule>(),
-    rule<ops::_ctc_loss_Tensor, &ctc_loss_tensor_rule>(),
-    rule<ops::_ctc_loss_backward_Tensor, &ctc_loss_tensor_backward_rule>(),
+    rule<ops::_ctc_loss, &ctc_loss_rule<at::IntArrayRef>>(),
+    rule<ops::_ctc_loss_backward, &ctc_loss_backward_rule<at::IntArrayRef>>(),
+    rule<ops::_ctc_loss_Tensor, &ctc_loss_rule<BatchedArg>>(),
+    rule<ops::_ctc_loss_backward_Tensor, &ctc_loss_backward_rule<BatchedArg>>(),
 };
 
 }  // namespace
