@@ -176,10 +176,9 @@ SecondDerivatives second_derivatives_along(LeafFunction f, const Tensors& inputs
 
 SecondDerivatives second_derivatives(LeafFunction f, const Tensors& inputs,
                                      const ChunkOptions& chunks) {
-  const ChunkedWork work{.transform = "laplacian, hessian_diag", .item = "direction"};
-  ChunkPlan::check(work, chunks);
   const int64_t total = total_numel(inputs, inputs.size());
-  ChunkPlan plan(work, chunks, total, inputs.empty() ? c10::kCPU : inputs[0].device());
+  ChunkPlan plan({.transform = "laplacian, hessian_diag", .item = "direction"}, chunks, total,
+                 device_of(inputs));
   SecondDerivatives result;
   std::vector<RowJoiner> joiners;
   while (plan.next()) {

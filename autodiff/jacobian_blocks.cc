@@ -37,10 +37,6 @@ void check_value(const char* transform, size_t index, const at::Tensor& value) {
   }
 }
 
-c10::Device device_of(const Tensors& inputs) {
-  return inputs.empty() ? c10::Device(c10::kCPU) : inputs[0].device();
-}
-
 void check(const char* transform, const LeafOutputs& out, const Tensors& inputs) {
   if (out.values == 0) {
     transform_error(transform,
@@ -173,11 +169,11 @@ JacobianBlocks forward_blocks(const LeafOutputs& out, const Tensors& columns,
 }  // namespace
 
 JacobianBlocks reverse_jacobian(LeafFunction f, const Tensors& inputs, const ChunkOptions& chunks) {
+  ChunkPlan::check({.transform = "jacrev", .item = "row"}, chunks);
   ReverseScope scope;
   Tensors primals;
   for (const at::Tensor& input : inputs) primals.push_back(scope.primal(input));
   const LeafOutputs out = f(primals);
-  ChunkPlan::check({.transform = "jacrev", .item = "row"}, chunks);
   check("jacrev", out, inputs);
   const Pullback pullback = scope.finish(out.leaves);
   return reverse_blocks(pullback, out.values, inputs, chunks);
@@ -185,9 +181,7 @@ JacobianBlocks reverse_jacobian(LeafFunction f, const Tensors& inputs, const Chu
 
 JacobianBlocks forward_jacobian(LeafFunction f, const Tensors& inputs, const ChunkOptions& chunks) {
   const int64_t total = total_numel(inputs, inputs.size());
-  const ChunkedWork work{.transform = "jacfwd", .item = "column"};
-  ChunkPlan::check(work, chunks);
-  ChunkPlan plan(work, chunks, total, device_of(inputs));
+  ChunkPlan plan({.transform = "jacfwd", .item = "column"}, chunks, total, device_of(inputs));
   LeafOutputs out;
   std::vector<RowJoiner> joiners;
   while (plan.next()) {

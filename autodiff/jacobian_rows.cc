@@ -21,6 +21,10 @@ int64_t total_numel(const std::vector<at::Tensor>& tensors, size_t count) {
   return total;
 }
 
+c10::Device device_of(const std::vector<at::Tensor>& inputs) {
+  return inputs.empty() ? c10::Device(c10::kCPU) : inputs[0].device();
+}
+
 at::Tensor basis_rows(const at::Tensor& like, int64_t offset, int64_t start, int64_t count) {
   const int64_t numel = like.numel();
   if (start >= offset + numel || start + count <= offset) return {};

@@ -6,6 +6,7 @@
 // The rows and columns of Jacobians: lists of tensors laid end to end, a chunk at a time.
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/Device.h>
 
 #include <cstddef>
 #include <cstdint>
@@ -21,6 +22,9 @@ std::vector<int64_t> joined(at::IntArrayRef a, at::IntArrayRef b);
 
 // How many numbers the first `count` tensors hold.
 int64_t total_numel(const std::vector<at::Tensor>& tensors, size_t count);
+
+// The device of the inputs of one function; CPU if there are none.
+c10::Device device_of(const std::vector<at::Tensor>& inputs);
 
 // Rows [start, start + count) of the identity of all tensors laid end to end, in the columns that
 // belong to one of them: [count, ...its shape]. `offset`: how many numbers come before it.

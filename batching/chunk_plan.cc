@@ -116,6 +116,7 @@ void ChunkPlan::check(const ChunkedWork& work, const ChunkOptions& options) {
 ChunkPlan::ChunkPlan(const ChunkedWork& work, const ChunkOptions& options, int64_t size,
                      c10::Device device)
     : options_(options), size_(size) {
+  check(work, options);
   if (options.memory_budget.has_value()) {
     planner_ = std::make_unique<Planner>(work, *options.memory_budget, device);
   }

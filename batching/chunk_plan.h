@@ -62,6 +62,7 @@ class ChunkPlan {
   // Throws TransformError if chunk_size or memory_budget is not positive, or both are given.
   static void check(const ChunkedWork& work, const ChunkOptions& options);
 
+  // Checks the options, too.
   ChunkPlan(const ChunkedWork& work, const ChunkOptions& options, int64_t size, c10::Device device);
   ~ChunkPlan();
 
