@@ -11,20 +11,6 @@ namespace {
 
 using checkpoint_internal::Leaves;
 
-py::object list_of(const Leaves& tensors) {
-  py::object list = checked(PyList_New(static_cast<Py_ssize_t>(tensors.size())));
-  for (size_t i = 0; i < tensors.size(); ++i) {
-    PyList_SET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i), wrap(tensors[i]).release().ptr());
-  }
-  return list;
-}
-
-Leaves leaves_of(PyObject* list) {
-  Leaves leaves;
-  all_children(list, [&](PyObject* item) { return leaves.push_back(tensor_of(item)), true; });
-  return leaves;
-}
-
 // A reference that can be dropped on any thread, with or without the GIL.
 std::shared_ptr<PyObject> shared(PyObject* object) {
   return {borrow(object).release().ptr(), [](PyObject* owned) {
@@ -49,9 +35,9 @@ PyObject* checkpoint_leaves(PyObject* /*self*/, PyObject* const* args, Py_ssize_
     const auto f = [held = shared(args[0])](const Leaves& leaves) {
       // The engine has released it.
       const py::gil_scoped_acquire gil;
-      return leaves_of(checked(PyObject_CallOneArg(held.get(), list_of(leaves).ptr())).ptr());
+      return tensors_of(checked(PyObject_CallOneArg(held.get(), list_of(leaves).ptr())).ptr());
     };
-    return list_of(checkpoint_internal::run(f, leaves_of(args[1]), policy));
+    return list_of(checkpoint_internal::run(f, tensors_of(args[1]), policy));
   });
 }
 

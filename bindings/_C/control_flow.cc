@@ -13,26 +13,12 @@ namespace {
 
 using control_flow_internal::Leaves;
 
-py::object list_of(const Leaves& tensors) {
-  py::object list = checked(PyList_New(static_cast<Py_ssize_t>(tensors.size())));
-  for (size_t i = 0; i < tensors.size(); ++i) {
-    PyList_SET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i), wrap(tensors[i]).release().ptr());
-  }
-  return list;
-}
-
-Leaves leaves_of(PyObject* list) {
-  Leaves leaves;
-  all_children(list, [&](PyObject* item) { return leaves.push_back(tensor_of(item)), true; });
-  return leaves;
-}
-
 py::object call(PyObject* f, const Leaves& leaves) {
   return checked(PyObject_CallOneArg(f, list_of(leaves).ptr()));
 }
 
 control_flow_internal::Step step(PyObject* f) {
-  return [f](const Leaves& leaves) { return leaves_of(call(f, leaves).ptr()); };
+  return [f](const Leaves& leaves) { return tensors_of(call(f, leaves).ptr()); };
 }
 
 at::Scalar scalar_of(const py::object& number) {
@@ -74,7 +60,7 @@ py::object padded_unique(const py::object& x, int64_t size, const py::object& fi
 PyObject* cond_leaves(PyObject* /*self*/, PyObject* const* args, Py_ssize_t /*count*/) {
   return guarded([&]() -> py::object {
     return list_of(control_flow_internal::cond_leaves("cond", tensor_of(args[0]), step(args[1]),
-                                                      step(args[2]), leaves_of(args[3])));
+                                                      step(args[2]), tensors_of(args[3])));
   });
 }
 
@@ -87,7 +73,7 @@ PyObject* while_leaves(PyObject* /*self*/, PyObject* const* args, Py_ssize_t /*c
       return tensor_of(call(test_call, leaves).ptr());
     };
     return list_of(
-        control_flow_internal::while_leaves(transform, test, step(args[2]), leaves_of(args[3])));
+        control_flow_internal::while_leaves(transform, test, step(args[2]), tensors_of(args[3])));
   });
 }
 

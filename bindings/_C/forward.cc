@@ -14,24 +14,6 @@ namespace {
 
 using Tensors = std::vector<at::Tensor>;
 
-Tensors tensors_of(PyObject* list) {
-  Tensors tensors;
-  all_children(list, [&](PyObject* item) {
-    tensors.push_back(item == Py_None ? at::Tensor() : tensor_of(item));
-    return true;
-  });
-  return tensors;
-}
-
-py::object list_of(const Tensors& tensors) {
-  py::object list = checked(PyList_New(static_cast<Py_ssize_t>(tensors.size())));
-  for (size_t i = 0; i < tensors.size(); ++i) {
-    py::object item = tensors[i].defined() ? wrap(tensors[i]) : py::none();
-    PyList_SET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i), item.release().ptr());
-  }
-  return list;
-}
-
 // What call(inputs) returned: (leaves, count), leaves that are no tensors apart.
 class Returned {
  public:

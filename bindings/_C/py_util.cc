@@ -73,4 +73,21 @@ void set_error_types(py::object transform_error, py::object unsupported_error) {
   unsupported_error_type = unsupported_error.release().ptr();
 }
 
+py::object list_of(const std::vector<at::Tensor>& tensors) {
+  py::object list = checked(PyList_New(static_cast<Py_ssize_t>(tensors.size())));
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    PyList_SET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i), wrap(tensors[i]).release().ptr());
+  }
+  return list;
+}
+
+std::vector<at::Tensor> tensors_of(PyObject* sequence) {
+  std::vector<at::Tensor> tensors;
+  all_children(sequence, [&](PyObject* item) {
+    tensors.push_back(item == Py_None ? at::Tensor() : tensor_of(item));
+    return true;
+  });
+  return tensors;
+}
+
 }  // namespace torchlift::python

@@ -11,6 +11,7 @@
 #include <torch/csrc/autograd/python_variable.h>
 
 #include <utility>
+#include <vector>
 
 #include "core/error.h"
 
@@ -164,6 +165,10 @@ py::object call_with(PyObject* func, PyObject* args, PyObject* kwargs, F&& repla
   return checked(PyObject_Call(func, replaced.ptr(),
                                kwargs == nullptr || kwargs == Py_None ? nullptr : kwargs));
 }
+
+// A Python list of tensors, None for undefined ones; and back, from a list or a tuple.
+py::object list_of(const std::vector<at::Tensor>& tensors);
+std::vector<at::Tensor> tensors_of(PyObject* sequence);
 
 inline py::object not_implemented() { return borrow(Py_NotImplemented); }
 

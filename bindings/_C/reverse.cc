@@ -169,15 +169,6 @@ py::object call_with_primals(PyObject* func, const std::vector<Py_ssize_t>& numb
   });
 }
 
-// A Python list of tensors, and of objects handed on as they are.
-py::object list_of(const Tensors& tensors) {
-  py::object list = checked(PyList_New(static_cast<Py_ssize_t>(tensors.size())));
-  for (size_t i = 0; i < tensors.size(); ++i) {
-    PyList_SET_ITEM(list.ptr(), static_cast<Py_ssize_t>(i), wrap(tensors[i]).release().ptr());
-  }
-  return list;
-}
-
 py::object call_leaves(PyObject* call, PyObject* leaves, ReverseScope& scope) {
   size_t count = 0;
   const py::object primals = make_primals(leaves, scope, count);
@@ -229,10 +220,7 @@ Tensors run_engine(const LevelPtr& level, const Tensors& outputs, Tensors grads,
 // pull(cotangents: list[Tensor | None], free_graph: bool) -> list[Tensor]
 py::object pull(const Pullback& pullback, const py::list& cotangents, bool free_graph) {
   return guarded_object([&] {
-    Tensors given;
-    for (const py::handle cotangent : cotangents) {
-      given.push_back(cotangent.is_none() ? at::Tensor() : tensor_of(cotangent.ptr()));
-    }
+    Tensors given = tensors_of(cotangents.ptr());
     const Tensors grads = [&] {
       const ReleaseGil release;
       return pullback(std::move(given), free_graph);
