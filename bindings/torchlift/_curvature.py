@@ -7,10 +7,11 @@ from typing import Any, Callable
 import torch
 
 from torchlift import _C, _pytree
+from torchlift._chunks import check_chunks
 from torchlift._errors import TransformError
 from torchlift._forward import check_tangents, output_runner
 from torchlift._grad import _Argnums, _Call, vjp
-from torchlift._jacobian import Selection, check_chunks
+from torchlift._jacobian import Selection
 from torchlift._names import wraps
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Callable
 
 from torchlift import _C, _pytree
+from torchlift._chunks import check_chunks
 from torchlift._errors import TransformError
 from torchlift._forward import output_runner
 from torchlift._grad import _Argnums, _Call
@@ -123,17 +124,6 @@ def hessian(
     return jacfwd(
         inner, argnums, has_aux, chunk_size=chunk_size, memory_budget=memory_budget
     )
-
-
-def check_chunks(transform: str, chunk_size: Any, memory_budget: Any) -> None:
-    for name, size in (("chunk_size", chunk_size), ("memory_budget", memory_budget)):
-        if size is not None and (not isinstance(size, int) or size <= 0):
-            raise TransformError(f"{transform}: {name} must be a positive int or None, got {size!r}.")
-    if chunk_size is not None and memory_budget is not None:
-        raise TransformError(
-            f"{transform}: both chunk_size ({chunk_size}) and memory_budget ({memory_budget}) were "
-            "given, but a memory budget chooses the size of the chunks itself. Leave one of them out."
-        )
 
 
 class Selection:

@@ -12,6 +12,7 @@ from typing import Any, Callable, Mapping, Sequence
 import torch
 
 from torchlift import _C, _pytree
+from torchlift._chunks import check_chunks, check_size
 from torchlift._errors import TransformError
 from torchlift._names import argument_label, describe, function_name, parameters_of, wraps
 
@@ -128,18 +129,8 @@ class _Vmap:
                 f"vmap: randomness must be 'error', 'same', 'different' or 'reproducible', got "
                 f"{randomness!r}."
             )
-        sizes = {"chunk_size": chunk_size, "axis_size": axis_size, "memory_budget": memory_budget}
-        for name, value in sizes.items():
-            smallest = 0 if name == "axis_size" else 1
-            if value is not None and (not isinstance(value, int) or value < smallest):
-                raise TransformError(
-                    f"vmap: {name} must be None or an int of at least {smallest}, got {value!r}."
-                )
-        if chunk_size is not None and memory_budget is not None:
-            raise TransformError(
-                f"vmap: both chunk_size ({chunk_size}) and memory_budget ({memory_budget}) were given, "
-                f"but a memory budget chooses the size of the chunks itself. Leave one of them out."
-            )
+        check_size("vmap", "axis_size", axis_size, smallest=0)
+        check_chunks("vmap", chunk_size, memory_budget)
         self.random = _RANDOMNESS[randomness]
         if isinstance(in_dims, torch.Tensor):
             self.fail((), {}, "in_dims must be ints, None or structures of them, got a tensor.")
