@@ -1,23 +1,11 @@
 """The example in a small form."""
 
-import importlib.util
-import pathlib
 import subprocess
 
 import bazel  # tools/bazel.py
 
-HERE = pathlib.Path(__file__).resolve().parent
 
-
-def load():
-    spec = importlib.util.spec_from_file_location("ensemble_example", HERE / "ensemble.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_python(tmp_path):
-    example = load()
+def test_python(example, tmp_path):
     found = example.run(members=3, count=600, epochs=40)
     assert found["accuracy"] > 0.8
     assert found["uncertainty"][found["wrong"]].mean() > found["uncertainty"][~found["wrong"]].mean()

@@ -1,26 +1,11 @@
 """The example in a small form."""
 
-import importlib.util
 import math
-import pathlib
 import subprocess
 
 import bazel  # tools/bazel.py
 import pytest
 import torch
-
-HERE = pathlib.Path(__file__).resolve().parent
-
-
-@pytest.fixture(scope="module")
-def example():
-    spec = importlib.util.spec_from_file_location("normal_modes_example", HERE / "normal_modes.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the tensors are small
-    yield module
-    torch.set_num_threads(threads)
 
 
 def test_python(example, tmp_path):

@@ -139,13 +139,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.report:
         rows = load_rows(args.report)
         print(comparison(rows, load_rows(args.against)) if args.against else report(rows, top=args.top))
-        if args.page:
-            with open(args.page, "w") as out:
-                out.write(page(rows))
-        return 0
-    start = time.monotonic()
-    rows = run_shards(args, argv) if args.jobs > 1 else run(args)
-    print(report(rows, time.monotonic() - start, args.top))
+    else:
+        start = time.monotonic()
+        rows = run_shards(args, argv) if args.jobs > 1 else run(args)
+        print(report(rows, time.monotonic() - start, args.top))
     if args.page:
         with open(args.page, "w") as out:
             out.write(page(rows))
