@@ -61,18 +61,21 @@ Tensors pull_rows(const Pullback& pullback, const Tensors& values, size_t output
   Tensors cotangents(outputs);
   // Rows are of the domain that the graph is in: what its formulas write into is made from them.
   Level* domain = current_level();
-  // One row needs no level.
-  std::optional<LevelScope> scope;
-  if (count > 1) scope.emplace(Level::Options{.size = count, .randomness = Randomness::kSame});
   int64_t offset = 0;
   for (size_t i = 0; i < values.size(); ++i) {
     at::Tensor rows = basis_rows(values[i], offset, start, count);
     offset += values[i].numel();
-    if (!rows.defined()) continue;
-    if (domain != nullptr) {
+    if (rows.defined() && domain != nullptr && depth_of(rows) < domain->depth()) {
       rows = lift(std::move(rows), std::nullopt, LevelPtr::reclaim_copy(domain));
     }
-    cotangents[i] = count > 1 ? lift(std::move(rows), 0, scope->level()) : rows.squeeze(0);
+    cotangents[i] = std::move(rows);
+  }
+  // One row needs no level.
+  std::optional<LevelScope> scope;
+  if (count > 1) scope.emplace(Level::Options{.size = count, .randomness = Randomness::kSame});
+  for (at::Tensor& rows : cotangents) {
+    if (!rows.defined()) continue;
+    rows = count > 1 ? lift(std::move(rows), 0, scope->level()) : rows.squeeze(0);
   }
   Tensors grads = pullback(std::move(cotangents), /*free_graph=*/last);
   for (at::Tensor& grad : grads) {
@@ -120,14 +123,19 @@ JacobianBlocks reverse_blocks(const Pullback& pullback, size_t count, const Tens
 // Runs f with tangents [start, start + count): the tangents of its values, each [count, ...].
 Tensors push_columns(LeafFunction f, const Tensors& inputs, int64_t start, int64_t count,
                      LeafOutputs& out) {
-  ForwardScope scope(count > 1 ? std::optional(count) : std::nullopt);
-  Tensors duals;
+  // Of the levels around, so they are made before the scope opens one.
+  Tensors tangents;
   int64_t offset = 0;
   for (const at::Tensor& input : inputs) {
-    at::Tensor tangents = basis_rows(input, offset, start, count);
+    tangents.push_back(basis_rows(input, offset, start, count));
     offset += input.numel();
-    if (tangents.defined() && count == 1) tangents = tangents.squeeze(0);
-    duals.push_back(tangents.defined() ? scope.dual(input, tangents) : scope.constant(input));
+    if (tangents.back().defined() && count == 1) tangents.back() = tangents.back().squeeze(0);
+  }
+  ForwardScope scope(count > 1 ? std::optional(count) : std::nullopt);
+  Tensors duals;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    duals.push_back(tangents[i].defined() ? scope.dual(inputs[i], tangents[i])
+                                          : scope.constant(inputs[i]));
   }
   out = f(duals);
   check("jacfwd", out, inputs);

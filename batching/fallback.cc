@@ -14,10 +14,12 @@
 #include <optional>
 #include <utility>
 
+#include "batching/out_forms.h"
 #include "core/boxed.h"
 #include "core/dispatch.h"
 #include "core/error.h"
 #include "core/random_stream.h"
+#include "core/promotion.h"
 #include "core/registry.h"
 
 namespace torchlift {
@@ -86,12 +88,12 @@ void check_loopable(const OperatorHandle& op) {
   }
 }
 
-void check_targets(const OperatorHandle& op, const std::vector<IValue>& args, const Level& level) {
+void promote_targets(const OperatorHandle& op, const std::vector<IValue>& args,
+                     const LevelPtr& level) {
   for (size_t i = 0; i < args.size(); ++i) {
     if (!writes_argument(op, i)) continue;
-    for_each_tensor(args[i], [&](const at::Tensor& t) {
-      if (!lower(t, level).bdim) throw_write_to_unbatched(op.schema().name().c_str(), t, level);
-    });
+    for_each_tensor(args[i],
+                    [&](const at::Tensor& t) { promote(op.schema().name().c_str(), t, level); });
   }
 }
 
@@ -202,6 +204,7 @@ void begin_rows(const OperatorHandle& op, const Level& level, const std::vector<
 }
 
 void loop(const OperatorHandle& op, const LevelPtr& level, Stack* stack) {
+  if (run_out_form(op, level, stack)) return;
   const std::string name = toString(op.operator_name());
   if (is_strict()) {
     unsupported_error("vmap", "strict mode: torchlift has no batching rule for ", name,
@@ -213,7 +216,7 @@ void loop(const OperatorHandle& op, const LevelPtr& level, Stack* stack) {
   const auto start = std::chrono::steady_clock::now();
   const auto& schema = op.schema();
   const std::vector<IValue> args = torch::jit::pop(*stack, schema.arguments().size());
-  check_targets(op, args, *level);
+  promote_targets(op, args, level);
   std::vector<ResultStack> results(schema.returns().size());
   const int64_t runs = std::max<int64_t>(level->size(), 1);
   std::optional<WriteScopes> writing(std::in_place, op, args);

@@ -3,6 +3,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 
 #include "core/dispatch.h"
+#include "core/promotion.h"
 
 namespace torchlift {
 
@@ -47,12 +48,38 @@ bool writes_argument(const c10::OperatorHandle& op, size_t index) {
   return alias != nullptr && alias->isWrite();
 }
 
+namespace {
+
+// An operator that is functional but for arguments that it also writes (rrelu_with_noise, running
+// statistics) leaves the versions of these as they are: autograd saves what it has written.
+bool leaves_versions(const c10::OperatorHandle& op) {
+  for (const auto& result : op.schema().returns()) {
+    if (result.alias_info() != nullptr && result.alias_info()->isWrite()) return false;
+  }
+  return !op.schema().returns().empty();
+}
+
+}  // namespace
+
 WriteScopes::WriteScopes(const c10::OperatorHandle& op, const std::vector<c10::IValue>& args) {
+  if (leaves_versions(op)) return;
   for (size_t i = 0; i < args.size(); ++i) {
     if (!writes_argument(op, i)) continue;
-    for_each_tensor(args[i], [this](const at::Tensor& t) { scopes_.emplace_back(as_lifted(t)); });
+    for_each_tensor(args[i], [this](const at::Tensor& t) {
+      if (is_lifted(t)) scopes_.emplace_back(as_lifted(t));
+    });
   }
 }
+
+namespace {
+
+// A target from outside takes what all examples share, as it is.
+bool belongs(const at::Tensor& t, const Level& level) {
+  const LiftedTensorImpl* impl = as_lifted(t);
+  return impl != nullptr && &impl->level() == &level;
+}
+
+}  // namespace
 
 void apply_unbatched(const c10::OperatorHandle& op, const LevelPtr& level,
                      torch::jit::Stack* stack) {
@@ -62,15 +89,6 @@ void apply_unbatched(const c10::OperatorHandle& op, const LevelPtr& level,
   torch::jit::drop(*stack, count);
   const auto unlift = [&](const at::Tensor& t) { return lower(t, *level).value; };
   for (const c10::IValue& arg : args) stack->push_back(map_tensors(arg, unlift));
-  for (size_t i = 0; i < count; ++i) {
-    if (!writes_argument(op, i)) continue;
-    for_each_tensor(args[i], [&](const at::Tensor& t) {
-      const auto* impl = as_lifted(t);
-      if (impl == nullptr || &impl->level() != level.get()) {
-        throw_write_to_unbatched(schema.name().c_str(), t, *level);
-      }
-    });
-  }
   {
     const WriteScopes writing(op, args);
     op.callBoxed(*stack);
@@ -80,7 +98,9 @@ void apply_unbatched(const c10::OperatorHandle& op, const LevelPtr& level,
   std::vector<c10::IValue> written;
   for (size_t i = 0; i < count; ++i) {
     if (!writes_argument(op, i)) continue;
-    for_each_tensor(args[i], [](const at::Tensor& t) { as_lifted(t)->refresh_metadata(); });
+    for_each_tensor(args[i], [&](const at::Tensor& t) {
+      if (belongs(t, *level)) as_lifted(t)->refresh_metadata();
+    });
     written.push_back(args[i]);
   }
   size_t next = 0;
@@ -90,8 +110,11 @@ void apply_unbatched(const c10::OperatorHandle& op, const LevelPtr& level,
     if (alias != nullptr && alias->isWrite() && next < written.size()) {
       result = written[next++];
     } else {
-      result =
-          map_tensors(result, [&](const at::Tensor& t) { return lift(t, std::nullopt, level); });
+      result = map_tensors(result, [&](const at::Tensor& t) {
+        at::Tensor lifted = lift_shared(t, level);
+        if (alias != nullptr && args[0].isTensor()) note_views({lifted}, args[0].toTensor());
+        return lifted;
+      });
     }
   }
 }

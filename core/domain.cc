@@ -1,7 +1,5 @@
 #include "core/domain.h"
 
-#include "core/level.h"
-
 namespace torchlift {
 
 DomainScope::DomainScope(int64_t depth)

@@ -7,17 +7,9 @@
 
 #include <cstdint>
 
+#include "core/level.h"
+
 namespace torchlift {
-
-// Which levels are no domains for current_level(): those deeper than `depth` among the `open`
-// outermost ones.
-struct DomainLimit {
-  int64_t depth = 0;
-  int64_t open = 0;
-};
-
-// Sets this thread's limit, and returns the one before (core/level.cc).
-DomainLimit exchange_domain_limit(DomainLimit limit);
 
 // While it lives, current_level() on this thread is the innermost domain of at most this depth:
 // code that works on the values of a level, such as the rule of a custom derivative, must not take

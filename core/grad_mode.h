@@ -64,7 +64,7 @@ bool tracked_outside(const at::Tensor& t);
 // Held while a rule of `level` works on values.
 class OuterGradScope {
  public:
-  explicit OuterGradScope(const Level& level) {
+  explicit OuterGradScope(const Level& level) : at_work_(level.depth()) {
     c10::AutogradState& state = c10::AutogradState::get_tls_state();
     if (C10_UNLIKELY(level.outer_grad_mode() != OuterGradMode::kInherit)) {
       changed_ = true;
@@ -91,6 +91,7 @@ class OuterGradScope {
   }
 
  private:
+  const RuleDepthScope at_work_;
   // Not an optional<AutoGradMode>: GCC 12 takes its reset for a read of an uninitialized value.
   bool changed_ = false;
   bool saved_ = false;

@@ -31,10 +31,11 @@ inline constexpr c10::DispatchKey kMarkerKey = c10::DispatchKey::Batched;
 
 // NOTE [mode key]
 // Random and data-creating operators need not have a lifted argument, so a level that gives them a
-// meaning is found by a key in thread-local state. For every operator but those it falls through,
-// which the dispatcher's tables resolve at no cost. It lies below the key that substitutes the
-// parameters of functional modules (nn_functional/substitution.cc), so that a rule for a random
-// operator sees the value that takes a parameter's place.
+// meaning is found by a key in thread-local state (NOTE [random operators] in
+// batching/rules/random_mode.cc, NOTE [factories] in core/factory.cc). For every operator but those
+// it falls through, which the dispatcher's tables resolve at no cost. It lies below the key that
+// substitutes the parameters of functional modules (nn_functional/substitution.cc), so that a rule
+// for a random operator sees the value that takes a parameter's place.
 inline constexpr c10::DispatchKey kModeKey = c10::DispatchKey::TESTING_ONLY_GenericWrapper;
 
 // NOTE [forward key]

@@ -4,22 +4,18 @@
 #include <c10/core/AutogradState.h>
 #include <c10/util/StringUtil.h>
 
+#include <algorithm>
+#include <limits>
 #include <utility>
 
 #include "core/error.h"
 #include "core/grad_mode.h"
 #include "core/keys.h"
 #include "core/random_stream.h"
+#include "core/lifted_tensor.h"
 #include "core/runtime.h"
 
 namespace torchlift {
-
-// As core/domain.h has it; that file is above this one.
-struct DomainLimit {
-  int64_t depth = 0;
-  int64_t open = 0;
-};
-DomainLimit exchange_domain_limit(DomainLimit limit);
 
 namespace {
 
@@ -54,6 +50,15 @@ bool draws(LevelKind kind) { return kind == LevelKind::kVmap || kind == LevelKin
 
 c10::DispatchKeySet mode_keys(LevelKind kind) {
   return draws(kind) ? c10::DispatchKeySet(kModeKey) : c10::DispatchKeySet();
+}
+
+constexpr int64_t kNoRule = std::numeric_limits<int64_t>::max();
+
+// For a level that is being opened: none of the rule's levels is a domain in it.
+DomainLimit limit_of_rule(int64_t rule, DomainLimit limit) {
+  if (rule == kNoRule) return limit;
+  const auto around = static_cast<int64_t>(thread_state().levels.size()) - 1;
+  return {.depth = limit.open > 0 ? std::min(limit.depth, rule - 1) : rule - 1, .open = around};
 }
 
 }  // namespace
@@ -107,9 +112,37 @@ std::string Level::describe() const {
 }
 
 LevelScope::LevelScope(Level::Options options)
-    : level_(push_level(std::move(options))), mode_guard_(mode_keys(level_->kind())) {}
+    : level_(push_level(std::move(options))),
+      mode_guard_(mode_keys(level_->kind())),
+      rule_depth_(std::exchange(rule_depth(), kNoRule)),
+      domain_limit_(thread_state().domain_limit) {
+  thread_state().domain_limit = limit_of_rule(rule_depth_, domain_limit_);
+}
+
+void Level::note_shared(c10::intrusive_ptr_target* shared) {
+  auto strong = c10::intrusive_ptr<c10::intrusive_ptr_target>::reclaim_copy(shared);
+  const std::lock_guard<std::mutex> lock(shared_mutex_);
+  if (shared_.size() >= shared_limit_) {
+    shared_.erase(
+        std::remove_if(shared_.begin(), shared_.end(), [](const auto& t) { return t.expired(); }),
+        shared_.end());
+    shared_limit_ = 2 * shared_.size() + 64;
+  }
+  shared_.emplace_back(strong);
+}
+
+void Level::settle_shared() {
+  for (const auto& weak : shared_) {
+    const auto shared = weak.lock();
+    if (shared) settle(*static_cast<LiftedTensorImpl*>(shared.get()));
+  }
+  shared_.clear();
+}
 
 LevelScope::~LevelScope() {
+  level_->settle_shared();
+  rule_depth() = rule_depth_;
+  thread_state().domain_limit = domain_limit_;
   level_->alive_.store(false, std::memory_order_relaxed);
   level_->unusual_.fetch_add(1, std::memory_order_relaxed);
   // Scopes are destroyed in the reverse of their order, so ours is the last.
@@ -119,12 +152,15 @@ LevelScope::~LevelScope() {
 Level* current_level() {
   const ThreadState& state = thread_state();
   for (auto level = state.levels.rbegin(); level != state.levels.rend(); ++level) {
-    const int64_t depth = (*level)->depth();
-    if (depth <= state.domain_limit.open && depth > state.domain_limit.depth) continue;
-    const LevelKind kind = (*level)->kind();
-    if (kind != LevelKind::kTangents && kind != LevelKind::kRow) return level->get();
+    if (is_domain(**level)) return level->get();
   }
   return nullptr;
+}
+
+bool is_domain(const Level& level) {
+  const DomainLimit limit = thread_state().domain_limit;
+  if (level.depth() <= limit.open && level.depth() > limit.depth) return false;
+  return level.kind() != LevelKind::kTangents && level.kind() != LevelKind::kRow;
 }
 
 DomainLimit exchange_domain_limit(DomainLimit limit) {
@@ -145,8 +181,14 @@ Level* random_level() {
   return limit == 0 ? nullptr : state.levels[limit - 1].get();
 }
 
+int64_t& rule_depth() {
+  static thread_local int64_t depth = kNoRule;
+  return depth;
+}
+
 RandomHandledScope::RandomHandledScope(const Level& handled)
-    : saved_(std::exchange(thread_state().random_limit, handled.depth() - 1)) {}
+    : within_(handled.depth()),
+      saved_(std::exchange(thread_state().random_limit, handled.depth() - 1)) {}
 
 RandomHandledScope::~RandomHandledScope() { thread_state().random_limit = saved_; }
 

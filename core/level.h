@@ -27,9 +27,12 @@
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/util/intrusive_ptr.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <limits>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -111,6 +114,10 @@ class Level : public c10::intrusive_ptr_target {
     root_->outer_grad_mode_.store(mode, std::memory_order_relaxed);
   }
 
+  // Remembers a tensor of this level (a LiftedTensorImpl, held weakly) that all examples share:
+  // see NOTE [what outlives a level] in core/lifted_tensor.h.
+  void note_shared(c10::intrusive_ptr_target* shared);
+
   // "vmap", "jvp", "jacfwd": the transform to name in error messages.
   const char* transform() const;
   // "vmap level 2 (size 8)", for error messages.
@@ -124,6 +131,8 @@ class Level : public c10::intrusive_ptr_target {
   friend class LevelScope;
   friend class NarrowScope;
 
+  void settle_shared();
+
   const int64_t depth_;
   const Options options_;
   const bool grad_at_entry_;
@@ -131,6 +140,9 @@ class Level : public c10::intrusive_ptr_target {
   const c10::intrusive_ptr<Level> base_;
   // Whose life and grad mode this level shares: its base's base..., or itself.
   Level* const root_;
+  std::mutex shared_mutex_;
+  std::vector<c10::weak_intrusive_ptr<c10::intrusive_ptr_target>> shared_;
+  size_t shared_limit_ = 64;  // when to look for dead ones among them
   std::atomic<bool> alive_{true};
   mutable std::atomic<int64_t> calls_{0};
   std::atomic<OuterGradMode> outer_grad_mode_{OuterGradMode::kInherit};
@@ -138,6 +150,13 @@ class Level : public c10::intrusive_ptr_target {
 };
 
 using LevelPtr = c10::intrusive_ptr<Level>;
+
+// Which levels are no domains for the code at work: those deeper than `depth` among the `open`
+// outermost ones. See DomainScope in core/domain.h.
+struct DomainLimit {
+  int64_t depth = 0;
+  int64_t open = 0;
+};
 
 // Pushes a level on this thread's stack; pops it, and ends the level's life, when it is destroyed.
 // Throws if the runtime cannot be used (core/runtime.h) or a transform of torch.func is active.
@@ -152,13 +171,23 @@ class LevelScope {
 
  private:
   LevelPtr level_;
-  // Random operators are routed to us while a vmap level is open: see NOTE [mode key] in
+  // Random operators and factories are routed to us while a level is open: see NOTE [mode key] in
   // core/keys.h.
   c10::impl::IncludeDispatchKeyGuard mode_guard_;
+  // Of the rule that opens the level, if one does (by calling vmap on values): what runs in it is a
+  // user's function again, of this level and of those around the rule's.
+  const int64_t rule_depth_;
+  DomainLimit domain_limit_;
 };
 
 // The innermost level open on this thread that is a domain, or null.
 Level* current_level();
+
+// Whether a level open on this thread is a domain for the code at work.
+bool is_domain(const Level& level);
+
+// Sets this thread's limit, and returns the one before.
+DomainLimit exchange_domain_limit(DomainLimit limit);
 
 // The levels open on this thread, outermost first.
 const std::vector<LevelPtr>& level_stack();
@@ -170,6 +199,25 @@ LevelPtr exchange_level(LevelPtr level);
 // unless a rule of that level is already at work on it. Null when no level is left.
 Level* random_level();
 
+// The depth of the outermost level whose rule is at work on this thread: what is made now is made
+// on behalf of the levels around that one. Larger than any depth when a user's function is at work.
+int64_t& rule_depth();
+
+// Held while a rule of a level works.
+class RuleDepthScope {
+ public:
+  explicit RuleDepthScope(int64_t depth) : current_(rule_depth()), saved_(current_) {
+    current_ = std::min(saved_, depth);
+  }
+  ~RuleDepthScope() { current_ = saved_; }
+  RuleDepthScope(const RuleDepthScope&) = delete;
+  RuleDepthScope& operator=(const RuleDepthScope&) = delete;
+
+ private:
+  int64_t& current_;
+  const int64_t saved_;
+};
+
 // While it lives, random operators on this thread belong to the level around `handled`.
 class RandomHandledScope {
  public:
@@ -179,6 +227,7 @@ class RandomHandledScope {
   RandomHandledScope& operator=(const RandomHandledScope&) = delete;
 
  private:
+  const RuleDepthScope within_;
   int64_t saved_;
 };
 

@@ -3,6 +3,8 @@
 #include <c10/core/StorageImpl.h>
 #include <c10/core/impl/alloc_cpu.h>
 
+#include <algorithm>
+
 #include "core/error.h"
 #include "core/narrow.h"
 
@@ -17,7 +19,8 @@ constexpr const char* kNoData =
     "from the function and look at the result, or use torchlift.dump_tensor(x) to see what it "
     "holds.";
 
-// One storage for all lifted tensors: it has no bytes, and whoever asks for its data gets kNoData.
+// One storage for all tensors with a batch dim: it has no bytes, and whoever asks for its data gets
+// kNoData.
 const c10::Storage& no_data_storage() {
   static const c10::Storage storage = [] {
     c10::Storage s(c10::Storage::use_byte_size_t(), 0, c10::DataPtr(nullptr, c10::kCPU),
@@ -26,6 +29,22 @@ const c10::Storage& no_data_storage() {
     return s;
   }();
   return storage;
+}
+
+// What may be asked of that storage without reading it.
+const c10::Storage& comparable_storage() {
+  static const c10::Storage storage(c10::Storage::use_byte_size_t(), 0,
+                                    c10::DataPtr(nullptr, c10::kCPU), /*allocator=*/nullptr,
+                                    /*resizable=*/false);
+  return storage;
+}
+
+// A tensor without a batch dim has the data of its value, in the same place: .numpy(), .tolist()
+// and code that writes through a pointer work as without a level. Not where the value belongs to an
+// outer level, which may give it a batch dim unnoticed here.
+const c10::Storage& storage_for(const at::Tensor& value, bool batched) {
+  if (batched || is_lifted(value) || !value.has_storage()) return no_data_storage();
+  return value.storage();
 }
 
 // Our keys, and the autocast key of the value's device: autocast decides on the operator the user
@@ -47,8 +66,46 @@ c10::DispatchKeySet lifted_keys(const at::Tensor& value) {
 
 }  // namespace
 
+void ViewGroup::add(c10::TensorImpl* member) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (members_.size() >= limit_) {
+    members_.erase(
+        std::remove_if(members_.begin(), members_.end(), [](const auto& m) { return m.expired(); }),
+        members_.end());
+    limit_ = 2 * members_.size() + 8;
+  }
+  members_.emplace_back(
+      c10::intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>::reclaim_copy(member));
+}
+
+std::vector<at::Tensor> ViewGroup::alive() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  std::vector<at::Tensor> found;
+  for (const Member& member : members_) {
+    auto strong = member.lock();
+    if (strong) found.emplace_back(std::move(strong));
+  }
+  return found;
+}
+
+namespace {
+
+// The group of a tensor that is being copied, a new one if it has none. Null where others hold the
+// value as well, as they do a model's weight: nothing will be promoted then. The engine's threads
+// may copy a tensor that was saved at the same time.
+c10::intrusive_ptr<ViewGroup> group_to_copy(LiftedTensorImpl& t) {
+  if (t.bdim()) return {};
+  static std::mutex mutex;
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (!t.group() && t.value().use_count() == 1) t.join(c10::make_intrusive<ViewGroup>());
+  return t.group();
+}
+
+}  // namespace
+
 LiftedTensorImpl::LiftedTensorImpl(at::Tensor value, std::optional<int64_t> bdim, LevelPtr level)
-    : TensorImpl(c10::Storage(no_data_storage()), lifted_keys(value), value.dtype()),
+    : TensorImpl(c10::Storage(storage_for(value, bdim.has_value())), lifted_keys(value),
+                 value.dtype()),
       value_(std::move(value)),
       bdim_(bdim.value_or(-1)),
       level_(std::move(level)) {
@@ -69,6 +126,7 @@ void LiftedTensorImpl::refresh_metadata() {
     ++out;
   }
   storage_offset_ = value_.storage_offset();
+  if (bdim_ < 0) storage_ = storage_for(value_, /*batched=*/false);  // set_() changes it
   refresh_numel();
   refresh_contiguous();
 }
@@ -76,14 +134,23 @@ void LiftedTensorImpl::refresh_metadata() {
 void LiftedTensorImpl::replace_value(at::Tensor value, std::optional<int64_t> bdim) {
   value_ = std::move(value);
   bdim_ = bdim.value_or(-1);
+  if (bdim_ >= 0) storage_ = no_data_storage();
   refresh_metadata();
 }
 
 c10::intrusive_ptr<c10::TensorImpl> LiftedTensorImpl::shallow_copy_and_detach(
     const c10::VariableVersion& version_counter, bool allow_tensor_metadata_change) const {
+  if (!level_) {
+    return TensorImpl::shallow_copy_and_detach(version_counter, allow_tensor_metadata_change);
+  }
+  const auto group = group_to_copy(const_cast<LiftedTensorImpl&>(*this));
   auto copy = c10::make_intrusive<LiftedTensorImpl>(value_, bdim(), level_);
   copy->set_version_counter(version_counter);
   copy->set_allow_tensor_metadata_change(allow_tensor_metadata_change);
+  if (group) {
+    copy->join(group);
+    level_->note_shared(copy.get());
+  }
   return copy;
 }
 
@@ -93,21 +160,54 @@ c10::intrusive_ptr<c10::TensorImpl> LiftedTensorImpl::shallow_copy_and_detach(
   return shallow_copy_and_detach(version, allow_tensor_metadata_change);
 }
 
-void LiftedTensorImpl::shallow_copy_from(const c10::intrusive_ptr<TensorImpl>& /*impl*/) {
-  unsupported_error("vmap",
-                    "`x.data = y` cannot change what a batched tensor holds. Use x.copy_(y), or "
-                    "make a new tensor.");
+void LiftedTensorImpl::shallow_copy_from(const c10::intrusive_ptr<TensorImpl>& impl) {
+  if (!level_) return TensorImpl::shallow_copy_from(impl);
+  const auto* from =
+      impl->key_set().has(kFrontKey) ? static_cast<const LiftedTensorImpl*>(impl.get()) : nullptr;
+  if (from == nullptr || from->level_ != level_) {
+    unsupported_error(
+        "vmap",
+        "`x.data = y` cannot make a tensor of a level hold one from outside of it. Use "
+        "x.copy_(y), or make a new tensor.");
+  }
+  // The two share y's memory from now on.
+  group_.reset();
+  replace_value(from->value_, from->bdim());
+  if (from->group_) join(from->group_);
 }
+
+void LiftedTensorImpl::join(const c10::intrusive_ptr<ViewGroup>& group) {
+  if (group_ == group) return;
+  group_ = group;
+  group_->add(this);
+}
+
+bool LiftedTensorImpl::has_data() const {
+  return storage_.unsafeGetStorageImpl() != no_data_storage().unsafeGetStorageImpl();
+}
+
+#ifndef C10_DISABLE_TENSORIMPL_EXTENSIBILITY
+const c10::Storage& LiftedTensorImpl::storage() const {
+  return has_data() ? storage_ : comparable_storage();
+}
+#endif
 
 const char* LiftedTensorImpl::tensorimpl_type_name() const { return "torchlift lifted tensor"; }
 
 void LiftedTensorImpl::release_resources() {
   TensorImpl::release_resources();
   value_.reset();
+  group_.reset();
 }
 
 at::Tensor lift(at::Tensor value, std::optional<int64_t> bdim, const LevelPtr& level) {
   return at::detail::make_tensor<LiftedTensorImpl>(std::move(value), bdim, level);
+}
+
+at::Tensor lift_shared(at::Tensor value, const LevelPtr& level) {
+  at::Tensor lifted = lift(std::move(value), std::nullopt, level);
+  level->note_shared(lifted.unsafeGetTensorImpl());
+  return lifted;
 }
 
 at::Tensor lift_alias(const at::Tensor& value, std::optional<int64_t> bdim, const LevelPtr& level) {

@@ -15,13 +15,36 @@
 #include <c10/core/TensorImpl.h>
 
 #include <cstdint>
+#include <mutex>
 #include <optional>
 #include <utility>
+#include <vector>
 
 #include "core/keys.h"
 #include "core/level.h"
 
 namespace torchlift {
+
+// Lifted tensors without a batch dim that share memory: a tensor and its views. See NOTE
+// [promotion] in core/promotion.h.
+class ViewGroup final : public c10::intrusive_ptr_target {
+ public:
+  void add(c10::TensorImpl* member);
+  // Those that have not been destroyed since.
+  std::vector<at::Tensor> alive() const;
+
+  // Keeps memory that the members have left, as long as one of them lives: a pointer into it may be
+  // about (an array of .numpy() holds the tensor, and nothing else).
+  void keep(c10::Storage left) { left_ = std::move(left); }
+
+ private:
+  using Member = c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>;
+
+  mutable std::mutex mutex_;
+  std::vector<Member> members_;
+  size_t limit_ = 8;  // when to look for dead ones among them
+  c10::Storage left_;
+};
 
 class LiftedTensorImpl final : public c10::TensorImpl {
  public:
@@ -38,6 +61,13 @@ class LiftedTensorImpl final : public c10::TensorImpl {
   // its identity and shows another value.
   void replace_value(at::Tensor value, std::optional<int64_t> bdim);
 
+  // The tensors that share its memory, as far as they are known; null if there are none.
+  const c10::intrusive_ptr<ViewGroup>& group() const { return group_; }
+  void join(const c10::intrusive_ptr<ViewGroup>& group);
+
+  // Whether its data is that of a plain tensor, in the same place.
+  bool has_data() const;
+
   // Re-reads sizes and strides after the value was changed in place.
   void refresh_metadata();
 
@@ -50,13 +80,34 @@ class LiftedTensorImpl final : public c10::TensorImpl {
 
   void release_resources() override;
 
+  // Of a tensor without data, a storage that may be compared with others (Tensor::is_alias_of,
+  // which indexed assignment asks): the one that complains when it is read throws at that, too.
+#ifndef C10_DISABLE_TENSORIMPL_EXTENSIBILITY
+  const c10::Storage& storage() const override;
+#endif
+
  private:
+  friend void settle(LiftedTensorImpl& shared);
+
   const char* tensorimpl_type_name() const override;
 
   at::Tensor value_;
-  int64_t bdim_;  // -1: no batch dim
-  LevelPtr level_;
+  int64_t bdim_;    // -1: no batch dim
+  LevelPtr level_;  // null once settled as a plain tensor
+  c10::intrusive_ptr<ViewGroup> group_;
 };
+
+// NOTE [what outlives a level]
+// A tensor of a level that has ended means nothing any more, unless all examples share its value:
+// then it is that value. A module that keeps a mask or a table it made in its forward pass would
+// else keep a dead tensor. So when a level ends, what it made or computed for all examples, and is
+// still alive, becomes the value: a plain tensor takes over its storage and keys, a tensor of an
+// outer level the value in that. Views remain views of their base, which settles with them; leaves
+// remain leaves; what an outer domain tracks remains an output of the same node there. Tensors that
+// the level's own domain tracks stay as they are, and say that they escaped.
+
+// Makes `shared` outlive its level, which is ending, if it can.
+void settle(LiftedTensorImpl& shared);
 
 // Held while an in-place operator works on the value of a LiftedTensor. Afterwards the tensor's
 // version has gone up, so that autograd notices the write wherever the tensor was saved. A tensor
@@ -110,6 +161,9 @@ at::Tensor lift(at::Tensor value, std::optional<int64_t> bdim, const LevelPtr& l
 // lift for a tensor that the caller goes on using: an in-place write to either is noticed by
 // autograd wherever the other was saved (they share a version counter).
 at::Tensor lift_alias(const at::Tensor& value, std::optional<int64_t> bdim, const LevelPtr& level);
+
+// lift without a batch dim, for a tensor that the user's function sees and may keep.
+at::Tensor lift_shared(at::Tensor value, const LevelPtr& level);
 
 // The value of t at `level`; t itself, with no batch dim, when t belongs to a lower level or to
 // none. Throws UnsupportedError when t belongs to a level that has ended.

@@ -266,6 +266,7 @@ NarrowScope::NarrowScope(NarrowedLevelPtr level)
 }
 
 NarrowScope::~NarrowScope() {
+  level_->settle_shared();
   level_->root_->unusual_.fetch_sub(1, std::memory_order_relaxed);
   level_->brought_.reset();
   exchange_level(std::move(replaced_));

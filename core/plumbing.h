@@ -48,6 +48,7 @@
 #include "core/dispatch.h"
 #include "core/grad_mode.h"
 #include "core/lifted_tensor.h"
+#include "core/promotion.h"
 
 namespace torchlift {
 
@@ -227,8 +228,9 @@ inline at::Tensor lift_result(Batched result, const LevelPtr& level) {
   return lift(std::move(result.value), result.bdim, level);
 }
 
+// What all examples share.
 inline at::Tensor lift_result(at::Tensor result, const LevelPtr& level) {
-  return lift_result(Batched{std::move(result), std::nullopt}, level);
+  return result.defined() ? lift_shared(std::move(result), level) : at::Tensor();
 }
 
 template <class... T>
@@ -260,6 +262,11 @@ inline void share_version(at::Tensor& view, const at::Tensor& base) {
 
 inline void share_version(std::vector<at::Tensor>& views, const at::Tensor& base) {
   for (at::Tensor& view : views) share_version(view, base);
+}
+
+inline void note_result(const at::Tensor& view, const at::Tensor& base) { note_view(view, base); }
+inline void note_result(const std::vector<at::Tensor>& views, const at::Tensor& base) {
+  note_views(views, base);
 }
 
 // Whether a rule wants the level (for its size) before the arguments.
@@ -313,6 +320,11 @@ struct Kernel<Op, Rule, Kind, R(A...)> {
     const LevelPtr& level = finder.level();
     TrackedFinder found(*level, /*at_front=*/true);
     pi::visit_all(found, args...);
+    if constexpr (Kind == OpKind::kInPlace) {
+      if (C10_UNLIKELY(!belongs(*level, pi::first_of(args...)))) {
+        return write_outside(level, found, args...);
+      }
+    }
     if (found.tracked() || keys.has_any(c10::autocast_dispatch_keyset) ||
         (Kind == OpKind::kView && records_views()) || Kind == OpKind::kDomain) {
       return record(keys, level, args...);
@@ -335,7 +347,6 @@ struct Kernel<Op, Rule, Kind, R(A...)> {
  private:
   static R record(c10::DispatchKeySet keys, const LevelPtr& level, A... args) {
     namespace pi = plumbing_internal;
-    if constexpr (Kind == OpKind::kInPlace) check_belongs(*level, args...);
     pi::HidingFinder hiding{*level};
     pi::visit_all(hiding, args...);
     FrameScope frame;
@@ -372,14 +383,19 @@ struct Kernel<Op, Rule, Kind, R(A...)> {
     R result =
         batched ? pi::lift_result(pi::call_rule(Rule, *level, pi::lowered(args, *level)...), level)
                 : pi::lift_result(Op::call(pi::unlifted(args, *level)...), level);
-    if constexpr (Kind == OpKind::kView) pi::share_version(result, pi::first_of(args...));
+    if constexpr (Kind == OpKind::kView) {
+      pi::share_version(result, pi::first_of(args...));
+      if (!batched) pi::note_result(result, pi::first_of(args...));
+    }
     return result;
   }
 
   template <class First, class... Rest>
   static R apply_in_place(const LevelPtr& level, bool batched, First& target, Rest&&... rest) {
     namespace pi = plumbing_internal;
-    check_belongs(*level, target);
+    if (C10_UNLIKELY(!belongs(*level, target))) {
+      throw_write_to_unbatched(Op::name, target, *level);
+    }
     auto* impl = as_lifted(target);
     const WriteScope writing(impl);
     if (!batched) {
@@ -387,7 +403,7 @@ struct Kernel<Op, Rule, Kind, R(A...)> {
       Op::call(value, pi::unlifted(rest, *level)...);
       impl->refresh_metadata();
     } else {
-      if (!impl->bdim()) throw_write_to_unbatched(Op::name, target, *level);
+      if (!impl->bdim()) promote(Op::name, target, level);
       write(impl, level, target, rest...);
     }
     return target;
@@ -408,14 +424,21 @@ struct Kernel<Op, Rule, Kind, R(A...)> {
     }
   }
 
-  // An in-place target must be a tensor of the level at work; otherwise the write would mix the
-  // level's values into a tensor from outside.
-  template <class... Rest>
-  static void check_belongs(const Level& level, const at::Tensor& target, const Rest&...) {
+  static bool belongs(const Level& level, const at::Tensor& target) {
     const LiftedTensorImpl* impl = as_lifted(target);
-    if (C10_UNLIKELY(impl == nullptr || &impl->level() != &level)) {
-      throw_write_to_unbatched(Op::name, target, level);
-    }
+    return impl != nullptr && &impl->level() == &level;
+  }
+
+  // The target is not a tensor of the level at work. What all examples share can be written into
+  // it, but neither values that differ, nor ones that the level's autograd is to see.
+  template <class First, class... Rest>
+  static R write_outside(const LevelPtr& level, const TrackedFinder& found, First& target,
+                         Rest&&... rest) {
+    namespace pi = plumbing_internal;
+    if (found.batched() || found.tracked()) throw_write_to_unbatched(Op::name, target, *level);
+    const OuterGradScope outer_grad(*level);
+    Op::call(target, pi::unlifted(rest, *level)...);
+    return target;
   }
 };
 

@@ -11,6 +11,7 @@
 #include "core/boxed.h"
 #include "core/dispatch.h"
 #include "core/error.h"
+#include "core/promotion.h"
 
 namespace torchlift {
 namespace {
@@ -86,14 +87,17 @@ void hide_arguments(const OperatorHandle& op, const LevelPtr& level, Stack* stac
   const size_t count = op.schema().arguments().size();
   for (size_t i = 0; i < count; ++i) {
     c10::IValue& arg = (*stack)[stack->size() - count + i];
+    if (writes_argument(op, i)) {
+      for_each_tensor(arg, [&](const at::Tensor& t) {
+        const auto* impl = as_lifted(t);
+        if (impl != nullptr && &impl->level() == level.get()) return;
+        throw_write_to_unbatched(op.schema().name().c_str(), t, *level);
+      });
+      continue;
+    }
     bool found = false;
     for_each_tensor(arg, [&](const at::Tensor& t) { found = found || needs_hiding(t, *level); });
     if (!found) continue;
-    if (writes_argument(op, i)) {
-      for_each_tensor(arg, [&](const at::Tensor& t) {
-        throw_write_to_unbatched(op.schema().name().c_str(), t, *level);
-      });
-    }
     arg = map_tensors(arg, [&](const at::Tensor& t) {
       return needs_hiding(t, *level) ? lift_alias(t, std::nullopt, level) : t;
     });
@@ -312,6 +316,7 @@ void install_rules() {
   for (const RuleEntry& entry : announced_rules()) install(entry);
   install_back_kernels();
   install_random_kernels();
+  install_factory_kernels();
 }
 
 }  // namespace torchlift

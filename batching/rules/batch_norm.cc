@@ -15,6 +15,7 @@
 #include "batching/rules/reduction.h"
 #include "core/boxed.h"
 #include "core/error.h"
+#include "core/promotion.h"
 #include "core/tensor_operators.h"
 
 namespace torchlift {
@@ -217,6 +218,9 @@ void batch_norm_legit(const c10::OperatorHandle& op, const LevelPtr& level,
                       torch::jit::Stack* stack) {
   const std::vector<c10::IValue> args = torch::jit::pop(*stack, op.schema().arguments().size());
   const bool training = args[5].toBool();
+  for (const size_t statistic : {3, 4}) {
+    if (training) promote(op.schema().name().c_str(), args[statistic].toTensor(), level);
+  }
   std::array<Lowered, 5> lowered;
   std::array<OptionalArg, 5> tensors;
   for (size_t i = 0; i < lowered.size(); ++i) {

@@ -132,9 +132,9 @@ TEST(CopyRules, Fill) {
 }
 
 TEST(CopyRules, CopyIntoUnbatchedThrows) {
+  at::Tensor target = at::zeros({3});
   LevelScope scope({.size = 4, .randomness = Randomness::kSame});
   const at::Tensor x = lift(randn({4, 3}), 0, scope.level());
-  at::Tensor target = at::zeros({3});
   try {
     target.copy_(x);
     FAIL() << "the write was accepted";

@@ -36,6 +36,7 @@
 #include "core/dispatch.h"
 #include "core/grad_mode.h"
 #include "core/random_stream.h"
+#include "core/promotion.h"
 
 // Random operators with a batched argument: see NOTE [random operators] in random_mode.cc. A rule
 // draws for the level it is given; while it works, random operators on values belong to the level
@@ -405,12 +406,11 @@ Batched rrelu(const Level& level, const Batched& self, const Batched& noise,
 // writes its second argument.
 void rrelu_rule(const c10::OperatorHandle& op, const LevelPtr& level, torch::jit::Stack* stack) {
   const std::vector<c10::IValue> args = torch::jit::pop(*stack, op.schema().arguments().size());
+  const bool in_place = writes_argument(op, 0);
+  if (in_place) promote("rrelu_with_noise_", args[0].toTensor(), level);
+  if (args[4].toBool()) promote("rrelu_with_noise", args[1].toTensor(), level);
   Batched self = lower(args[0].toTensor(), *level);
   const Batched noise = lower(args[1].toTensor(), *level);
-  const bool in_place = writes_argument(op, 0);
-  if (!self.bdim && in_place) {
-    throw_write_to_unbatched("rrelu_with_noise_", args[0].toTensor(), *level);
-  }
   if (!self.bdim) self = {expanded(as_arg(self), level->size()), 0};
   const Batched result = rrelu(*level, self, noise, args);
   if (!in_place) {

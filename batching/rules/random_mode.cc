@@ -22,6 +22,7 @@
 #include "core/narrow.h"
 #include "core/philox.h"
 #include "core/random_stream.h"
+#include "core/promotion.h"
 #include "core/registry.h"
 
 // NOTE [random operators]
@@ -257,9 +258,30 @@ void draw_from_spread(const Call& call) {
   }
 }
 
+// x.uniform_() of a tensor that the function made: from now on every example has its own.
+void promote_target(const Call& call) {
+  for (size_t i = 0; i < call.size(); ++i) {
+    if (!writes_argument(call.op, i)) continue;
+    for_each_tensor(call.arg(i), [&](const at::Tensor& t) {
+      try {
+        promote(call.name().c_str(), t, call.level);
+      } catch (const UnsupportedError&) {
+        throw_in_place(call);  // which knows of better fixes
+      }
+    });
+  }
+}
+
+// x.uniform_() of a tensor that is not batched.
+void draw_into_promoted(const Call& call, const Args& args) {
+  if (!args.lifted) throw_in_place(call);
+  promote_target(call);
+  call.go_on();
+}
+
 void draw_different(const Call& call, const Args& args) {
   if (args.batched) return call.go_on();
-  if (args.writes) throw_in_place(call);
+  if (args.writes) return draw_into_promoted(call, args);
   if (args.tensors) return draw_from_spread(call);
   IValue* size = call.find("size");
   if (size != nullptr) return draw_with_size(call, size);
@@ -324,7 +346,7 @@ void draw_reproducible_with_size(const Call& call, const IValue& size) {
 void draw_reproducible(const Call& call, const Args& args) {
   check_not_in_backward(call);
   if (args.batched) return call.go_on();
-  if (args.writes) throw_in_place(call);
+  if (args.writes) return draw_into_promoted(call, args);
   if (args.tensors) return draw_from_spread(call);
   const IValue* size = call.find("size");
   if (size == nullptr || !distribution_of(call, at::kLong)) return draw_one_by_one(call);
@@ -340,7 +362,7 @@ void draw_row_of_inner_level(const Call& call, const Args& args) {
     if (args.lifted) return call.go_on();
     return call.draw_outside(call.stack);
   }
-  if (args.writes) throw_in_place(call);
+  if (args.writes) return draw_into_promoted(call, args);
   if (args.tensors) return draw_from_spread(call);
   draw_one_by_one(call);
 }

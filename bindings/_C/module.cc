@@ -12,6 +12,7 @@
 #include "batching/fallback.h"
 #include "bindings/_C/checkpoint.h"
 #include "bindings/_C/control_flow.h"
+#include "bindings/_C/factory_functions.h"
 #include "bindings/_C/forward.h"
 #include "bindings/_C/function_route.h"
 #include "bindings/_C/functional_call.h"
@@ -140,6 +141,7 @@ PYBIND11_MODULE(_C, m) {
   namespace tp = torchlift::python;
   namespace py = pybind11;
   if (PyModule_AddFunctions(m.ptr(), tp::methods) != 0) throw py::error_already_set();
+  tp::lift_in_factory_functions();
   tp::define_pullback(m);
   tp::define_padded(m);
   tp::define_chunks(m);
