@@ -34,7 +34,6 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/stack.h>
 
 #include <concepts>
 #include <cstdint>
