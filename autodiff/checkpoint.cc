@@ -59,7 +59,6 @@ using torch::autograd::edge_list;
 using torch::autograd::Node;
 using torch::autograd::variable_list;
 
-constexpr uint64_t kDual = 0;  // libtorch's one dual level
 constexpr uint64_t kLeafNumber = std::numeric_limits<uint64_t>::max();
 
 // --- components ----------------------------------------------------------------------------------

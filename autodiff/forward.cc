@@ -17,8 +17,6 @@ namespace {
 
 using torch::autograd::ForwardADLevel;
 
-constexpr uint64_t kDual = 0;  // libtorch's one dual level
-
 // Scopes that share the level we opened.
 struct Shared {
   std::mutex mutex;

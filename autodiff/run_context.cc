@@ -16,7 +16,6 @@ namespace {
 using c10::DispatchKey;
 using c10::DispatchKeySet;
 
-constexpr uint64_t kDual = 0;  // libtorch's one dual level
 constexpr c10::DeviceType kAutocastDevices[] = {c10::kCPU, c10::kCUDA};
 
 // Whoever watches operators from Python now is not the one who did then.

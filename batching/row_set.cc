@@ -18,6 +18,7 @@ using at::Tensor;
 // batch dim in each of the outer levels.
 Tensor index_tensor(const std::vector<int64_t>& values, at::ArrayRef<LevelPtr> outer, int64_t width,
                     c10::Device device) {
+  const RuleDepthScope values_only(1);
   std::vector<int64_t> sizes;
   for (const LevelPtr& level : outer) sizes.push_back(level->size());
   sizes.push_back(width);
@@ -129,6 +130,7 @@ RowSet RowSet::where(const std::vector<bool>& mask) const {
 }
 
 std::vector<bool> RowSet::read(const Tensor& t) const {
+  const RuleDepthScope values_only(1);
   // Level by level, innermost first: [] -> [w_k] -> [w_(k-1), w_k] ...
   Tensor value = t;
   for (size_t k = levels_.size(); k > 0; --k) {

@@ -10,9 +10,14 @@
 #include <c10/core/DispatchKeySet.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
+#include <cstdint>
+
 #include "core/keys.h"
 
 namespace torchlift {
+
+// libtorch's one dual level.
+inline constexpr uint64_t kDual = 0;
 
 // Only ever in the set of excluded keys, where it marks derivative code. It belongs to nested
 // tensors under torch.func.vmap.

@@ -11,8 +11,8 @@
 #include "core/error.h"
 #include "core/grad_mode.h"
 #include "core/keys.h"
-#include "core/random_stream.h"
 #include "core/lifted_tensor.h"
+#include "core/random_stream.h"
 #include "core/runtime.h"
 
 namespace torchlift {

@@ -30,8 +30,8 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
-#include <memory>
 #include <limits>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <vector>

@@ -204,8 +204,19 @@ at::Tensor lift(at::Tensor value, std::optional<int64_t> bdim, const LevelPtr& l
   return at::detail::make_tensor<LiftedTensorImpl>(std::move(value), bdim, level);
 }
 
+namespace {
+
+void share_version_counter(const at::Tensor& lifted, const at::Tensor& value) {
+  if (value.is_inference() || lifted.is_inference()) return;
+  lifted.unsafeGetTensorImpl()->set_version_counter(value.unsafeGetTensorImpl()->version_counter());
+}
+
+}  // namespace
+
 at::Tensor lift_shared(at::Tensor value, const LevelPtr& level) {
   at::Tensor lifted = lift(std::move(value), std::nullopt, level);
+  // It may become the value, and must be as old as it then.
+  share_version_counter(lifted, as_lifted(lifted)->value());
   level->note_shared(lifted.unsafeGetTensorImpl());
   return lifted;
 }
@@ -215,10 +226,7 @@ at::Tensor lift_alias(const at::Tensor& value, std::optional<int64_t> bdim, cons
     return narrow(value, level);
   }
   at::Tensor lifted = lift(value, bdim, level);
-  if (!value.is_inference() && !lifted.is_inference()) {
-    lifted.unsafeGetTensorImpl()->set_version_counter(
-        value.unsafeGetTensorImpl()->version_counter());
-  }
+  share_version_counter(lifted, value);
   return lifted;
 }
 

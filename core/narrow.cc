@@ -28,8 +28,6 @@ using torch::autograd::Edge;
 using torch::autograd::Node;
 using torch::autograd::variable_list;
 
-constexpr uint64_t kDual = 0;  // libtorch's one dual level
-
 bool belongs_to(const Tensor& t, const Level& level) {
   const LiftedTensorImpl* impl = t.defined() ? as_lifted(t) : nullptr;
   return impl != nullptr && &impl->level() == &level;
@@ -107,6 +105,7 @@ bool fill_zeros(variable_list& tensors) {
 struct GatherRowsBackward final : public Node {
   variable_list apply(variable_list&& grads) override {
     if (!grads[0].defined()) return variable_list(map->from.size());
+    const RuleDepthScope values_only(1);
     return scatter_rows(grads[0], map);
   }
   std::string name() const override { return "GatherRowsBackward"; }
@@ -116,6 +115,7 @@ struct GatherRowsBackward final : public Node {
 
 struct ScatterRowsBackward final : public Node {
   variable_list apply(variable_list&& grads) override {
+    const RuleDepthScope values_only(1);
     if (!fill_zeros(grads)) return {Tensor()};
     return {gather_rows(grads, map)};
   }
@@ -220,6 +220,7 @@ Tensors scatter_rows(const Tensor& result, const MapPtr& map) {
 }  // namespace
 
 Tensor gather_rows(const Tensors& sources, const MapPtr& map) {
+  const RuleDepthScope values_only(1);
   const LevelPtr inside = level_inside(sources, *map->to);
   Tensor result;
   if (inside) {

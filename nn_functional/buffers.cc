@@ -27,6 +27,7 @@ at::Tensor zeros_per_row(const at::Tensor& like) {
     if (level->kind() == LevelKind::kVmap) sizes.emplace_back(level->size());
   }
   for (const int64_t size : like.sizes()) sizes.emplace_back(size);
+  const RuleDepthScope values_only(1);
   at::Tensor zeros = at::_ops::zeros::call(sizes, like.scalar_type(), like.layout(), like.device(),
                                            /*pin_memory=*/std::nullopt);
   for (const LevelPtr& level : level_stack()) {
