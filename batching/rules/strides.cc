@@ -17,6 +17,19 @@ struct Box {
   std::vector<Dim> dims;  // by falling stride
 };
 
+// Makes one dim of two that go through memory as one, as rows do that lie end to end.
+void join_rows(Box& box) {
+  std::vector<Box::Dim> joined;
+  for (const Box::Dim& dim : box.dims) {
+    if (!joined.empty() && joined.back().stride == dim.stride * (dim.left + 1)) {
+      joined.back() = {dim.stride, (joined.back().left + 1) * (dim.left + 1) - 1};
+    } else {
+      joined.push_back(dim);
+    }
+  }
+  box.dims = std::move(joined);
+}
+
 Box box_of(const Strided& example) {
   Box box;
   for (size_t i = 0; i < example.sizes.size(); ++i) {
@@ -26,6 +39,7 @@ Box box_of(const Strided& example) {
   }
   std::sort(box.dims.begin(), box.dims.end(),
             [](const Box::Dim& a, const Box::Dim& b) { return a.stride > b.stride; });
+  join_rows(box);
   return box;
 }
 

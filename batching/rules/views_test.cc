@@ -367,6 +367,10 @@ TEST(Strides, Reachable) {
   const Strided rows{{4, 5}, {18, 3}, 0};  // with a gap after each row
   EXPECT_FALSE(reachable(rows, {{7}, {3}, 0}, 1));
   EXPECT_FALSE(reachable(apart, {{2}, {1}, 0}, 1));
+  // Rows that lie end to end, of which others lie between: [2, 5] of every third.
+  const Strided blocks{{4, 2, 5}, {30, 5, 1}, 0};
+  EXPECT_TRUE(reachable(blocks, {{4, 4}, {30, 1}, 3}, 10));
+  EXPECT_FALSE(reachable(blocks, {{4, 8}, {30, 1}, 3}, 10));
 }
 
 }  // namespace
