@@ -18,8 +18,8 @@
 #include "core/boxed.h"
 #include "core/dispatch.h"
 #include "core/error.h"
-#include "core/random_stream.h"
 #include "core/promotion.h"
+#include "core/random_stream.h"
 #include "core/registry.h"
 
 namespace torchlift {

@@ -35,8 +35,8 @@
 #include "core/boxed.h"
 #include "core/dispatch.h"
 #include "core/grad_mode.h"
-#include "core/random_stream.h"
 #include "core/promotion.h"
+#include "core/random_stream.h"
 
 // Random operators with a batched argument: see NOTE [random operators] in random_mode.cc. A rule
 // draws for the level it is given; while it works, random operators on values belong to the level

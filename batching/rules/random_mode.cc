@@ -21,8 +21,8 @@
 #include "core/lifted_tensor.h"
 #include "core/narrow.h"
 #include "core/philox.h"
-#include "core/random_stream.h"
 #include "core/promotion.h"
+#include "core/random_stream.h"
 #include "core/registry.h"
 
 // NOTE [random operators]
