@@ -2,7 +2,6 @@
 
 #include <torch/csrc/autograd/variable.h>
 
-#include "core/derivative_code.h"
 #include "core/lifted_tensor.h"
 
 namespace torchlift {
@@ -30,11 +29,12 @@ at::Tensor base_of(const AutogradMeta& meta) {
 }
 
 // Whether the outer domain has nothing to say of the value, or no more than that it is an output of
-// a node, or has a tangent.
+// a node.
 bool value_allows(const c10::TensorImpl& value, bool recorded) {
   const AutogradMeta* meta = meta_of(value);
   if (meta == nullptr) return true;
-  if (has_tangent(*meta) && recorded) return false;
+  // As a tangent's, which must have none in turn, it would be taken for one of another order.
+  if (has_tangent(*meta)) return false;
   if (!meta->requires_grad()) return true;
   return meta->grad_fn_ != nullptr && !meta->is_view_ && !recorded;
 }
@@ -78,14 +78,8 @@ void settle(LiftedTensorImpl& shared) {
   }
   const AutogradMeta* meta = meta_of(shared);
   const at::Tensor self(c10::intrusive_ptr<c10::TensorImpl>::reclaim_copy(&shared));
-  if (meta == nullptr && value_meta != nullptr) {
-    if (value_meta->grad_fn_) {
-      torch::autograd::impl::set_gradient_edge(self,
-                                               {value_meta->grad_fn_, value_meta->output_nr_});
-    }
-    if (has_tangent(*value_meta)) {
-      self._set_fw_grad(value._fw_grad(kDual), kDual, /*is_inplace_op=*/false);
-    }
+  if (meta == nullptr && value_meta != nullptr && value_meta->grad_fn_) {
+    torch::autograd::impl::set_gradient_edge(self, {value_meta->grad_fn_, value_meta->output_nr_});
   }
   if (meta == nullptr) return;
   const at::Tensor base = base_of(*meta);

@@ -10,13 +10,15 @@
 
 namespace torchlift::python {
 
-// function_route(args) -> None, or the GradMode of the next outer domain (a bool), or 2, 3 or 4.
+// function_route(args) -> None, or the GradMode of the next outer domain (a bool), or 2 to 5.
 //
 // None: torch's own Function.apply does right by these arguments. Otherwise some argument is
 // tracked by autograd, or has a tangent, in a domain outside of the one that the function will run
 // in, which it cannot see. 2: an argument has a tangent there, and none has a batch dim. 3: no_grad
 // is on in a function under forward mode, so the arguments are constants. 4: an argument belongs to
-// a level that is narrowed now, and has to go through function_lift first.
+// a level that is narrowed now, and has to go through function_lift first. 5: all arguments are
+// plain, and one has a tangent, while a level is open: what the Function's jvp makes must be plain,
+// too.
 PyObject* function_route(PyObject* self, PyObject* const* args, Py_ssize_t count);
 
 // function_lift(args) -> args, with every tensor one of the deepest level among them.
@@ -30,7 +32,8 @@ PyObject* function_forward(PyObject* self, PyObject* const* args, Py_ssize_t cou
 // the deepest level among args.
 PyObject* function_forward_seen(PyObject* self, PyObject* const* args, Py_ssize_t count);
 
-// function_outside(call, args): call(), in the domain around the deepest level among args.
+// function_outside(call, args): call(), in the domain around the deepest level among args,
+// or in that of plain tensors if there is none.
 PyObject* function_outside(PyObject* self, PyObject* const* args, Py_ssize_t count);
 
 // lower_lifted(tensor) -> (value, bdim or None, size, randomness) of a lifted tensor

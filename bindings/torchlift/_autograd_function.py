@@ -35,7 +35,7 @@ from torchlift._errors import UnsupportedError
 _RANDOMNESS = ("error", "same", "different", "reproducible")
 # A classmethod, written in C in newer releases of torch.
 _torch_apply = inspect.getattr_static(Function, "apply")
-_UNBATCHED, _CONSTANT, _NARROWS = 2, 3, 4  # See function_route.
+_UNBATCHED, _CONSTANT, _NARROWS, _PLAIN = 2, 3, 4, 5  # See function_route.
 _unbatched_classes: "weakref.WeakKeyDictionary[type, type]" = weakref.WeakKeyDictionary()
 _routed_classes: "weakref.WeakKeyDictionary[type, type]" = weakref.WeakKeyDictionary()
 _state = threading.local()
@@ -57,6 +57,8 @@ def install() -> None:
         if outer_grad == _CONSTANT:
             args = tuple(a.detach() if isinstance(a, torch.Tensor) else a for a in args)
             return bind(None, cls)(*args, **kwargs)
+        if outer_grad == _PLAIN:
+            return _C.function_outside(lambda: bind(None, cls)(*args, **kwargs), ())
         if outer_grad == _UNBATCHED:
             return bind(None, _routed_unbatched(cls))(*_C.function_lift(args), **kwargs)
         return _apply_routed(cls, args, kwargs, outer_grad)
