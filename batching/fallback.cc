@@ -203,6 +203,27 @@ void begin_rows(const OperatorHandle& op, const Level& level, const std::vector<
   rows.emplace(level, generator, op.schema().name().c_str());
 }
 
+std::vector<at::Tensor> written_tensors(const OperatorHandle& op, const Stack& args) {
+  std::vector<at::Tensor> written;
+  for (size_t i = 0; i < args.size(); ++i) {
+    if (!writes_argument(op, i)) continue;
+    for_each_tensor(args[i], [&](const at::Tensor& t) { written.push_back(t); });
+  }
+  return written;
+}
+
+std::vector<std::vector<int64_t>> sizes_of(const std::vector<at::Tensor>& tensors) {
+  std::vector<std::vector<int64_t>> sizes;
+  for (const at::Tensor& t : tensors) sizes.push_back(t.sizes().vec());
+  return sizes;
+}
+
+[[noreturn]] void throw_resized(const std::string& name) {
+  unsupported_error("vmap", name,
+                    " changes the shape of a tensor in place, which batched tensors cannot: their "
+                    "memory is shared by all examples. Make a new tensor.");
+}
+
 void loop(const OperatorHandle& op, const LevelPtr& level, Stack* stack) {
   if (run_out_form(op, level, stack)) return;
   const std::string name = toString(op.operator_name());
@@ -229,7 +250,10 @@ void loop(const OperatorHandle& op, const LevelPtr& level, Stack* stack) {
       call.push_back(example(args[a], *level, i, writes_argument(op, a)));
     }
     refresh_gradient_flags(op, &call);
+    const std::vector<at::Tensor> targets = written_tensors(op, call);
+    const std::vector<std::vector<int64_t>> sizes = sizes_of(targets);
     op.callBoxed(call);
+    if (sizes_of(targets) != sizes) throw_resized(name);
     for (size_t r = 0; r < results.size(); ++r) results[r].add(op, call[r]);
   }
   writing.reset();

@@ -1,9 +1,11 @@
 #include "core/lifted_tensor.h"
 
 #include <c10/core/StorageImpl.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/core/impl/alloc_cpu.h>
 
 #include <algorithm>
+#include <cstring>
 
 #include "core/error.h"
 #include "core/narrow.h"
@@ -138,13 +140,28 @@ void LiftedTensorImpl::replace_value(at::Tensor value, std::optional<int64_t> bd
   refresh_metadata();
 }
 
+namespace {
+
+// Whether they are one: a VariableVersion is a pointer to it, and has no comparison.
+bool same_counter(const c10::VariableVersion& a, const c10::VariableVersion& b) {
+  static_assert(sizeof(c10::VariableVersion) == sizeof(void*));
+  return std::memcmp(&a, &b, sizeof(a)) == 0;
+}
+
+}  // namespace
+
 c10::intrusive_ptr<c10::TensorImpl> LiftedTensorImpl::shallow_copy_and_detach(
     const c10::VariableVersion& version_counter, bool allow_tensor_metadata_change) const {
   if (!level_) {
     return TensorImpl::shallow_copy_and_detach(version_counter, allow_tensor_metadata_change);
   }
   const auto group = group_to_copy(const_cast<LiftedTensorImpl&>(*this));
-  auto copy = c10::make_intrusive<LiftedTensorImpl>(value_, bdim(), level_);
+  // Autograd makes copies of what it saves, which share the version counter, and of those when it
+  // reads them, which may change their metadata. Else it is x.data, a constant in all domains.
+  const bool saved =
+      allow_tensor_metadata_change || same_counter(version_counter, this->version_counter());
+  auto copy =
+      c10::make_intrusive<LiftedTensorImpl>(saved ? value_ : value_.detach(), bdim(), level_);
   copy->set_version_counter(version_counter);
   copy->set_allow_tensor_metadata_change(allow_tensor_metadata_change);
   if (group) {
@@ -170,9 +187,9 @@ void LiftedTensorImpl::shallow_copy_from(const c10::intrusive_ptr<TensorImpl>& i
         "`x.data = y` cannot make a tensor of a level hold one from outside of it. Use "
         "x.copy_(y), or make a new tensor.");
   }
-  // The two share y's memory from now on.
+  // The two share y's memory from now on, and no gradient, in any domain.
   group_.reset();
-  replace_value(from->value_, from->bdim());
+  replace_value(from->value_.detach(), from->bdim());
   if (from->group_) join(from->group_);
 }
 
@@ -214,6 +231,12 @@ void share_version_counter(const at::Tensor& lifted, const at::Tensor& value) {
 }  // namespace
 
 at::Tensor lift_shared(at::Tensor value, const LevelPtr& level) {
+  // A lifted tensor shows no sparse layout. Unless autograd is to record it in the level's domain,
+  // the value itself will do, as for tensors from outside.
+  const auto excluded = c10::impl::tls_local_dispatch_key_set().excluded_;
+  if (value.layout() != c10::kStrided && !excluded.has(c10::DispatchKey::AutogradFunctionality)) {
+    return value;
+  }
   at::Tensor lifted = lift(std::move(value), std::nullopt, level);
   // It may become the value, and must be as old as it then.
   share_version_counter(lifted, as_lifted(lifted)->value());

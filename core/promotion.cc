@@ -111,8 +111,8 @@ bool shows_memory(const at::Tensor& t) {
   return !value.is_conj() && !value.is_neg();
 }
 
-// The value that all others are views of. Where views were taken unrecorded, any that shows the
-// memory will do, as long as autograd has no part in it. Undefined if there is none.
+// The value that all others are views of. Where there are several, as after detach(), any that
+// shows the memory will do, as long as autograd has no part in it. Undefined if there is none.
 at::Tensor root_of(const std::vector<at::Tensor>& members) {
   at::Tensor root;
   for (const at::Tensor& member : members) {
@@ -136,11 +136,22 @@ int64_t end_of(const at::Tensor& t) {
 
 // --- the new memory ------------------------------------------------------------------------------
 
-// [B, numel], a copy of the root's memory for each example.
-at::Tensor copies_of(const at::Tensor& root, int64_t numel, int64_t batch_size) {
-  const bool plain = root.is_contiguous() && root.storage_offset() == 0 && root.numel() == numel;
-  const at::Tensor flat = plain ? root.view({numel}) : at::as_strided(root, {numel}, {1}, 0);
-  return flat.expand({batch_size, numel}).clone(at::MemoryFormat::Contiguous);
+bool fills(const at::Tensor& t, int64_t numel) {
+  return t.is_contiguous() && t.storage_offset() == 0 && t.numel() == numel;
+}
+
+// A copy of the root's memory, of numel elements, for each example: [B, ...the root's sizes], or
+// [B, numel] if the root is only a part of it, or if `flat`.
+at::Tensor copies_of(const at::Tensor& root, int64_t numel, int64_t batch_size, bool flat) {
+  at::Tensor whole = root;
+  if (!fills(root, numel)) {
+    whole = at::as_strided(root, {numel}, {1}, 0);
+  } else if (flat) {
+    whole = root.view({numel});
+  }
+  c10::SmallVector<int64_t, 6> sizes{batch_size};
+  sizes.append(whole.sizes().begin(), whole.sizes().end());
+  return whole.expand(sizes).clone(at::MemoryFormat::Contiguous);
 }
 
 // The memory as elements of another type: view_as_real(), view(dtype).
@@ -154,17 +165,27 @@ at::Tensor as_type(const at::Tensor& memory, at::ScalarType type) {
 at::Tensor part_of(const at::Tensor& memory, const at::Tensor& value) {
   c10::SmallVector<int64_t, 6> sizes{memory.size(0)};
   sizes.append(value.sizes().begin(), value.sizes().end());
-  const bool whole =
-      value.is_contiguous() && value.storage_offset() == 0 && value.numel() == memory.size(1);
-  if (whole) return memory.view(sizes);
-  c10::SmallVector<int64_t, 6> strides{memory.size(1)};
+  const int64_t numel = c10::multiply_integers(memory.sizes().slice(1));
+  if (fills(value, numel)) return memory.view(sizes);
+  c10::SmallVector<int64_t, 6> strides{numel};
   strides.append(value.strides().begin(), value.strides().end());
   return at::as_strided(memory, sizes, strides, value.storage_offset());
 }
 
-// The same with what `value` makes of it lazily: done to the memory first, so that autograd takes
-// note of the memory only, and the references can be counted in the level around too.
+// Whether a view is of another type than the root, or makes something of it lazily.
+bool is_function_of(const at::Tensor& value, const at::Tensor& root) {
+  return value.scalar_type() != root.scalar_type() || !shows_memory(value);
+}
+
+// The same with what `value` makes of it lazily: done to the memory first, which is flat then, so
+// that autograd takes note of the memory only, and the references can be counted in the level
+// around too.
 at::Tensor counterpart(const at::Tensor& memory, const at::Tensor& value) {
+  // What others are views of stays no view itself.
+  if (base_of(value).is_same(value) && memory.sizes().slice(1) == value.sizes() &&
+      memory.scalar_type() == value.scalar_type()) {
+    return memory;
+  }
   const at::Tensor shown = innermost(value);
   at::Tensor elements = as_type(memory, value.scalar_type());
   if (shown.is_conj()) elements = at::_conj(elements);
@@ -179,12 +200,20 @@ void give_batch_dim(const std::vector<at::Tensor>& members, const at::Tensor& ro
   int64_t end = end_of(root);
   for (const at::Tensor& member : members) end = std::max(end, end_of(as_lifted(member)->value()));
   const auto size = static_cast<int64_t>(root.element_size());
-  const at::Tensor memory = copies_of(root, (end + size - 1) / size, batch_size);
+  const bool flat = std::any_of(members.begin(), members.end(), [&](const at::Tensor& member) {
+    return is_function_of(as_lifted(member)->value(), root);
+  });
+  const at::Tensor memory = copies_of(root, (end + size - 1) / size, batch_size, flat);
+  // For each value that others are views of: the new memory. Autograd knows of no connection
+  // between two of them (one is the other's detach()), so there must be none here.
+  std::unordered_map<c10::TensorImpl*, at::Tensor> memories;
   for (const at::Tensor& member : members) {
     LiftedTensorImpl* impl = as_lifted(member);
+    at::Tensor& own = memories[base_of(impl->value()).unsafeGetTensorImpl()];
+    if (!own.defined()) own = memories.size() == 1 ? memory : memory.detach();
     if (!impl->group()) impl->join(c10::make_intrusive<ViewGroup>());
     impl->group()->keep(member.storage());
-    impl->replace_value(counterpart(memory, impl->value()), 0);
+    impl->replace_value(counterpart(own, impl->value()), 0);
   }
 }
 

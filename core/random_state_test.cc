@@ -11,7 +11,7 @@ namespace torchlift {
 namespace {
 
 TEST(RandomState, DrawsTheSameNumbersAgain) {
-  const RandomState before({});
+  const RandomState before(std::vector<c10::Device>{});
   const at::Tensor first = at::rand({3});
   EXPECT_FALSE(before == before.now());
   before.restore();

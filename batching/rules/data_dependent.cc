@@ -55,6 +55,11 @@ namespace ops = at::_ops;
 // Composite operators check their arguments by equal(). Where every example gives the same answer,
 // that is the answer; numbers and shapes that a user may branch on are another matter (below).
 
+bool batched_anywhere(const at::Tensor& t) {
+  const LiftedTensorImpl* impl = as_lifted(t);
+  return impl != nullptr && (impl->bdim().has_value() || batched_anywhere(impl->value()));
+}
+
 at::Tensor innermost(const at::Tensor& t) {
   at::Tensor value = t;
   while (const LiftedTensorImpl* impl = as_lifted(value)) value = at::Tensor(impl->value());
@@ -211,12 +216,16 @@ void assert_async_rule(const c10::OperatorHandle& op, const LevelPtr& level,
 at::Tensor one_hot(const at::Tensor& self, int64_t num_classes) {
   TORCH_CHECK(self.scalar_type() == at::kLong,
               "one_hot is only applicable to index tensor of type LongTensor.");
+  const at::Tensor all = innermost(self);
+  if (num_classes < 0 && !batched_anywhere(self)) {
+    TORCH_CHECK(all.numel() > 0, "Can not infer total number of classes from empty tensor.");
+    num_classes = all.max().item<int64_t>() + 1;
+  }
   if (num_classes < 0) {
     unsupported_error("vmap",
                       "one_hot: the number of classes would depend on the values, and the examples "
                       "may differ. Give it: one_hot(x, num_classes=10).");
   }
-  const at::Tensor all = innermost(self);
   if (all.is_cpu() && all.numel() > 0) {
     TORCH_CHECK(all.min().item<int64_t>() >= 0, "Class values must be non-negative.");
     TORCH_CHECK(all.max().item<int64_t>() < num_classes,

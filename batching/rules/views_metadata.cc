@@ -8,6 +8,8 @@
 #include <ATen/ops/full.h>
 #include <ATen/ops/is_pinned_ops.h>
 #include <ATen/ops/is_same_size_ops.h>
+#include <ATen/ops/resize_as_ops.h>
+#include <ATen/ops/resize_ops.h>
 #include <ATen/ops/where.h>
 
 #include <utility>
@@ -153,6 +155,11 @@ void resize__rule(const c10::OperatorHandle& /*op*/, const LevelPtr& level,
   stack->push_back(args[0]);
 }
 
+const at::Tensor& resize_as_(const at::Tensor& self, const at::Tensor& like,
+                             std::optional<at::MemoryFormat> memory_format) {
+  return ops::resize_::call(self, like.sym_sizes(), memory_format);
+}
+
 void set__rule(const c10::OperatorHandle& /*op*/, const LevelPtr& level,
                torch::jit::Stack* /*stack*/) {
   unsupported_error(
@@ -162,6 +169,7 @@ void set__rule(const c10::OperatorHandle& /*op*/, const LevelPtr& level,
 }
 
 [[maybe_unused]] const RuleSet kRules{
+    composite<ops::resize_as_, &resize_as_>(),
     rule<ops::as_strided, &as_strided_rule, OpKind::kView>(),
     rule<ops::as_strided_scatter, &as_strided_scatter_rule>(),
     rule<ops::is_same_size, &is_same_size_rule>(),

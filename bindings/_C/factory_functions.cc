@@ -1,6 +1,9 @@
 #include "bindings/_C/factory_functions.h"
 
+#include <ATen/ops/empty.h>
+
 #include <array>
+#include <utility>
 
 #include "bindings/_C/py_util.h"
 #include "core/level.h"
@@ -27,46 +30,79 @@ PyObject* lifted(PyObject* made) {
   });
 }
 
-constexpr std::array kNames = {"empty", "empty_like", "empty_strided", "tensor"};
+// x.new() and x.new_tensor() ask x for its backend, of which a lifted tensor has none: a plain
+// tensor of the same dtype and device.
+py::object plain_like(PyObject* self) {
+  at::Tensor value = tensor_of(self);
+  while (const LiftedTensorImpl* impl = as_lifted(value)) value = at::Tensor(impl->value());
+  return wrap(at::empty({0}, value.options().requires_grad(false)));
+}
 
-// The old bodies, and the methods with the new ones, in the order of kNames.
-std::array<PyCFunctionWithKeywords, kNames.size()> old_bodies{};
-std::array<PyMethodDef, kNames.size()> methods{};
+// A function of torch, or a method of tensors, by its name.
+struct Place {
+  const char* name;
+  bool method;
+};
+constexpr std::array kPlaces{
+    Place{"empty", false},  Place{"empty_like", false}, Place{"empty_strided", false},
+    Place{"tensor", false}, Place{"new", true},         Place{"new_tensor", true}};
+
+// The old bodies, and the methods with the new ones, in the order of kPlaces.
+std::array<PyCFunctionWithKeywords, kPlaces.size()> old_bodies{};
+std::array<PyMethodDef, kPlaces.size()> methods{};
 
 template <size_t kIndex>
 PyObject* call_and_lift(PyObject* self, PyObject* args, PyObject* keywords) {
-  PyObject* made = old_bodies[kIndex](self, args, keywords);
-  if (C10_LIKELY(level_stack().empty()) || made == nullptr) return made;
-  if (!THPVariable_CheckExact(made) || gives_out(keywords)) return made;
+  if (C10_LIKELY(level_stack().empty())) return old_bodies[kIndex](self, args, keywords);
+  py::object asked = borrow(self);
+  if (kPlaces[kIndex].method && is_lifted(tensor_of(self))) {
+    asked = steal(guarded([&] { return plain_like(self); }));
+    if (!asked) return nullptr;
+  }
+  PyObject* made = old_bodies[kIndex](asked.ptr(), args, keywords);
+  if (made == nullptr || !THPVariable_CheckExact(made) || gives_out(keywords)) return made;
   return lifted(made);
 }
 
+PyMethodDef** definition_of(PyObject* function) {
+  if (PyCFunction_CheckExact(function)) {
+    return &reinterpret_cast<PyCFunctionObject*>(function)->m_ml;
+  }
+  if (Py_TYPE(function) == &PyMethodDescr_Type) {
+    return &reinterpret_cast<PyMethodDescrObject*>(function)->d_method;
+  }
+  return nullptr;  // what somebody else has put there
+}
+
 template <size_t kIndex>
-void give_new_body(PyObject* module) {
-  const py::object function = steal(PyObject_GetAttrString(module, kNames[kIndex]));
+void give_new_body(PyObject* owner) {
+  const py::object function = steal(PyObject_GetAttrString(owner, kPlaces[kIndex].name));
   if (!function) return PyErr_Clear();
-  // What somebody else has put there, or another libtorch has made differently, stays.
-  if (!PyCFunction_CheckExact(function.ptr())) return;
-  auto* builtin = reinterpret_cast<PyCFunctionObject*>(function.ptr());
+  // What another libtorch has made differently stays, too.
+  PyMethodDef** definition = definition_of(function.ptr());
   constexpr int kConvention = METH_VARARGS | METH_KEYWORDS;
-  if ((builtin->m_ml->ml_flags & ~(METH_STATIC | METH_CLASS)) != kConvention) return;
-  methods[kIndex] = *builtin->m_ml;
+  if (definition == nullptr ||
+      ((*definition)->ml_flags & ~(METH_STATIC | METH_CLASS)) != kConvention) {
+    return;
+  }
+  methods[kIndex] = **definition;
   old_bodies[kIndex] = reinterpret_cast<PyCFunctionWithKeywords>(
-      reinterpret_cast<void (*)()>(builtin->m_ml->ml_meth));
+      reinterpret_cast<void (*)()>((*definition)->ml_meth));
   methods[kIndex].ml_meth =
       reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&call_and_lift<kIndex>));
-  builtin->m_ml = &methods[kIndex];
+  *definition = &methods[kIndex];
 }
 
 template <size_t... kIndex>
 void give_new_bodies(std::index_sequence<kIndex...> /*all*/) {
   const py::object module = steal(PyImport_ImportModule("torch"));
   if (!module) throw_python_error();
-  (give_new_body<kIndex>(module.ptr()), ...);
+  const py::object tensor = module.attr("Tensor");
+  (give_new_body<kIndex>(kPlaces[kIndex].method ? tensor.ptr() : module.ptr()), ...);
 }
 
 }  // namespace
 
-void lift_in_factory_functions() { give_new_bodies(std::make_index_sequence<kNames.size()>()); }
+void lift_in_factory_functions() { give_new_bodies(std::make_index_sequence<kPlaces.size()>()); }
 
 }  // namespace torchlift::python

@@ -427,11 +427,15 @@ def test_python_that_looks_at_values():
     loss, args = nn.GaussianNLLLoss(), (torch.randn(N, 2), torch.randn(N, 2), torch.rand(N, 2))
     with pytest.raises(RuntimeError, match="vmap"):
         vmap(loss)(*args)
-    with pytest.raises(RuntimeError):
-        vmap(nn.CrossMapLRN2d(2))(torch.randn(N, 2, 4, 3, 3))
     got = grad(loss)(*args)
     leaf = args[0].clone().requires_grad_()
     close(got, torch.autograd.grad(loss(leaf, *args[1:]), leaf)[0])
+
+
+def test_python_that_makes_and_resizes_buffers():
+    x = torch.randn(N, 2, 4, 3, 3)
+    norm = nn.CrossMapLRN2d(2)
+    close(vmap(norm)(x), torch.stack([norm(row) for row in x]))
 
 
 def test_dropout_draws_for_each_row():

@@ -499,3 +499,101 @@ class TestTensorsOfAFunction:
         assert y.tolist() == [1, 1]
 
 
+
+
+# --- what is a constant, and what shares memory with one ------------------------------------------
+
+
+def read_by_data(x):
+    z = torch.zeros(5, dtype=torch.float64)
+    data = z.data
+    z += x
+    return data * z
+
+
+def data_of_batched(x):
+    z = x * 1
+    return z.data * z
+
+
+def read_detached(x):
+    z = torch.zeros(10, dtype=torch.float64)
+    rows = z.view(2, 5)
+    seen = rows.detach()
+    rows[0] = x
+    return seen * z.view(2, 5).cos()
+
+
+def written_detached(x):
+    z = torch.zeros(5, dtype=torch.float64)
+    other = z.detach()
+    other[:3] = x[:3]
+    return z * x
+
+
+def given_data(x):
+    z = torch.zeros(5, dtype=torch.float64)
+    z.data = x * 2
+    return (z + 1) * x
+
+
+def whole_after_a_part(x):
+    z = torch.zeros(5, dtype=torch.float64)
+    z[0] = x[0]
+    z += x
+    return z * x
+
+
+@pytest.mark.parametrize(
+    "f", [read_by_data, data_of_batched, read_detached, written_detached, given_data, whole_after_a_part]
+)
+def test_constants_in_every_domain(f):
+    def total(x):
+        return f(x).sin().sum()
+
+    x = X.clone().requires_grad_()
+    expected = torch.autograd.grad(torch.stack([total(row) for row in x]).sum(), x)[0]
+    torch.testing.assert_close(vmap(f)(X), torch.stack([f(row) for row in X]))
+    torch.testing.assert_close(vmap(grad(total))(X), expected)
+    torch.testing.assert_close(grad(lambda xs: vmap(total)(xs).sum())(X), expected)
+    torch.testing.assert_close(vmap(jacfwd(total))(X), expected)
+
+
+def test_sparse_tensors_that_the_function_makes():
+    def f(x):
+        indices, values = torch.tensor([[0, 1], [1, 0]]), torch.tensor([1.0, 2.0], dtype=torch.float64)
+        return torch.sparse.mm(torch.sparse_coo_tensor(indices, values, (2, 5)), x[:, None])
+
+    torch.testing.assert_close(vmap(f)(X), torch.stack([f(row) for row in X]))
+    torch.testing.assert_close(
+        grad(lambda xs: vmap(f)(xs).sum())(X), torch.tensor([2.0, 1, 0, 0, 0]).double().expand(3, 5)
+    )
+
+
+def test_one_hot_of_shared_classes():
+    def f(x):
+        return torch.nn.functional.one_hot(torch.tensor([0, 2])).double() @ x[:3]
+
+    torch.testing.assert_close(vmap(f)(X), torch.stack([f(row) for row in X]))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: x.new_tensor([1.0, 2.0, 3.0]),
+        lambda x: x.new_tensor([1, 2, 3], dtype=torch.int32),
+        lambda x: x.new(3).fill_(2.0),
+        lambda x: x.new(torch.Size([1, 3])).fill_(2.0),
+        lambda x: x.new([1.0, 2.0, 3.0]),
+        lambda x: x.new().resize_as_(x[:3]).fill_(1.0),
+    ],
+)
+def test_legacy_constructors(make):
+    def f(x):
+        z = make(x)
+        y = z * x[:3]
+        z[..., 0] = x[1]
+        return y + z
+
+    torch.testing.assert_close(vmap(f)(X), torch.stack([f(row) for row in X]))
+    torch.testing.assert_close(vmap(vmap(f))(X.expand(2, 3, 5))[1], torch.stack([f(row) for row in X]))
