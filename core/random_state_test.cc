@@ -4,6 +4,8 @@
 #include <ATen/ops/zeros.h>
 #include <gtest/gtest.h>
 
+#include <vector>
+
 #include "core/level.h"
 #include "core/lifted_tensor.h"
 
