@@ -53,13 +53,14 @@ at::Tensor grad(const Function& f, const at::Tensor& x) {
 // level.
 at::Tensor isolated_jvp(const std::function<at::Tensor(const at::Tensor&, const Function&)>& f,
                         const at::Tensor& x) {
+  const at::Tensor one = at::ones({}, at::kDouble), none = at::zeros_like(x);
   const LevelScope scope({.size = 1});
   const Function lift_one = [&](const at::Tensor& t) {
     return lift_alias(t, std::nullopt, scope.level());
   };
-  const at::Tensor dual = at::_make_dual(lift_one(x), lift_one(at::ones({}, at::kDouble)), 0);
+  const at::Tensor dual = at::_make_dual(lift_one(x), lift_one(one), 0);
   const at::Tensor tangent = std::get<1>(at::_unpack_dual(f(dual, lift_one), 0));
-  return tangent.defined() ? lower(tangent, *scope.level()).value : at::zeros_like(x);
+  return tangent.defined() ? lower(tangent, *scope.level()).value : none;
 }
 
 // The derivative of f at the scalar x in libtorch's own forward mode.

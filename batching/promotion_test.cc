@@ -107,9 +107,9 @@ TEST(Promotion, EveryFactory) {
         return at::arange(6, at::kDouble).view({2, 3});
       },
       [] {
-        return torch::zeros({2, 3}, at::kDouble);
+        return at::zeros({2, 3}, at::kDouble);
       },
-      [&] { return torch::ones_like(captured); },
+      [&] { return at::ones_like(captured); },
       [&] {
         return captured.new_zeros({2, 3});
       },

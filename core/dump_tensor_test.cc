@@ -31,8 +31,9 @@ TEST(DumpTensor, ShowsAutogradState) {
 }
 
 TEST(DumpTensor, ShowsEveryLevelFromTheDeepest) {
+  const at::Tensor value = at::ones({3, 5});
   LevelScope outer({.size = 8});
-  const at::Tensor shared = lift(at::ones({3, 5}), std::nullopt, outer.level());
+  const at::Tensor shared = lift(value, std::nullopt, outer.level());
   LevelScope inner({.size = 3});
   const at::Tensor t = lift(shared, 0, inner.level());
   const std::string text = dump_tensor(t);
@@ -44,8 +45,8 @@ TEST(DumpTensor, ShowsEveryLevelFromTheDeepest) {
 }
 
 TEST(DumpTensor, ShowsTheDomainsApart) {
-  LevelScope scope({.size = 2});
   at::Tensor value = at::ones({2}).set_requires_grad(true);
+  LevelScope scope({.size = 2});
   const std::string text = dump_tensor(lift(value, 0, scope.level()));
   EXPECT_THAT(text,
               MatchesRegex("vmap[^\n]*no autograd[^\n]*\n  plain[^\n]*leaf, requires grad.*"));

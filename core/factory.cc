@@ -18,6 +18,7 @@
 #include <ATen/ops/zeros_like_ops.h>
 #include <ATen/ops/zeros_ops.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
+#include <torch/csrc/autograd/function.h>
 
 #include <string>
 #include <vector>
@@ -29,16 +30,17 @@
 // While a level is open, the operators that make tensors come here first, and what they return to a
 // user's function becomes a tensor of the level (NOTE [promotion] in core/promotion.h). Others ask
 // for tensors too, and would be given one that is not what they think: rules (rule_depth() tells),
-// and kernels, on tensors that are none of ours. A kernel runs below autograd, which the dispatch
-// state shows. But so do torch::zeros() and its like, which torch.zeros in Python is: they call the
-// operator with both autograd and ADInplaceOrView excluded, as a kernel finds the state only if the
-// operator writes in place or returns a view. Such kernels on plain tensors in a level hardly ever
-// make a tensor of given values; one that does gets a tensor of the level, whose data is where it
-// says in one level, and in several levels not to be had: an error, and never a wrong number.
+// formulas of derivatives (the engine knows that one is at work), and kernels, on tensors that are
+// none of ours. A kernel runs below autograd, which the dispatch state shows.
 //
-// Not so empty() and empty_like(): kernels do ask for memory all the time, and so does code of
-// libtorch's own, such as at::tensor(), to fill it through a pointer. torch.empty and torch.tensor
-// of Python are recognized by another way (bindings/_C/factory_functions.h).
+// It also shows that for torch::zeros() and its like, which call the operator below autograd as a
+// kernel does. They were taken for users at first: but _trilinear, unfold_backward and repeat call
+// at::zeros(), and a tensor of the level came out of an operator on plain ones, lost to the
+// gradients outside. So what torch::zeros() makes in C++ stays plain (at::zeros() does not). The
+// functions of Python are recognized by another way (bindings/_C/factory_functions.h).
+//
+// Not here are empty() and empty_like(): kernels and code of libtorch's own, such as at::tensor(),
+// ask for memory all the time, to fill it through a pointer.
 
 namespace torchlift {
 namespace {
@@ -49,31 +51,27 @@ using c10::DispatchKeySet;
 using c10::KernelFunction;
 using c10::OperatorHandle;
 
-// Who may be asking, where autograd is excluded: a function such as torch::zeros, or only kernels.
-enum class Caller { kUserOrFunction, kUser };
-
-bool asked_by_user(Caller caller) {
+bool asked_by_user() {
   const DispatchKeySet excluded = c10::impl::tls_local_dispatch_key_set().excluded_;
-  if (excluded.has(kFrontKey)) return false;  // torch.tensor(), about to fill it through a pointer
-  if (!excluded.has(DispatchKey::AutogradFunctionality)) return true;
-  return caller == Caller::kUserOrFunction && excluded.has(DispatchKey::ADInplaceOrView);
+  return !excluded.has(DispatchKey::AutogradFunctionality) &&
+         torch::autograd::get_current_node() == nullptr;
 }
 
 DispatchKeySet below_mode(DispatchKeySet keys) {
   return keys & DispatchKeySet(DispatchKeySet::FULL_AFTER, kModeKey);
 }
 
-template <class Op, Caller kCaller, class Schema = typename Op::schema>
+template <class Op, class Schema = typename Op::schema>
 struct Maker;
 
-template <class Op, Caller kCaller, class... A>
-struct Maker<Op, kCaller, at::Tensor(A...)> {
+template <class Op, class... A>
+struct Maker<Op, at::Tensor(A...)> {
   static at::Tensor make(DispatchKeySet keys, A... args) {
     at::Tensor made = [&] {
       const RuleDepthScope within(1);  // What the operator itself makes is none of ours.
       return Op::redispatch(below_mode(keys), args...);
     }();
-    return asked_by_user(kCaller) ? made_inside(std::move(made)) : made;
+    return asked_by_user() ? made_inside(std::move(made)) : made;
   }
 };
 
@@ -82,11 +80,11 @@ std::vector<c10::RegistrationHandleRAII>& handles() {
   return *all;
 }
 
-template <Caller kCaller, class... Op>
+template <class... Op>
 void install() {
   (handles().push_back(c10::Dispatcher::singleton().registerImpl(
        {Op::name, Op::overload_name}, kModeKey,
-       KernelFunction::makeFromUnboxedFunction(TORCH_FN((Maker<Op, kCaller>::make))),
+       KernelFunction::makeFromUnboxedFunction(TORCH_FN(Maker<Op>::make)),
        c10::impl::CppSignature::make<typename Op::schema>(), nullptr, "torchlift")),
    ...);
 }
@@ -97,7 +95,7 @@ void make_boxed(const OperatorHandle& op, DispatchKeySet keys, torch::jit::Stack
     const RuleDepthScope within(1);
     op.redispatchBoxed(below_mode(keys), stack);
   }
-  if (asked_by_user(Caller::kUserOrFunction)) {
+  if (asked_by_user()) {
     stack->back() = made_inside(std::move(stack->back()).toTensor());
   }
 }
@@ -124,11 +122,10 @@ bool is_factory(const OperatorHandle& op) {
 }  // namespace
 
 void install_factory_kernels() {
-  install<Caller::kUserOrFunction, ops::zeros, ops::ones, ops::full, ops::eye, ops::eye_m,
-          ops::zeros_like, ops::ones_like, ops::full_like, ops::arange, ops::arange_start,
-          ops::arange_start_step, ops::scalar_tensor>();
-  install<Caller::kUser, ops::empty_like, ops::clone, ops::new_zeros, ops::new_ones, ops::new_full,
-          ops::new_empty, ops::new_empty_strided>();
+  install<ops::zeros, ops::ones, ops::full, ops::eye, ops::eye_m, ops::zeros_like, ops::ones_like,
+          ops::full_like, ops::arange, ops::arange_start, ops::arange_start_step,
+          ops::scalar_tensor, ops::empty_like, ops::clone, ops::new_zeros, ops::new_ones,
+          ops::new_full, ops::new_empty, ops::new_empty_strided>();
   auto& dispatcher = c10::Dispatcher::singleton();
   for (const c10::OperatorName& name : dispatcher.getAllOpNames()) {
     const auto op = dispatcher.findOp(name);

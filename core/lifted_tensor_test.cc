@@ -17,8 +17,8 @@ namespace {
 using ::testing::HasSubstr;
 
 TEST(LiftedTensorTest, ShowsTheShapeOfOneExample) {
-  const LevelScope scope({.size = 8});
   const at::Tensor value = at::ones({3, 8, 5});
+  const LevelScope scope({.size = 8});
   const at::Tensor x = lift(value, 1, scope.level());
   EXPECT_EQ(x.sizes(), (at::IntArrayRef{3, 5}));
   EXPECT_EQ(x.strides(), (at::IntArrayRef{40, 1}));
@@ -32,17 +32,18 @@ TEST(LiftedTensorTest, ShowsTheShapeOfOneExample) {
 }
 
 TEST(LiftedTensorTest, WithoutABatchDimShowsTheValuesShape) {
+  const at::Tensor values = at::ones({8});
   const LevelScope scope({.size = 8});
-  const at::Tensor scalar = lift(at::ones({}), std::nullopt, scope.level());
+  const at::Tensor scalar = lift(values[0], std::nullopt, scope.level());
   EXPECT_EQ(scalar.dim(), 0);
-  const at::Tensor example = lift(at::ones({8}), 0, scope.level());
+  const at::Tensor example = lift(values, 0, scope.level());
   EXPECT_EQ(example.dim(), 0);
 }
 
 TEST(LiftedTensorTest, LowerGivesTheValueBack) {
+  const at::Tensor value = at::ones({2, 3});
   const LevelScope outer({.size = 2});
   const LevelScope inner({.size = 3});
-  const at::Tensor value = at::ones({2, 3});
   const at::Tensor x = lift(value, 0, outer.level());
   const at::Tensor y = lift(x, 0, inner.level());
   const Lowered once = lower(y, *inner.level());
@@ -55,8 +56,8 @@ TEST(LiftedTensorTest, LowerGivesTheValueBack) {
 }
 
 TEST(LiftedTensorTest, AnAliasSharesTheVersionCounter) {
-  const LevelScope scope({.size = 2});
   const at::Tensor value = at::ones({2, 3});
+  const LevelScope scope({.size = 2});
   const at::Tensor x = lift_alias(value, 0, scope.level());
   value.unsafeGetTensorImpl()->bump_version();
   EXPECT_EQ(x._version(), value._version());
@@ -103,13 +104,13 @@ TEST(LiftedTensorTest, TrackedMeansAutogradWouldRecord) {
 }
 
 TEST(LiftedTensorTest, HidesWhatAutogradOfTheLevelMustNotSee) {
-  const LevelScope scope({.size = 2});
-  const at::Tensor plain = at::ones({2});
-  EXPECT_FALSE(needs_hiding(plain, *scope.level()));
+  const at::Tensor plain = at::ones({2}), meta = at::ones({2}, at::kMeta);
   const at::Tensor tracked = at::ones({2}).set_requires_grad(true);
+  const LevelScope scope({.size = 2});
+  EXPECT_FALSE(needs_hiding(plain, *scope.level()));
   EXPECT_TRUE(needs_hiding(tracked, *scope.level()));
   EXPECT_FALSE(needs_hiding(lift(tracked, 0, scope.level()), *scope.level()));
-  EXPECT_TRUE(needs_hiding(at::ones({2}, at::kMeta), *scope.level()));
+  EXPECT_TRUE(needs_hiding(meta, *scope.level()));
 }
 
 }  // namespace

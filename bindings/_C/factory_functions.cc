@@ -38,14 +38,39 @@ py::object plain_like(PyObject* self) {
   return wrap(at::empty({0}, value.options().requires_grad(false)));
 }
 
-// A function of torch, or a method of tensors, by its name.
+enum class Owner : uint8_t { kTorch, kFft, kTensor };
+
 struct Place {
+  Owner owner;
   const char* name;
-  bool method;
 };
-constexpr std::array kPlaces{
-    Place{"empty", false},  Place{"empty_like", false}, Place{"empty_strided", false},
-    Place{"tensor", false}, Place{"new", true},         Place{"new_tensor", true}};
+constexpr std::array kPlaces{Place{Owner::kTorch, "arange"},
+                             Place{Owner::kTorch, "bartlett_window"},
+                             Place{Owner::kTorch, "blackman_window"},
+                             Place{Owner::kTorch, "empty"},
+                             Place{Owner::kTorch, "empty_like"},
+                             Place{Owner::kTorch, "empty_strided"},
+                             Place{Owner::kTorch, "eye"},
+                             Place{Owner::kTorch, "full"},
+                             Place{Owner::kTorch, "full_like"},
+                             Place{Owner::kTorch, "hamming_window"},
+                             Place{Owner::kTorch, "hann_window"},
+                             Place{Owner::kTorch, "kaiser_window"},
+                             Place{Owner::kTorch, "linspace"},
+                             Place{Owner::kTorch, "logspace"},
+                             Place{Owner::kTorch, "ones"},
+                             Place{Owner::kTorch, "ones_like"},
+                             Place{Owner::kTorch, "range"},
+                             Place{Owner::kTorch, "scalar_tensor"},
+                             Place{Owner::kTorch, "tensor"},
+                             Place{Owner::kTorch, "tril_indices"},
+                             Place{Owner::kTorch, "triu_indices"},
+                             Place{Owner::kTorch, "zeros"},
+                             Place{Owner::kTorch, "zeros_like"},
+                             Place{Owner::kFft, "fftfreq"},
+                             Place{Owner::kFft, "rfftfreq"},
+                             Place{Owner::kTensor, "new"},
+                             Place{Owner::kTensor, "new_tensor"}};
 
 // The old bodies, and the methods with the new ones, in the order of kPlaces.
 std::array<PyCFunctionWithKeywords, kPlaces.size()> old_bodies{};
@@ -55,7 +80,7 @@ template <size_t kIndex>
 PyObject* call_and_lift(PyObject* self, PyObject* args, PyObject* keywords) {
   if (C10_LIKELY(level_stack().empty())) return old_bodies[kIndex](self, args, keywords);
   py::object asked = borrow(self);
-  if (kPlaces[kIndex].method && is_lifted(tensor_of(self))) {
+  if (kPlaces[kIndex].owner == Owner::kTensor && is_lifted(tensor_of(self))) {
     asked = steal(guarded([&] { return plain_like(self); }));
     if (!asked) return nullptr;
   }
@@ -97,8 +122,8 @@ template <size_t... kIndex>
 void give_new_bodies(std::index_sequence<kIndex...> /*all*/) {
   const py::object module = steal(PyImport_ImportModule("torch"));
   if (!module) throw_python_error();
-  const py::object tensor = module.attr("Tensor");
-  (give_new_body<kIndex>(kPlaces[kIndex].method ? tensor.ptr() : module.ptr()), ...);
+  const std::array<py::object, 3> owners{module, module.attr("fft"), module.attr("Tensor")};
+  (give_new_body<kIndex>(owners[static_cast<size_t>(kPlaces[kIndex].owner)].ptr()), ...);
 }
 
 }  // namespace
