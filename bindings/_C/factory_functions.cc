@@ -1,6 +1,7 @@
 #include "bindings/_C/factory_functions.h"
 
 #include <ATen/ops/empty.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <array>
 #include <utility>
@@ -76,9 +77,17 @@ constexpr std::array kPlaces{Place{Owner::kTorch, "arange"},
 std::array<PyCFunctionWithKeywords, kPlaces.size()> old_bodies{};
 std::array<PyMethodDef, kPlaces.size()> methods{};
 
+// Not so in a kernel of torch.library, which may be at work on plain tensors.
+bool in_user_code() {
+  return !c10::impl::tls_local_dispatch_key_set().excluded_.has(
+      c10::DispatchKey::AutogradFunctionality);
+}
+
 template <size_t kIndex>
 PyObject* call_and_lift(PyObject* self, PyObject* args, PyObject* keywords) {
-  if (C10_LIKELY(level_stack().empty())) return old_bodies[kIndex](self, args, keywords);
+  if (C10_LIKELY(level_stack().empty()) || !in_user_code()) {
+    return old_bodies[kIndex](self, args, keywords);
+  }
   py::object asked = borrow(self);
   if (kPlaces[kIndex].owner == Owner::kTensor && is_lifted(tensor_of(self))) {
     asked = steal(guarded([&] { return plain_like(self); }));

@@ -597,3 +597,21 @@ def test_legacy_constructors(make):
 
     torch.testing.assert_close(vmap(f)(X), torch.stack([f(row) for row in X]))
     torch.testing.assert_close(vmap(vmap(f))(X.expand(2, 3, 5))[1], torch.stack([f(row) for row in X]))
+
+
+def test_kernels_on_plain_tensors():
+    """What they make is theirs, also where they are written in Python."""
+
+    @torch.library.custom_op("torchlift_test_promotion::doubled", mutates_args=())
+    def doubled(x: torch.Tensor) -> torch.Tensor:
+        y = torch.zeros_like(x)
+        y += x
+        return y + torch.zeros(5, dtype=x.dtype) + x
+
+    doubled.register_autograd(lambda ctx, g: doubled(g))
+    w, bilinear = X[0], torch.nn.functional.bilinear
+    weight = torch.randn(2, 5, 5, dtype=torch.float64)
+    for f in (doubled, lambda w: bilinear(w, w, weight)):
+        expected = grad(lambda w: 6 * f(w).sin().sum())(w)
+        ours = grad(lambda w: vmap(lambda r: f(w).sin().sum() * r)(torch.tensor([1.0, 2, 3])).sum())(w)
+        torch.testing.assert_close(ours, expected)
