@@ -13,8 +13,10 @@
 // It includes little of libtorch: at::Tensor with its methods and operators. Functions such as
 // at::softmax are in libtorch's headers of their own, ATen/ops/softmax.h.
 
+#include "autodiff/check_grads.h"
 #include "autodiff/checkpoint.h"
 #include "autodiff/curvature.h"
+#include "autodiff/custom_rules.h"
 #include "autodiff/grad.h"
 #include "autodiff/jacobian.h"
 #include "autodiff/jvp.h"
