@@ -16,6 +16,7 @@
 #include "autodiff/check_grads.h"
 #include "autodiff/checkpoint.h"
 #include "autodiff/curvature.h"
+#include "autodiff/custom_batching.h"
 #include "autodiff/custom_rules.h"
 #include "autodiff/grad.h"
 #include "autodiff/jacobian.h"
