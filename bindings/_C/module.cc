@@ -12,6 +12,7 @@
 #include "batching/fallback.h"
 #include "bindings/_C/checkpoint.h"
 #include "bindings/_C/control_flow.h"
+#include "bindings/_C/custom_batching.h"
 #include "bindings/_C/factory_functions.h"
 #include "bindings/_C/forward.h"
 #include "bindings/_C/function_route.h"
@@ -68,6 +69,7 @@ PyMethodDef methods[] = {
     fast("run_backward", run_backward),
     fast("checkpoint_leaves", checkpoint_leaves),
     fast("checkpoint_name", checkpoint_name_of),
+    fast("custom_batching_leaves", custom_batching_leaves),
     fast("cond_leaves", cond_leaves),
     fast("while_leaves", while_leaves),
     fast("functional_call", functional_call),

@@ -112,6 +112,14 @@ def checkpoint_leaves(
     /,
 ) -> list[torch.Tensor]: ...
 def checkpoint_name(x: torch.Tensor, name: str, /) -> torch.Tensor: ...
+def custom_batching_leaves(
+    value: Callable[[list[torch.Tensor]], list[torch.Tensor]],
+    rule: Callable[
+        [int, list[torch.Tensor], list[bool]], tuple[list[torch.Tensor], list[bool]]
+    ],
+    leaves: list[torch.Tensor],
+    /,
+) -> list[torch.Tensor]: ...
 def cond_leaves(
     pred: torch.Tensor,
     true_call: Callable[[list[torch.Tensor]], list[torch.Tensor]],

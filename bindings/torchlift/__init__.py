@@ -68,6 +68,7 @@ from torchlift._curvature import (  # noqa: E402
 )
 from torchlift._control_flow import cond, fori_loop, scan, while_loop  # noqa: E402
 from torchlift._custom import custom_jvp, custom_vjp, stop_gradient  # noqa: E402
+from torchlift._custom_batching import custom_batching  # noqa: E402
 from torchlift._forward import jvp  # noqa: E402
 from torchlift._implicit import custom_root, fixed_point  # noqa: E402
 from torchlift._jacobian import hessian, jacfwd, jacobian, jacrev  # noqa: E402
@@ -105,6 +106,7 @@ __all__ = [
     "clip_and_sum",
     "combine_state_for_ensemble",
     "cond",
+    "custom_batching",
     "custom_jvp",
     "custom_root",
     "custom_vjp",
