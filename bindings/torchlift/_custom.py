@@ -64,29 +64,30 @@ class _Custom:
         return f"<{self._kind} {function_name(self._func)}>"
 
 
-class _Use:
-    """One call: what is constant in it."""
+class Use:
+    """One call of a function with rules of its own: what is constant in it."""
 
-    def __init__(
-        self,
-        kind: str,
-        func: Callable[..., Any],
-        rules: "tuple[Callable[..., Any], ...]",
-        leaves: "list[Any]",
-        spec: Any,
-    ) -> None:
-        self.kind, self.func, self.rules, self.leaves, self.spec = kind, func, rules, leaves, spec
+    def __init__(self, name: str, leaves: "list[Any]", spec: Any) -> None:
+        self._name, self._spec = name, spec
         self.positions = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
-        self.leaves = [None if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+        # It lives as long as the graph does, and must not hold the tensors besides.
+        self._leaves = [None if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
         self.output_spec: Any = None
 
     def arguments(self, tensors: Any) -> Any:
-        leaves = list(self.leaves)
-        for i, tensor in zip(self.positions, tensors):
-            leaves[i] = tensor
-        return self.spec.unflatten(leaves)
+        return self._filled(self._leaves, tensors)
 
-    def flat(self, output: Any, what: str) -> "tuple[torch.Tensor, ...]":
+    def flags(self, batched: "list[bool]") -> Any:
+        """A bool for each leaf of the arguments, of which these are the tensors'."""
+        return self._filled([False] * len(self._leaves), batched)
+
+    def _filled(self, leaves: "list[Any]", values: Any) -> Any:
+        filled = list(leaves)
+        for i, value in zip(self.positions, values):
+            filled[i] = value
+        return self._spec.unflatten(filled)
+
+    def flat(self, output: Any, what: str, like: str = "the output") -> "list[torch.Tensor]":
         """The tensors of an output (or a tangent of it), in the structure that outputs have."""
         leaves, spec = _pytree.flatten(output)
         for leaf in leaves:
@@ -96,10 +97,26 @@ class _Use:
             self.output_spec = spec
         elif spec != self.output_spec:
             self.fail(
-                f"{what} has structure {_structure(spec)}, but the output has structure "
+                f"{what} has structure {_structure(spec)}, but {like} has structure "
                 f"{_structure(self.output_spec)}."
             )
-        return tuple(leaves)
+        return leaves
+
+    def fail(self, message: str) -> None:
+        raise TransformError(f"{self._name}: {message}")
+
+
+class _Use(Use):
+    def __init__(
+        self,
+        kind: str,
+        func: Callable[..., Any],
+        rules: "tuple[Callable[..., Any], ...]",
+        leaves: "list[Any]",
+        spec: Any,
+    ) -> None:
+        super().__init__(f"{kind}({function_name(func)})", leaves, spec)
+        self.func, self.rules = func, rules
 
     def gradients(self, grads: Any, tensors: Any) -> "list[torch.Tensor]":
         """bwd's result as a list, with zeros for None."""
@@ -132,11 +149,8 @@ class _Use:
                 flat.append(torch.zeros_like(leaf) if part is None else part)
         return flat
 
-    def fail(self, message: str) -> None:
-        raise TransformError(f"{self.kind}({function_name(self.func)}): {message}")
 
-
-def _fresh(outputs: "tuple[torch.Tensor, ...]", inputs: Any) -> "tuple[torch.Tensor, ...]":
+def _fresh(outputs: "list[torch.Tensor]", inputs: Any) -> "tuple[torch.Tensor, ...]":
     """Outputs that share no memory with the inputs, as a Function wants them."""
     return tuple(out.clone() if any(out is t for t in inputs) or out._is_view() else out
                  for out in outputs)
@@ -185,7 +199,7 @@ def _push(call: _Use, primals: Any, tangents: "list[Any]") -> "tuple[torch.Tenso
     result = call.rules[0](call.arguments(primals), call.arguments(tangents))
     if not isinstance(result, tuple) or len(result) != 2:
         call.fail(f"the jvp rule must return (output, tangent), but it returned {describe(result)}.")
-    return call.flat(result[1], "the tangent that the jvp rule returned")
+    return tuple(call.flat(result[1], "the tangent that the jvp rule returned"))
 
 
 class _VjpFunction(Function):

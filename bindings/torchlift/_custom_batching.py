@@ -11,9 +11,12 @@ from typing import Any, Callable
 import torch
 
 from torchlift import _C, _pytree
+from torchlift._custom import Use
 from torchlift._errors import TransformError
 from torchlift._grad import _structure
 from torchlift._names import describe, function_name
+
+_EARLIER = "that of an earlier run"
 
 
 class custom_batching:
@@ -77,9 +80,7 @@ class custom_batching:
         return f"<custom_batching {function_name(self._func)}>"
 
 
-class _Use:
-    """One call: what is constant in it."""
-
+class _Use(Use):
     def __init__(
         self,
         func: Callable[..., Any],
@@ -87,46 +88,22 @@ class _Use:
         leaves: "list[Any]",
         spec: Any,
     ) -> None:
-        self.func, self.rule, self.spec = func, rule, spec
-        self.positions = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
-        # It lives as long as the graph does, and must not hold the tensors besides.
-        self.leaves = [None if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
-        self.output_spec: Any = None
+        super().__init__(f"[custom_batching] {function_name(func)}", leaves, spec)
+        self._func, self._rule = func, rule
 
     def value(self, tensors: "list[torch.Tensor]") -> "list[torch.Tensor]":
-        return self.flat(self.func(*self.filled(self.leaves, tensors)), "the output")
+        return self.flat(self._func(*self.arguments(tensors)), "the output", _EARLIER)
 
     def batch(
         self, size: int, tensors: "list[torch.Tensor]", batched: "list[bool]"
     ) -> "tuple[list[torch.Tensor], list[bool]]":
-        flags = self.filled([False] * len(self.leaves), batched)
-        result = self.rule(size, flags, *self.filled(self.leaves, tensors))
+        result = self._rule(size, self.flags(batched), *self.arguments(tensors))
         if not isinstance(result, tuple) or len(result) != 2:
             self.fail(f"the rule must return (output, batched), but it returned {describe(result)}.")
-        outputs = self.flat(result[0], "the output of the rule")
-        return outputs, self.flags(result[1], len(outputs))
+        outputs = self.flat(result[0], "the output of the rule", _EARLIER)
+        return outputs, self._output_flags(result[1], len(outputs))
 
-    def filled(self, leaves: "list[Any]", values: "list[Any]") -> Any:
-        filled = list(leaves)
-        for i, value in zip(self.positions, values):
-            filled[i] = value
-        return self.spec.unflatten(filled)
-
-    def flat(self, output: Any, what: str) -> "list[torch.Tensor]":
-        leaves, spec = _pytree.flatten(output)
-        for leaf in leaves:
-            if not isinstance(leaf, torch.Tensor):
-                self.fail(f"{what} holds {describe(leaf)}, but must be a tree of tensors.")
-        if self.output_spec is None:
-            self.output_spec = spec
-        elif spec != self.output_spec:
-            self.fail(
-                f"{what} has structure {_structure(spec)}, but that of an earlier run has structure "
-                f"{_structure(self.output_spec)}."
-            )
-        return leaves
-
-    def flags(self, batched: Any, count: int) -> "list[bool]":
+    def _output_flags(self, batched: Any, count: int) -> "list[bool]":
         if isinstance(batched, bool):
             return [batched] * count
         leaves, spec = _pytree.flatten(batched)
@@ -136,6 +113,3 @@ class _Use:
                 f"{_structure(self.output_spec)} of the output; it is {batched!r}."
             )
         return leaves
-
-    def fail(self, message: str) -> None:
-        raise TransformError(f"[custom_batching] {function_name(self.func)}: {message}")
