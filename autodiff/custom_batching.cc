@@ -52,8 +52,7 @@ TensorList concatenated(const TensorList& a, const TensorList& b) {
   return both;
 }
 
-// --- the rule
-// -------------------------------------------------------------------------------------
+// --- the rule ------------------------------------------------------------------------------------
 
 void check_result(const Batch& result, int64_t size) {
   if (result.tensors.size() != result.batched.size()) {

@@ -347,17 +347,11 @@ Leaves push_each(const Call& call, size_t number, const Leaves& primals, const L
     return call.push(number, primals, tangents);
   }
   const LevelPtr directions = batch->level_ptr();
-  Leaves values;
-  BatchDims bdims;
-  for (const Tensor& t : tangents) {
-    Lowered lowered = lower(t, *directions);
-    values.push_back(std::move(lowered.value));
-    bdims.push_back(lowered.bdim);
-  }
-  const int64_t depth = std::max(deepest_of(primals), deepest_of(values));
+  const LoweredList each = lower_all(tangents, *directions);
+  const int64_t depth = std::max(deepest_of(primals), deepest_of(each.values));
   const DomainWork work(depth);
   const LevelScope scope({.size = directions->size(), .randomness = Randomness::kSame});
-  Leaves pushed = call.push(number, primals, lifted(values, bdims, scope.level()));
+  Leaves pushed = call.push(number, primals, lifted(each.values, each.bdims, scope.level()));
   for (Tensor& t : pushed) {
     if (!t.defined()) continue;
     const Lowered lowered = lower_to(call.rules.transform, t, *scope.level(), depth);
@@ -430,15 +424,9 @@ class Unwrapped {
 
  private:
   void lower_one(const Level& level) {
-    Leaves values;
-    BatchDims bdims;
-    for (const Tensor& t : values_.back()) {
-      Lowered lowered = lower(t, level);
-      values.push_back(std::move(lowered.value));
-      bdims.push_back(lowered.bdim);
-    }
-    values_.push_back(std::move(values));
-    bdims_.push_back(std::move(bdims));
+    LoweredList lowered = lower_all(values_.back(), level);
+    values_.push_back(std::move(lowered.values));
+    bdims_.push_back(std::move(lowered.bdims));
   }
 
   std::vector<Leaves> values_;

@@ -38,8 +38,7 @@ using at::Tensor;
 using ::testing::HasSubstr;
 using One = std::tuple<Tensor>;
 
-// --- x * x, with derivatives by a factor: 2 x is the true one
-// --------------------------------------
+// --- x * x, with derivatives by a factor: 2 x is the true one ------------------------------------
 
 Fn jvp_square(double factor) {
   return custom_jvp([](const Tensor& x) { return x * x; },
@@ -167,8 +166,7 @@ TEST_F(CustomRules, GradCheck) {
   }
 }
 
-// --- several arguments, trees
-// ---------------------------------------------------------------------
+// --- several arguments, trees --------------------------------------------------------------------
 
 struct Params {
   Tensor w;
@@ -275,8 +273,7 @@ void check_affine(const F& custom) {
 TEST_F(CustomRules, TreesVjp) { check_affine(vjp_affine(3)); }
 TEST_F(CustomRules, TreesJvp) { check_affine(jvp_affine(3)); }
 
-// --- what no transform does
-// ------------------------------------------------------------------------
+// --- what no transform does ----------------------------------------------------------------------
 
 TEST_F(CustomRules, LibtorchBackward) {
   for (const Fn& square : {jvp_square(3), vjp_square(3)}) {
@@ -417,8 +414,7 @@ TEST_F(CustomRules, Narrowed) {
   }
 }
 
-// --- errors
-// ----------------------------------------------------------------------------------------
+// --- errors --------------------------------------------------------------------------------------
 
 TEST_F(CustomRules, ClosedOverTensors) {
   const Tensor x = points({3});

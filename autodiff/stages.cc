@@ -109,22 +109,26 @@ bool Stage::batched() const {
   return std::any_of(bdims.begin(), bdims.end(), [](const auto& bdim) { return bdim.has_value(); });
 }
 
+LoweredList lower_all(const TensorList& tensors, const Level& level) {
+  LoweredList list;
+  for (const Tensor& t : tensors) {
+    Lowered lowered = lower(t, level);
+    list.values.push_back(std::move(lowered.value));
+    list.bdims.push_back(lowered.bdim);
+  }
+  return list;
+}
+
 std::vector<Stage> stages_of(TensorList tensors) {
   std::vector<Stage> stages;
   bool grad = c10::GradMode::is_enabled();
   bool forward = forward_mode_on();
   while (LevelPtr level = deepest_level(tensors)) {
-    TensorList values;
-    BatchDims bdims;
-    for (const Tensor& t : tensors) {
-      Lowered lowered = lower(t, *level);
-      values.push_back(std::move(lowered.value));
-      bdims.push_back(lowered.bdim);
-    }
-    stages.push_back({level, std::move(tensors), std::move(bdims), grad, forward});
+    LoweredList lowered = lower_all(tensors, *level);
+    stages.push_back({level, std::move(tensors), std::move(lowered.bdims), grad, forward});
     grad = grad_around(*level, grad);
     forward = forward || level->forward_at_entry();
-    tensors = std::move(values);
+    tensors = std::move(lowered.values);
   }
   BatchDims none(tensors.size());
   stages.push_back({LevelPtr(), std::move(tensors), std::move(none), grad, forward});

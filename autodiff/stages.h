@@ -40,6 +40,13 @@ struct Stage {
   bool batched() const;
 };
 
+// Tensors as values of a level, each with its batch dim there.
+struct LoweredList {
+  TensorList values;
+  BatchDims bdims;
+};
+LoweredList lower_all(const TensorList& tensors, const Level& level);
+
 // The stages of these tensors on this thread now, the deepest first. The last one is that of plain
 // tensors.
 std::vector<Stage> stages_of(TensorList tensors);
