@@ -1,6 +1,5 @@
 #include "autodiff/grad.h"
 
-#include <ATen/Parallel.h>
 #include <ATen/ops/mul.h>
 #include <ATen/ops/rand.h>
 #include <ATen/ops/sin.h>
@@ -9,6 +8,7 @@
 #include <torch/csrc/autograd/autograd.h>
 
 #include "batching/vmap.h"
+#include "core/paired_benchmark.h"
 
 namespace torchlift {
 namespace {
@@ -32,13 +32,6 @@ at::Tensor one_sin(const at::Tensor& x, const at::Tensor&) { return at::sin(x).s
 
 using Loss = at::Tensor (*)(const at::Tensor&, const at::Tensor&);
 
-template <class F>
-void run(benchmark::State& state, const F& f, at::IntArrayRef shape) {
-  at::set_num_threads(1);
-  const at::Tensor x = at::rand(shape), c = at::rand({5}).mul(0.1).add(1);
-  for (auto _ : state) benchmark::DoNotOptimize(f(x, c));
-}
-
 // What one writes without a transform.
 template <Loss kLoss>
 at::Tensor plain_gradient(const at::Tensor& x, const at::Tensor& c) {
@@ -46,33 +39,30 @@ at::Tensor plain_gradient(const at::Tensor& x, const at::Tensor& c) {
   return torch::autograd::grad({kLoss(leaf, c)}, {leaf})[0];
 }
 
-template <Loss kLoss>
-void plain(benchmark::State& state) {
-  run(state, plain_gradient<kLoss>, {8, 5});
+template <Loss kLoss, class Ours>
+void compare(benchmark::State& state, const Ours& ours, at::IntArrayRef shape) {
+  const at::Tensor x = at::rand(shape), c = at::rand({5}).mul(0.1).add(1);
+  run_by_turns(
+      state, [&] { return plain_gradient<kLoss>(x, c); }, [&] { return ours(x, c); });
 }
 
 template <Loss kLoss>
 void gradient(benchmark::State& state) {
-  run(state, grad(kLoss), {8, 5});
+  compare<kLoss>(state, grad(kLoss), {8, 5});
 }
 
 template <Loss kLoss>
 void per_example(benchmark::State& state) {
-  run(state, vmap(grad(kLoss), {.in_dims = in(0, kNone)}), {8, 5});
+  compare<kLoss>(state, vmap(grad(kLoss), {.in_dims = in(0, kNone)}), {8, 5});
 }
 
-void autograd_call(benchmark::State& state) { run(state, plain_gradient<one_sin>, {5}); }
+void one_call(benchmark::State& state) { compare<one_sin>(state, grad(one_sin), {5}); }
 
-void grad_call(benchmark::State& state) { run(state, grad(one_sin), {5}); }
-
-BENCHMARK(plain<mul_chain>)->Name("BM_AutogradMul");
-BENCHMARK(plain<sin_chain>)->Name("BM_AutogradSin");
-BENCHMARK(gradient<mul_chain>)->Name("BM_GradMul");
-BENCHMARK(gradient<sin_chain>)->Name("BM_GradSin");
-BENCHMARK(per_example<mul_chain>)->Name("BM_VmapGradMul");
-BENCHMARK(per_example<sin_chain>)->Name("BM_VmapGradSin");
-BENCHMARK(autograd_call)->Name("BM_AutogradCall");
-BENCHMARK(grad_call)->Name("BM_GradCall");
+BENCHMARK(gradient<mul_chain>)->Name("BM_GradMul")->UseManualTime();
+BENCHMARK(gradient<sin_chain>)->Name("BM_GradSin")->UseManualTime();
+BENCHMARK(per_example<mul_chain>)->Name("BM_VmapGradMul")->UseManualTime();
+BENCHMARK(per_example<sin_chain>)->Name("BM_VmapGradSin")->UseManualTime();
+BENCHMARK(one_call)->Name("BM_GradCall")->UseManualTime();
 
 }  // namespace
 }  // namespace torchlift

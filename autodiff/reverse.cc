@@ -91,6 +91,8 @@ class GraphWalk {
   // that is a batched value in a tensor without a batch dim. So a graph with such a node starts
   // from cotangents that have one.
   void run(const std::vector<at::Tensor>& outputs) {
+    if (outputs.empty()) return;
+    seen_.reserve(std::min(at::sequence_number::peek() - first_node_, kMaxReserved));
     for (const at::Tensor& output : outputs) {
       if (output.defined() && output.requires_grad()) {
         roots_.push_back(torch::autograd::impl::gradient_edge(output));
@@ -131,6 +133,8 @@ class GraphWalk {
   }
 
   static constexpr uint64_t kLeafNumber = std::numeric_limits<uint64_t>::max();
+  // Many nodes may have been made, and few of them be part of the graph.
+  static constexpr uint64_t kMaxReserved = 1024;
 
   uint64_t first_node_;
   const std::vector<at::Tensor>& primals_;

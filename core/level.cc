@@ -193,10 +193,9 @@ RandomHandledScope::RandomHandledScope(const Level& handled)
 RandomHandledScope::~RandomHandledScope() { thread_state().random_limit = saved_; }
 
 void check_no_torch_func(const char* what) {
-  const auto included = c10::impl::tls_local_dispatch_key_set().included_;
-  if (C10_UNLIKELY(included.has_any(
-          c10::DispatchKeySet({c10::DispatchKey::FuncTorchDynamicLayerFrontMode,
-                               c10::DispatchKey::FuncTorchDynamicLayerBackMode})))) {
+  constexpr c10::DispatchKeySet kModes({c10::DispatchKey::FuncTorchDynamicLayerFrontMode,
+                                        c10::DispatchKey::FuncTorchDynamicLayerBackMode});
+  if (C10_UNLIKELY(c10::impl::tls_local_dispatch_key_set().included_.has_any(kModes))) {
     unsupported_error(
         "torchlift", what,
         " was used inside a transform of torch.func, which gives its tensors a meaning "

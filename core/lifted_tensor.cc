@@ -52,8 +52,15 @@ const c10::Storage& storage_for(const at::Tensor& value, bool batched) {
 // Our keys, and the autocast key of the value's device: autocast decides on the operator the user
 // wrote.
 c10::DispatchKeySet lifted_keys(const at::Tensor& value) {
-  return c10::DispatchKeySet({kFrontKey, kBackKey, kMarkerKey}) |
-         (value.key_set() & c10::autocast_dispatch_keyset);
+  constexpr c10::DispatchKeySet kOwn({kFrontKey, kBackKey, kMarkerKey});
+  return kOwn | (value.key_set() & c10::autocast_dispatch_keyset);
+}
+
+// What TensorImpl would add for autograd.
+c10::DispatchKeySet autograd_keys() {
+  static const c10::DispatchKeySet keys =
+      c10::getAutogradRelatedKeySetFromBackend(c10::toBackendComponent(kBackKey));
+  return keys;
 }
 
 [[noreturn]] void escaped(const Level& level) {
@@ -105,13 +112,22 @@ c10::intrusive_ptr<ViewGroup> group_to_copy(LiftedTensorImpl& t) {
 
 }  // namespace
 
+// One is made for every operator, so the constructor takes the short way: TensorImpl starts as a
+// view without autograd keys, for which it makes no version counter, and has the value's instead.
+// The two are written together: an in-place operator writes the value, and a WriteScope sees
+// whether that raised the counter.
 LiftedTensorImpl::LiftedTensorImpl(at::Tensor value, std::optional<int64_t> bdim, LevelPtr level)
-    : TensorImpl(c10::Storage(storage_for(value, bdim.has_value())), lifted_keys(value),
-                 value.dtype()),
+    : TensorImpl(TensorImpl::VIEW, c10::Storage(storage_for(value, bdim.has_value())),
+                 lifted_keys(value), value.dtype()),
       value_(std::move(value)),
       bdim_(bdim.value_or(-1)),
       level_(std::move(level)) {
   device_opt_ = value_.device();
+  if (C10_LIKELY(!c10::InferenceMode::is_enabled())) {
+    key_set_ = key_set_ | autograd_keys();
+    set_version_counter(value_.is_inference() ? c10::VariableVersion(/*version=*/0)
+                                              : value_.unsafeGetTensorImpl()->version_counter());
+  }
   refresh_metadata();
 }
 
@@ -119,18 +135,28 @@ void LiftedTensorImpl::refresh_metadata() {
   const auto sizes = value_.sizes();
   const auto strides = value_.strides();
   const auto rank = static_cast<int64_t>(sizes.size());
-  sizes_and_strides_.resize(bdim_ < 0 ? rank : rank - 1);
-  int64_t out = 0;
-  for (int64_t dim = 0; dim < rank; ++dim) {
+  const int64_t shown = bdim_ < 0 ? rank : rank - 1;
+  sizes_and_strides_.resize(shown);
+  int64_t* const shown_sizes = sizes_and_strides_.sizes_data();
+  int64_t* const shown_strides = sizes_and_strides_.strides_data();
+  int64_t numel = 1;
+  for (int64_t dim = 0, out = 0; dim < rank; ++dim) {
     if (dim == bdim_) continue;
-    sizes_and_strides_.size_at_unchecked(out) = sizes[dim];
-    sizes_and_strides_.stride_at_unchecked(out) = strides[dim];
+    shown_sizes[out] = sizes[dim];
+    shown_strides[out] = strides[dim];
+    numel *= sizes[dim];
     ++out;
   }
+  numel_ = numel;
   storage_offset_ = value_.storage_offset();
   if (bdim_ < 0) storage_ = storage_for(value_, /*batched=*/false);  // set_() changes it
-  refresh_numel();
-  refresh_contiguous();
+  if (C10_LIKELY(bdim_ <= 0 && shown < 4 && value_.is_contiguous() && value_.numel() > 0)) {
+    is_contiguous_ = is_non_overlapping_and_dense_ = true;
+    is_channels_last_ = is_channels_last_contiguous_ = false;
+    is_channels_last_3d_ = is_channels_last_3d_contiguous_ = false;
+  } else {
+    refresh_contiguous();
+  }
 }
 
 void LiftedTensorImpl::replace_value(at::Tensor value, std::optional<int64_t> bdim) {
@@ -221,15 +247,6 @@ at::Tensor lift(at::Tensor value, std::optional<int64_t> bdim, const LevelPtr& l
   return at::detail::make_tensor<LiftedTensorImpl>(std::move(value), bdim, level);
 }
 
-namespace {
-
-void share_version_counter(const at::Tensor& lifted, const at::Tensor& value) {
-  if (value.is_inference() || lifted.is_inference()) return;
-  lifted.unsafeGetTensorImpl()->set_version_counter(value.unsafeGetTensorImpl()->version_counter());
-}
-
-}  // namespace
-
 at::Tensor lift_shared(at::Tensor value, const LevelPtr& level) {
   // A lifted tensor shows no sparse layout. Unless autograd is to record it in the level's domain,
   // the value itself will do, as for tensors from outside.
@@ -238,8 +255,6 @@ at::Tensor lift_shared(at::Tensor value, const LevelPtr& level) {
     return value;
   }
   at::Tensor lifted = lift(std::move(value), std::nullopt, level);
-  // It may become the value, and must be as old as it then.
-  share_version_counter(lifted, as_lifted(lifted)->value());
   level->note_shared(lifted.unsafeGetTensorImpl());
   return lifted;
 }
@@ -248,9 +263,7 @@ at::Tensor lift_alias(const at::Tensor& value, std::optional<int64_t> bdim, cons
   if (C10_UNLIKELY(!level->usual()) && !bdim && narrows_level_of(*level, value)) {
     return narrow(value, level);
   }
-  at::Tensor lifted = lift(value, bdim, level);
-  share_version_counter(lifted, value);
-  return lifted;
+  return lift(value, bdim, level);
 }
 
 Lowered lower(const at::Tensor& t, const Level& level) {

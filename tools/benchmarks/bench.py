@@ -81,7 +81,7 @@ def measure(section, options, earlier):
     if section == "peerbench":
         return peerbench_rows(options)
     if section == "cpp":
-        return cpp.rows(options.bin_dir, 3 if options.quick else 15, options.cpu_time, earlier)
+        return cpp.rows(options.bin_dir, 3 if options.quick else 15, earlier)
     return compile_time.rows(options.quick)
 
 
