@@ -1,6 +1,30 @@
 #include "batching/rules/pointwise.h"
+
+#include <ATen/record_function.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+
+#include "core/keys.h"
+
 namespace torchlift {
 namespace pointwise_internal {
+
+c10::DispatchKeySet DirectKeys::get() const {
+  constexpr c10::DispatchKeySet kBackend =
+      c10::DispatchKeySet(c10::DispatchKey::Dense) |
+      c10::DispatchKeySet({c10::BackendComponent::CPUBit, c10::BackendComponent::CUDABit});
+  // BackendSelect and the mode key are about random operators and factories.
+  constexpr c10::DispatchKeySet kPlain =
+      kBackend | c10::DispatchKeySet({c10::DispatchKey::AutogradFunctionality,
+                                      c10::DispatchKey::ADInplaceOrView,
+                                      c10::DispatchKey::BackendSelect, kModeKey});
+  if (!constant_) return {};
+  const auto tls = c10::impl::tls_local_dispatch_key_set();
+  const c10::DispatchKeySet keys = (keys_ | tls.included_) - tls.excluded_;
+  if ((keys.raw_repr() & ~kPlain.raw_repr()) != 0) return {};
+  if (at::getStepCallbacksUnlessEmpty(at::RecordScope::FUNCTION)) return {};
+  return keys & kBackend;
+}
+
 namespace {
 
 // bool < integral < floating < complex: libtorch's kinds for the promotion of 0-d tensors.

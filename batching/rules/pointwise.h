@@ -13,6 +13,7 @@
 // The maker is chosen by the operator's C++ type; pointwise_row<Op>() writes the table row.
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/DispatchKeySet.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -138,6 +139,46 @@ auto call_pointwise(const F& f, const A&... args) {
   return with_bdim(f(aligned_arg(args, common)...), 0);
 }
 
+// NOTE [values below autograd]
+// Most operators that a rule calls are on plain values that nobody differentiates, and their way
+// through libtorch's autograd kernel ends in the backend's kernel with nothing recorded. It takes
+// about as long as all that the plumbing does, so a pointwise operator goes to the backend at once
+// where the two are the same: no value has autograd metadata, no key but those of a dense tensor is
+// about (no outer level, mode, autocast, conjugate...), and no profiler wants to see the call.
+class DirectKeys {
+ public:
+  void operator()(const at::Tensor& value) {
+    c10::TensorImpl* impl = value.unsafeGetTensorImpl();
+    keys_ = keys_ | impl->key_set();
+    constant_ = constant_ && impl->autograd_meta() == nullptr;
+  }
+
+  // The keys to dispatch with; empty where the operator has to be called as usual.
+  c10::DispatchKeySet get() const;
+
+ private:
+  c10::DispatchKeySet keys_;
+  bool constant_ = true;
+};
+
+template <class T>
+void visit_value(const T& arg, DirectKeys& keys) {
+  if constexpr (std::is_same_v<T, at::Tensor>) {
+    if (arg.defined()) keys(arg);
+  } else if constexpr (std::is_same_v<T, std::optional<at::Tensor>>) {
+    if (arg.has_value() && arg->defined()) keys(*arg);
+  }
+}
+
+// Calls an operator that is not in place.
+template <class Op, class... A>
+auto call_on_values(const A&... args) {
+  DirectKeys direct;
+  (visit_value(args, direct), ...);
+  const c10::DispatchKeySet keys = direct.get();
+  return C10_LIKELY(!keys.empty()) ? Op::redispatch(keys, args...) : Op::call(args...);
+}
+
 // Throws the error that libtorch gives when an operand does not broadcast into the target of an
 // in-place operator, in the shapes that the user sees.
 void check_target_rank(const char* op, const BatchedArg& target, int64_t rank);
@@ -149,7 +190,8 @@ template <class Op, class R, class... P>
 struct Pointwise<Op, R(P...)> {
   template <class... A>
   static auto apply(const A&... args) {
-    return call_pointwise(Op::call, args...);
+    return call_pointwise([](const auto&... values) { return call_on_values<Op>(values...); },
+                          args...);
   }
 };
 
