@@ -2,17 +2,12 @@
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/clone.h>
-#include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
-#include <torch/csrc/autograd/edge.h>
-#include <torch/csrc/autograd/function.h>
-#include <torch/csrc/autograd/functions/utils.h>
-#include <torch/csrc/autograd/saved_variable.h>
-#include <torch/csrc/autograd/variable.h>
 
 #include "autodiff/forward.h"
 #include "autodiff/forward_mode.h"
 #include "autodiff/reverse.h"
+#include "autodiff/stage_node.h"
 #include "autodiff/stages.h"
 #include "core/autograd_node.h"
 #include "core/error.h"
@@ -31,9 +26,6 @@ namespace torchlift::custom_internal {
 namespace {
 
 using at::Tensor;
-using torch::autograd::Edge;
-using torch::autograd::Node;
-using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 
 constexpr const char* kTransform = "custom_batching";
@@ -207,43 +199,20 @@ Rules jvp_rules(const Rules& rules, size_t count) {
 
 // --- domains of the level and inside -------------------------------------------------------------
 
-struct CustomBatchingBackward final : public Node {
+struct CustomBatchingBackward final : public StageNode {
   variable_list apply(variable_list&& grads) override;
   std::string name() const override { return "CustomBatchingBackward"; }
-  void release_variables() override {
-    for (SavedVariable& saved : arguments) saved.reset_data();
-  }
-
-  struct Output {
-    bool differentiable = false;
-    std::vector<int64_t> sizes;
-    at::TensorOptions options;
-  };
 
   Rules rules;  // of the gradients
-  std::vector<SavedVariable> arguments;
-  std::vector<Output> outputs;
 };
 
 variable_list CustomBatchingBackward::apply(variable_list&& grads) {
-  TensorList primals;
-  for (const SavedVariable& saved : arguments) primals.push_back(saved.unpack());
-  TensorList cotangents;
-  size_t next = 0;
-  for (const Output& output : outputs) {
-    Tensor given = output.differentiable ? std::move(grads[next++]) : Tensor();
-    if (output.differentiable && !given.defined()) {
-      const RuleDepthScope nobodys(1);
-      given = at::zeros(output.sizes, output.options);
-    }
-    cotangents.push_back(std::move(given));
-  }
-  const TensorList all = concatenated(primals, cotangents);
+  const TensorList all = concatenated(arguments(), cotangents(grads, /*of_all=*/false));
   const OpenLevels open(all);
   const DomainWork work(deepest_of(all));
   TensorList gradients = call_batched(rules, all);
   note_nodes();
-  variable_list result(arguments.size());
+  variable_list result(argument_count());
   for (size_t i = 0; i < result.size(); ++i) {
     if (task_should_compute_output(i)) result[i] = std::move(gradients[i]);
   }
@@ -253,17 +222,8 @@ variable_list CustomBatchingBackward::apply(variable_list&& grads) {
 void attach_node(const Rules& rules, const Stage& stage, const TensorList& outputs) {
   auto node = make_node<CustomBatchingBackward>();
   node->rules = vjp_rules(rules, stage.tensors.size());
-  for (const Tensor& argument : stage.tensors) {
-    node->arguments.emplace_back(argument, /*is_output=*/false);
-    const bool tracked = stage.owns(argument) && argument.requires_grad();
-    node->add_next_edge(tracked ? torch::autograd::impl::gradient_edge(argument) : Edge());
-  }
-  for (const Tensor& output : outputs) {
-    node->outputs.emplace_back();
-    if (!is_differentiable(output)) continue;
-    node->outputs.back() = {true, output.sizes().vec(), output.options()};
-    torch::autograd::set_history(output, node);
-  }
+  node->save_arguments(stage);
+  set_histories(node, outputs);
   note_nodes();
 }
 

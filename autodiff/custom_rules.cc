@@ -3,16 +3,12 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
-#include <torch/csrc/autograd/edge.h>
-#include <torch/csrc/autograd/function.h>
-#include <torch/csrc/autograd/functions/utils.h>
-#include <torch/csrc/autograd/saved_variable.h>
-#include <torch/csrc/autograd/variable.h>
 
 #include <algorithm>
 
 #include "autodiff/forward_mode.h"
 #include "autodiff/reverse.h"
+#include "autodiff/stage_node.h"
 #include "autodiff/stages.h"
 #include "core/autograd_node.h"
 #include "core/error.h"
@@ -39,8 +35,6 @@ namespace torchlift::custom_internal {
 namespace {
 
 using at::Tensor;
-using torch::autograd::Edge;
-using torch::autograd::Node;
 using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 
@@ -234,54 +228,25 @@ Leaves Call::push_here(const Leaves& arguments, const Leaves& tangents) const {
 
 // --- reverse mode --------------------------------------------------------------------------------
 
-struct CustomRuleBackward final : public Node {
+struct CustomRuleBackward final : public StageNode {
   variable_list apply(variable_list&& grads) override;
   std::string name() const override { return "CustomRuleBackward"; }
   void release_variables() override {
-    for (SavedVariable& saved : arguments) saved.reset_data();
+    StageNode::release_variables();
     for (SavedVariable& saved : residuals) saved.reset_data();
   }
 
-  Leaves unpacked(const std::vector<SavedVariable>& saved) const {
-    Leaves tensors;
-    for (const SavedVariable& each : saved) tensors.push_back(each.unpack());
-    return tensors;
-  }
-  // The cotangents of all outputs, zeros for those that did not come.
-  Leaves all(const variable_list& grads) const;
-
-  struct Output {
-    bool exists = false;
-    bool differentiable = false;
-    std::vector<int64_t> sizes;
-    at::TensorOptions options;
-  };
-
   std::shared_ptr<const Call> call;
   size_t stage = 0;
-  std::vector<SavedVariable> arguments;
   std::vector<SavedVariable> residuals;
-  std::vector<Output> outputs;
 };
 
-Leaves CustomRuleBackward::all(const variable_list& grads) const {
-  const RuleDepthScope nobodys(1);
-  Leaves cotangents;
-  size_t next = 0;
-  for (const Output& output : outputs) {
-    const Tensor given = output.differentiable ? grads[next++] : Tensor();
-    const bool zeros = !given.defined() && output.exists;
-    cotangents.push_back(zeros ? at::zeros(output.sizes, output.options) : given);
-  }
-  return cotangents;
-}
-
 variable_list CustomRuleBackward::apply(variable_list&& grads) {
-  variable_list result(arguments.size());
+  variable_list result(argument_count());
   if (std::none_of(grads.begin(), grads.end(), [](const Tensor& t) { return t.defined(); })) {
     return result;
   }
-  const Leaves primals = unpacked(arguments);
+  const Leaves primals = arguments();
   const OpenLevels open_primals(primals);
   const OpenLevels open_cotangents(grads);
   const int64_t depth = std::max(deepest_of(primals), deepest_of(grads));
@@ -292,7 +257,7 @@ variable_list CustomRuleBackward::apply(variable_list&& grads) {
   std::optional<Leaves> kept;
   if (!again && call->rules.bwd) kept = unpacked(residuals);
   const Rewound rewound(kept.has_value() ? std::nullopt : call->random);
-  Leaves gradients = call->pull(stage, primals, kept, all(grads));
+  Leaves gradients = call->pull(stage, primals, kept, cotangents(grads, /*of_all=*/true));
   for (size_t i = 0; i < gradients.size(); ++i) {
     if (!gradients[i].defined() || !task_should_compute_output(i)) continue;
     result[i] = seen_at(call->rules.transform, std::move(gradients[i]), depth);
@@ -307,23 +272,11 @@ void attach_node(const std::shared_ptr<const Call>& call, size_t number, const S
   auto node = make_node<CustomRuleBackward>();
   node->call = call;
   node->stage = number;
-  for (const Tensor& argument : stage.tensors) {
-    node->arguments.emplace_back(argument, /*is_output=*/false);
-    const bool tracked = stage.owns(argument) && argument.requires_grad();
-    node->add_next_edge(tracked ? torch::autograd::impl::gradient_edge(argument) : Edge());
-  }
+  node->save_arguments(stage);
   for (const Tensor& residual : residuals) {
     node->residuals.emplace_back(residual, /*is_output=*/false);
   }
-  for (const Tensor& output : outputs) {
-    const bool differentiable = is_differentiable(output);
-    if (output.defined()) {
-      node->outputs.push_back({true, differentiable, output.sizes().vec(), output.options()});
-    } else {
-      node->outputs.emplace_back();
-    }
-    if (differentiable) torch::autograd::set_history(output, node);
-  }
+  set_histories(node, outputs);
   note_nodes();
 }
 

@@ -218,10 +218,17 @@ std::vector<std::vector<int64_t>> sizes_of(const std::vector<at::Tensor>& tensor
   return sizes;
 }
 
-[[noreturn]] void throw_resized(const std::string& name) {
-  unsupported_error("vmap", name,
-                    " changes the shape of a tensor in place, which batched tensors cannot: their "
-                    "memory is shared by all examples. Make a new tensor.");
+// Throws if the operator gave one of its targets another shape.
+void check_not_resized(const std::string& name, const std::vector<at::Tensor>& targets,
+                       const std::vector<std::vector<int64_t>>& sizes) {
+  for (size_t i = 0; i < targets.size(); ++i) {
+    if (targets[i].sizes() == at::IntArrayRef(sizes[i])) continue;
+    unsupported_error("vmap", name, " writes a result of shape ", targets[i].sizes(),
+                      " into a tensor of shape ", at::IntArrayRef(sizes[i]),
+                      ". A batched tensor cannot change its shape in place, since its memory "
+                      "holds all examples. Give a target of the result's shape, or use the "
+                      "operator that returns a new tensor.");
+  }
 }
 
 void loop(const OperatorHandle& op, const LevelPtr& level, Stack* stack) {
@@ -253,7 +260,7 @@ void loop(const OperatorHandle& op, const LevelPtr& level, Stack* stack) {
     const std::vector<at::Tensor> targets = written_tensors(op, call);
     const std::vector<std::vector<int64_t>> sizes = sizes_of(targets);
     op.callBoxed(call);
-    if (sizes_of(targets) != sizes) throw_resized(name);
+    check_not_resized(name, targets, sizes);
     for (size_t r = 0; r < results.size(); ++r) results[r].add(op, call[r]);
   }
   writing.reset();

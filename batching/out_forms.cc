@@ -2,6 +2,7 @@
 
 #include <c10/core/ScalarType.h>
 
+#include <mutex>
 #include <optional>
 #include <string>
 #include <unordered_map>
@@ -16,42 +17,40 @@
 namespace torchlift {
 namespace {
 
-using c10::FunctionSchema;
 using c10::IValue;
 using c10::OperatorHandle;
 using torch::jit::Stack;
 
-bool is_written(const c10::Argument& argument) {
-  return argument.alias_info() != nullptr && argument.alias_info()->isWrite();
-}
-
 // Whether what `op` writes are keyword arguments, and what it returns are these.
-bool writes_out_only(const FunctionSchema& op) {
+bool writes_out_only(const OperatorHandle& op) {
+  const auto& arguments = op.schema().arguments();
   size_t written = 0;
-  for (const auto& argument : op.arguments()) {
-    if (!is_written(argument)) continue;
-    if (!argument.kwarg_only() || argument.type()->str() != "Tensor") return false;
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    if (!writes_argument(op, i)) continue;
+    if (!arguments[i].kwarg_only() || arguments[i].type()->str() != "Tensor") return false;
     ++written;
   }
-  return written > 0 && op.returns().size() == written;
+  return written > 0 && op.schema().returns().size() == written;
 }
 
 // Whether `other` takes the same arguments but for those, and returns as many new tensors.
-bool is_functional_form(const FunctionSchema& other, const FunctionSchema& op) {
-  for (const auto& result : other.returns()) {
+bool is_functional_form(const OperatorHandle& other, const OperatorHandle& op) {
+  for (const auto& result : other.schema().returns()) {
     if (result.alias_info() != nullptr || result.type()->str() != "Tensor") return false;
   }
-  if (other.returns().size() != op.returns().size()) return false;
-  auto next = other.arguments().begin();
-  for (const auto& argument : op.arguments()) {
-    if (is_written(argument)) continue;
-    if (next == other.arguments().end() || next->name() != argument.name() ||
-        *next->type() != *argument.type() || is_written(*next)) {
+  if (other.schema().returns().size() != op.schema().returns().size()) return false;
+  const auto& own = other.schema().arguments();
+  const auto& arguments = op.schema().arguments();
+  size_t next = 0;
+  for (size_t i = 0; i < arguments.size(); ++i) {
+    if (writes_argument(op, i)) continue;
+    if (next == own.size() || own[next].name() != arguments[i].name() ||
+        *own[next].type() != *arguments[i].type() || writes_argument(other, next)) {
       return false;
     }
     ++next;
   }
-  return next == other.arguments().end();
+  return next == own.size();
 }
 
 using Overloads = std::unordered_map<std::string, std::vector<OperatorHandle>>;
@@ -69,14 +68,23 @@ const Overloads& overloads() {
   return *all;
 }
 
-std::optional<OperatorHandle> functional_form(const OperatorHandle& op) {
-  if (!writes_out_only(op.schema())) return std::nullopt;
+std::optional<OperatorHandle> find_functional_form(const OperatorHandle& op) {
+  if (!writes_out_only(op)) return std::nullopt;
   const auto same_name = overloads().find(op.schema().name());
   if (same_name == overloads().end()) return std::nullopt;
   for (const OperatorHandle& other : same_name->second) {
-    if (is_functional_form(other.schema(), op.schema())) return other;
+    if (is_functional_form(other, op)) return other;
   }
   return std::nullopt;
+}
+
+std::optional<OperatorHandle> functional_form(const OperatorHandle& op) {
+  static auto* found = new std::unordered_map<c10::OperatorName, std::optional<OperatorHandle>>();
+  static auto* mutex = new std::mutex();
+  const std::lock_guard<std::mutex> lock(*mutex);
+  const auto [form, added] = found->try_emplace(op.operator_name());
+  if (added) form->second = find_functional_form(op);
+  return form->second;
 }
 
 void write(const OperatorHandle& op, const at::Tensor& result, const at::Tensor& out,

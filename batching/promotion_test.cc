@@ -38,11 +38,6 @@ using Function = std::function<at::Tensor(const at::Tensor&)>;
 at::Tensor randn(at::IntArrayRef sizes) { return at::randn(sizes, at::kDouble); }
 at::Tensor zeros(at::IntArrayRef sizes) { return at::zeros(sizes, at::kDouble); }
 
-void expect_same(const at::Tensor& got, const at::Tensor& want) {
-  ASSERT_EQ(got.sizes(), want.sizes());
-  EXPECT_TRUE(at::allclose(got, want)) << got << want;
-}
-
 at::Tensor looped(const Function& f, const at::Tensor& x) {
   std::vector<at::Tensor> rows;
   for (int64_t i = 0; i < x.size(0); ++i) rows.push_back(f(x[i]));
@@ -62,16 +57,16 @@ void check(const Function& f, at::IntArrayRef shape) {
   std::vector<int64_t> sizes{3};
   sizes.insert(sizes.end(), shape.begin(), shape.end());
   const at::Tensor x = randn(sizes);
-  expect_same(vmap(f)(x), looped(f, x));
+  EXPECT_CLOSE(vmap(f)(x), looped(f, x));
   sizes.insert(sizes.begin(), 2);
   const at::Tensor xx = randn(sizes);
   const Function rows = [&](const at::Tensor& each) { return looped(f, each); };
-  expect_same(vmap(vmap(f))(xx), looped(rows, xx));
+  EXPECT_CLOSE(vmap(vmap(f))(xx), looped(rows, xx));
   const Function of_gradient = [&](const at::Tensor& each) { return gradient(f, each); };
-  expect_same(vmap(of_gradient)(x), looped(of_gradient, x));
+  EXPECT_CLOSE(vmap(of_gradient)(x), looped(of_gradient, x));
   const Function mapped = [&](const at::Tensor& each) { return at::Tensor(vmap(f)(each)); };
-  expect_same(gradient(mapped, x), gradient(rows, x));
-  expect_same(vmap([&](const at::Tensor& each) { return gradient(mapped, each); })(xx),
+  EXPECT_CLOSE(gradient(mapped, x), gradient(rows, x));
+  EXPECT_CLOSE(vmap([&](const at::Tensor& each) { return gradient(mapped, each); })(xx),
               looped([&](const at::Tensor& each) { return gradient(rows, each); }, xx));
 }
 
@@ -180,7 +175,7 @@ TEST(Promotion, GradientOfWhatWasWrittenBefore) {
     });
     return torch::autograd::grad({(out * out).sum()}, {leaf})[0];
   };
-  expect_same(of([&](const Function& f) { return at::Tensor(vmap(f)(x)); }),
+  EXPECT_CLOSE(of([&](const Function& f) { return at::Tensor(vmap(f)(x)); }),
               of([&](const Function& f) { return looped(f, x); }));
 }
 
@@ -202,7 +197,7 @@ TEST(Promotion, WriteWithoutGradient) {
     return torch::autograd::grad({(out * out).sum()}, {leaf})[0];
   };
   const at::Tensor x = randn({3, 2});
-  expect_same(of([&](const Function& f) { return at::Tensor(vmap(f)(x)); }),
+  EXPECT_CLOSE(of([&](const Function& f) { return at::Tensor(vmap(f)(x)); }),
               of([&](const Function& f) { return looped(f, x); }));
 }
 
@@ -225,7 +220,7 @@ TEST(Promotion, ViewsOfAnotherType) {
     return at::stack({whole.sum().to(at::kDouble), halves.slice(0, 3).sum().to(at::kDouble)});
   };
   const at::Tensor x = randn({3, 2});
-  expect_same(vmap(bits)(x), looped(bits, x));
+  EXPECT_CLOSE(vmap(bits)(x), looped(bits, x));
 }
 
 // Autograd's own record of such a view of such a view cannot be counted.
@@ -246,9 +241,9 @@ TEST(Promotion, EmptyBatchAndNoElements) {
     y[1] = x[0];
     return y + z.sum();
   };
-  expect_same(vmap(f)(randn({0, 3})), zeros({0, 5}));
+  EXPECT_CLOSE(vmap(f)(randn({0, 3})), zeros({0, 5}));
   const at::Tensor x = randn({1, 3});
-  expect_same(vmap(f)(x), looped(f, x));
+  EXPECT_CLOSE(vmap(f)(x), looped(f, x));
 }
 
 TEST(Promotion, IndexPutScatterAndTheLoop) {
@@ -272,7 +267,7 @@ TEST(Promotion, OutForms) {
     return z;
   };
   const at::Tensor x = randn({3, 2});
-  expect_same(vmap(f)(x), looped(f, x));
+  EXPECT_CLOSE(vmap(f)(x), looped(f, x));
 }
 
 TEST(Promotion, NestedLevelsBatchedApart) {
@@ -291,7 +286,7 @@ TEST(Promotion, NestedLevelsBatchedApart) {
   const at::Tensor want = looped(
       [&](const at::Tensor& a) { return looped([&](const at::Tensor& b) { return f(a, b); }, y); },
       x);
-  expect_same(got, want);
+  EXPECT_CLOSE(got, want);
 }
 
 TEST(Promotion, RandomNumbersInPlace) {
@@ -310,14 +305,14 @@ TEST(Promotion, OutFormsOfManyResultsAndShapes) {
     at::sort_out(values, places, each);
     return values * places;
   };
-  expect_same(vmap(sorted)(x), looped(sorted, x));
+  EXPECT_CLOSE(vmap(sorted)(x), looped(sorted, x));
   const Function resized = [](const at::Tensor& each) {
     at::Tensor z = zeros({0});
     at::mul_out(z, each, each);
     z[0].add_(each[1]);
     return z;
   };
-  expect_same(vmap(resized)(x), looped(resized, x));
+  EXPECT_CLOSE(vmap(resized)(x), looped(resized, x));
 }
 
 // --- what must not be promoted -------------------------------------------------------------------
@@ -335,7 +330,7 @@ TEST(Promotion, TensorsFromOutside) {
   EXPECT_THAT(
       error_of([&] { vmap([&](const at::Tensor& a) { return tracked.detach().add_(a); })(x); }),
       message);
-  expect_same(captured, zeros({5}));
+  EXPECT_CLOSE(captured, zeros({5}));
 }
 
 TEST(Promotion, OutFormsThatDoNotFit) {
@@ -364,7 +359,7 @@ TEST(Promotion, SharedValuesIntoTensorsFromOutside) {
     return x + counter;
   };
   const at::Tensor got = vmap(f)(zeros({3, 2}));
-  expect_same(got, at::stack({counter, counter, counter}));
+  EXPECT_CLOSE(got, at::stack({counter, counter, counter}));
   EXPECT_EQ(counter[0].item<double>(), 5);
   EXPECT_EQ(counter[1].item<double>(), 1);
 }
@@ -388,7 +383,7 @@ TEST(Promotion, ATensorSomebodyElseHolds) {
   EXPECT_THAT(error_of([&] { z.add_(batched); }), HasSubstr("has no batch dimension"));
   value.reset();
   z.add_(batched);
-  expect_same(lower(z, *scope.level()).value, x);
+  EXPECT_CLOSE(lower(z, *scope.level()).value, x);
 }
 
 // --- what outlives a level -----------------------------------------------------------------------
@@ -404,12 +399,12 @@ TEST(Settling, WhatAllExamplesShareStaysUsable) {
     return x * mask + computed;
   };
   const at::Tensor x = randn({3, 5});
-  expect_same(vmap(f)(x), x + 3);
+  EXPECT_CLOSE(vmap(f)(x), x + 3);
   EXPECT_FALSE(is_lifted(mask));
-  expect_same(mask + computed, at::full({5}, 4.0, at::kDouble));
-  expect_same(vmap(f)(x), x + 3);
+  EXPECT_CLOSE(mask + computed, at::full({5}, 4.0, at::kDouble));
+  EXPECT_CLOSE(vmap(f)(x), x + 3);
   mask.detach().add_(1);
-  expect_same(mask, at::full({5}, 2.0, at::kDouble));
+  EXPECT_CLOSE(mask, at::full({5}, 2.0, at::kDouble));
 }
 
 TEST(Settling, InTheLevelAround) {
@@ -424,7 +419,7 @@ TEST(Settling, InTheLevelAround) {
     made.add_(rows[0]);
     return mapped.sum(0) + made;
   };
-  expect_same(vmap(outer)(x), x.sum(1) + x.select(1, 0));
+  EXPECT_CLOSE(vmap(outer)(x), x.sum(1) + x.select(1, 0));
 }
 
 // A view stays a view of its base, in both levels around.
@@ -441,9 +436,9 @@ TEST(Settling, Views) {
   const at::Tensor w = randn({4}).requires_grad_(true);
   view.mul_(w).add_(w);
   EXPECT_TRUE(base.requires_grad());
-  expect_same(base[0], w);
-  expect_same(torch::autograd::grad({(base * base).sum()}, {w})[0], 2 * w.detach());
-  expect_same(values, at::full({2}, 3.0, at::kDouble));
+  EXPECT_CLOSE(base[0], w);
+  EXPECT_CLOSE(torch::autograd::grad({(base * base).sum()}, {w})[0], 2 * w.detach());
+  EXPECT_CLOSE(values, at::full({2}, 3.0, at::kDouble));
 }
 
 TEST(Settling, LeavesAndOutputs) {
@@ -457,7 +452,7 @@ TEST(Settling, LeavesAndOutputs) {
     return each * w;
   };
   const at::Tensor out = vmap(f)(x);
-  expect_same(torch::autograd::grad({(aside * leaf).sum() + out.sum()}, {w, leaf})[0],
+  EXPECT_CLOSE(torch::autograd::grad({(aside * leaf).sum() + out.sum()}, {w, leaf})[0],
               2 * w.detach() + x.sum(0));
 }
 

@@ -16,6 +16,14 @@ for name in ("thrice", "warned"):
     LIBRARY.define(f"{name}(Tensor x) -> Tensor")
     LIBRARY.impl(name, lambda x: 3 * x, "CPU")
 
+LIBRARY.define("shorten(Tensor(a!) x) -> ()")
+
+
+@torch.library.impl(LIBRARY, "shorten", "CPU")
+def _shorten(x):
+    x.resize_(2)
+
+
 looped = torch.ops.torchlift_test.thrice
 
 
@@ -57,4 +65,11 @@ def test_strict(fallback_is_silent):
         with torchlift.strict(False):
             vmap(looped)(X)
     vmap(looped)(X)
+    assert torchlift._C.open_levels() == 0
+
+
+def test_a_target_keeps_its_shape(fallback_is_silent):
+    message = r"shorten writes a result of shape \[2\] into a tensor of shape \[9\].*target of the result's shape"
+    with pytest.raises(UnsupportedError, match=message):
+        vmap(lambda x: torch.ops.torchlift_test.shorten(x.clone()))(X)
     assert torchlift._C.open_levels() == 0
