@@ -26,8 +26,16 @@
 //
 // Random operators in f run once, for all rows and columns.
 //
+// Complex tensors have more than one kind of derivative, so the options say which: one complex
+// number of a function that is holomorphic, or those of real and imaginary parts, in a last dim of
+// size 2 (at::view_as_real):
+//
+//   tl::jacrev(f, {.holomorphic = true})(z);   // [...out, ...z's shape], complex
+//   tl::jacrev(f, {.real_view = true})(z);     // [...out, 2, ...z's shape, 2], real
+//
 // Throws TransformError if an argument that is differentiated has no tensor or an integer one, or
-// if the value has one, or no tensor; UnsupportedError if any of them is complex.
+// if the value has one, or no tensor; with holomorphic, if any is not complex. UnsupportedError if
+// any is complex and the options do not say what that means.
 
 #include <ATen/core/Tensor.h>
 
@@ -53,6 +61,10 @@ struct JacobianOptions {
   std::optional<int64_t> chunk_size = std::nullopt;
   // Instead: how many bytes a chunk of them may take beside the result (batching/chunk_plan.h).
   std::optional<int64_t> memory_budget = std::nullopt;
+  // The function is holomorphic, and all arguments named and all values are complex.
+  bool holomorphic = false;
+  // Complex tensors are differentiated, and differentiate, as their real views.
+  bool real_view = false;
 };
 
 namespace autodiff_internal {
@@ -178,7 +190,11 @@ struct JacobianTree<std::unordered_map<K, V, H, E, A>>
 template <class F, autodiff_internal::JacobianMode kMode, bool kAux, size_t... Argnums>
 class JacobianFunction {
  public:
-  JacobianFunction(F f, JacobianOptions options) : f_(std::move(f)), options_(options) {}
+  JacobianFunction(F f, JacobianOptions options)
+      : f_(std::move(f)),
+        options_(options),
+        numbers_(complex_numbers(autodiff_internal::jacobian_name(kMode), options.holomorphic,
+                                 options.real_view)) {}
 
   template <class... Args>
   auto operator()(const Args&... args) const {
@@ -256,16 +272,17 @@ class JacobianFunction {
     using autodiff_internal::JacobianMode;
     const ChunkOptions chunks{options_.chunk_size, options_.memory_budget};
     if constexpr (kMode == JacobianMode::kReverse) {
-      return reverse_jacobian(f, inputs, chunks);
+      return reverse_jacobian(f, inputs, chunks, numbers_);
     } else if constexpr (kMode == JacobianMode::kForward) {
-      return forward_jacobian(f, inputs, chunks);
+      return forward_jacobian(f, inputs, chunks, numbers_);
     } else {
-      return any_jacobian(f, inputs, chunks);
+      return any_jacobian(f, inputs, chunks, numbers_);
     }
   }
 
   F f_;
   JacobianOptions options_;
+  ComplexNumbers numbers_;
 };
 
 namespace autodiff_internal {
@@ -328,15 +345,27 @@ auto jacobian(F&& f, HasAux, JacobianOptions options = {}) {
       std::forward<F>(f), options);
 }
 
+namespace autodiff_internal {
+
+// The options of the inner Jacobian of a Hessian.
+inline JacobianOptions gradient_options(const JacobianOptions& options) {
+  return {.holomorphic = options.holomorphic, .real_view = options.real_view};
+}
+
+}  // namespace autodiff_internal
+
 // The Hessian of f: the chunk size is that of the columns.
 template <size_t... Argnums, class F>
 auto hessian(F&& f, JacobianOptions options = {}) {
-  return jacfwd<Argnums...>(jacrev<Argnums...>(std::forward<F>(f)), options);
+  const JacobianOptions inner = autodiff_internal::gradient_options(options);
+  return jacfwd<Argnums...>(jacrev<Argnums...>(std::forward<F>(f), inner), options);
 }
 
 template <size_t... Argnums, class F>
 auto hessian(F&& f, HasAux, JacobianOptions options = {}) {
-  return jacfwd<Argnums...>(jacrev<Argnums...>(std::forward<F>(f), kHasAux), kHasAux, options);
+  const JacobianOptions inner = autodiff_internal::gradient_options(options);
+  return jacfwd<Argnums...>(jacrev<Argnums...>(std::forward<F>(f), kHasAux, inner), kHasAux,
+                            options);
 }
 
 }  // namespace torchlift

@@ -1,6 +1,9 @@
 #include "autodiff/jacobian_blocks.h"
 
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/conj_physical.h>
+#include <ATen/ops/view_as_complex.h>
+#include <ATen/ops/view_as_real.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
@@ -17,17 +20,25 @@ namespace {
 
 using Tensors = std::vector<at::Tensor>;
 
-void check_value(const char* transform, size_t index, const at::Tensor& value) {
+void check_value(const char* transform, size_t index, const at::Tensor& value,
+                 ComplexNumbers numbers) {
   if (!value.defined()) {
     transform_error(transform, "output ", index,
                     " of the function is an undefined tensor, which has no Jacobian. Return a "
                     "tensor, or return it as auxiliary output.");
   }
+  if (numbers == ComplexNumbers::kHolomorphic) {
+    if (value.is_complex()) return;
+    transform_error(transform, "holomorphic: output ", index, " of the function has dtype ",
+                    value.scalar_type(), " (shape ", value.sizes(),
+                    "), but what a holomorphic function returns is complex. Use real_view, which "
+                    "is for any function.");
+  }
   if (value.is_complex()) {
     unsupported_error(transform, "output ", index, " of the function is complex (",
                       value.scalar_type(), ", shape ", value.sizes(),
-                      "), and what its Jacobian is depends on a convention. Return its real view, "
-                      "as in at::view_as_real(value), or use jvp or vjp.");
+                      "), and what its Jacobian is depends on a convention. Say holomorphic if the "
+                      "function is, or real_view for the derivatives of real and imaginary parts.");
   }
   if (!value.is_floating_point()) {
     transform_error(transform, "output ", index, " of the function has dtype ", value.scalar_type(),
@@ -37,20 +48,67 @@ void check_value(const char* transform, size_t index, const at::Tensor& value) {
   }
 }
 
-void check(const char* transform, const LeafOutputs& out, const Tensors& inputs) {
+void check_input(const char* transform, size_t index, const at::Tensor& input,
+                 ComplexNumbers numbers) {
+  const bool holomorphic = numbers == ComplexNumbers::kHolomorphic;
+  if (input.is_complex() == holomorphic) return;
+  if (holomorphic) {
+    transform_error(transform, "holomorphic: input ", index, " has dtype ", input.scalar_type(),
+                    " (shape ", input.sizes(),
+                    "), but what a holomorphic function is differentiated by is complex. Convert "
+                    "it, as in x.to(at::kComplexDouble), or leave it out of argnums.");
+  }
+  unsupported_error(transform, "input ", index, " is complex (", input.scalar_type(), ", shape ",
+                    input.sizes(),
+                    "), and what the Jacobian is depends on a convention. Say holomorphic if the "
+                    "function is, or real_view for the derivatives by real and imaginary parts.");
+}
+
+void check(const char* transform, const LeafOutputs& out, const Tensors& inputs,
+           ComplexNumbers numbers) {
   if (out.values == 0) {
     transform_error(transform,
                     "the function returned no tensor to differentiate. Return a tensor, or a tree "
                     "with at least one.");
   }
-  for (size_t i = 0; i < out.values; ++i) check_value(transform, i, out.leaves[i]);
-  for (const at::Tensor& input : inputs) {
-    if (!input.is_complex()) continue;
-    unsupported_error(transform, "an input is complex (", input.scalar_type(), ", shape ",
-                      input.sizes(),
-                      "), and what the Jacobian is depends on a convention. Let the function take "
-                      "its real view (at::view_as_complex inside), or use jvp or vjp.");
+  for (size_t i = 0; i < out.values; ++i) check_value(transform, i, out.leaves[i], numbers);
+  for (size_t i = 0; i < inputs.size(); ++i) check_input(transform, i, inputs[i], numbers);
+}
+
+// --- real views ----------------------------------------------------------------------------------
+
+at::Tensor real_view(const at::Tensor& t) {
+  return t.is_complex() ? at::view_as_real(t.resolve_conj()) : t;
+}
+
+// The Jacobian of the function of the real views that returns real views.
+using JacobianOf = JacobianBlocks (*)(LeafFunction, const Tensors&, const ChunkOptions&,
+                                      ComplexNumbers);
+JacobianBlocks of_real_views(JacobianOf jacobian, LeafFunction f, const Tensors& inputs,
+                             const ChunkOptions& chunks) {
+  Tensors views;
+  for (const at::Tensor& input : inputs) views.push_back(real_view(input));
+  std::vector<bool> complex;  // of the values
+  const auto on_views = [&](const Tensors& leaves) {
+    Tensors arguments = leaves;
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      if (inputs[i].is_complex()) arguments[i] = at::view_as_complex(leaves[i]);
+    }
+    LeafOutputs out = f(arguments);
+    complex.assign(out.values, false);
+    for (size_t i = 0; i < out.values; ++i) {
+      at::Tensor& value = out.leaves[i];
+      if (!value.defined() || !value.is_complex()) continue;
+      complex[i] = true;
+      value = real_view(value);
+    }
+    return out;
+  };
+  JacobianBlocks result = jacobian(on_views, views, chunks, ComplexNumbers::kRefuse);
+  for (size_t i = 0; i < complex.size(); ++i) {
+    if (complex[i]) result.outputs[i] = at::view_as_complex(result.outputs[i]);
   }
+  return result;
 }
 
 // --- reverse -------------------------------------------------------------------------------------
@@ -84,8 +142,14 @@ Tensors pull_rows(const Pullback& pullback, const Tensors& values, size_t output
   return grads;
 }
 
+// A cotangent v of a holomorphic function is pulled back to the conjugate of v* J: libtorch's
+// gradients are conjugates.
+void conjugate(Tensors& rows) {
+  for (at::Tensor& each : rows) each = at::conj_physical(each);
+}
+
 JacobianBlocks reverse_blocks(const Pullback& pullback, size_t count, const Tensors& inputs,
-                              const ChunkOptions& chunks) {
+                              const ChunkOptions& chunks, ComplexNumbers numbers) {
   JacobianBlocks result;
   result.outputs = pullback.outputs();
   const Tensors values(result.outputs.begin(), result.outputs.begin() + count);
@@ -95,6 +159,7 @@ JacobianBlocks reverse_blocks(const Pullback& pullback, size_t count, const Tens
   while (plan.next()) {
     Tensors grads = pull_rows(pullback, values, result.outputs.size(), plan.start(), plan.length(),
                               plan.is_last());
+    if (numbers == ComplexNumbers::kHolomorphic) conjugate(grads);
     plan.measure();
     for (size_t j = 0; j < inputs.size(); ++j) joiners[j].add(plan.start(), std::move(grads[j]));
   }
@@ -122,7 +187,7 @@ JacobianBlocks reverse_blocks(const Pullback& pullback, size_t count, const Tens
 
 // Runs f with tangents [start, start + count): the tangents of its values, each [count, ...].
 Tensors push_columns(LeafFunction f, const Tensors& inputs, int64_t start, int64_t count,
-                     LeafOutputs& out) {
+                     ComplexNumbers numbers, LeafOutputs& out) {
   // Of the levels around, so they are made before the scope opens one.
   Tensors tangents;
   int64_t offset = 0;
@@ -138,7 +203,7 @@ Tensors push_columns(LeafFunction f, const Tensors& inputs, int64_t start, int64
                                           : scope.constant(inputs[i]));
   }
   out = f(duals);
-  check("jacfwd", out, inputs);
+  check("jacfwd", out, inputs, numbers);
   Tensors columns;
   std::vector<ForwardOutput> results = scope.finish(out.leaves);
   for (size_t i = 0; i < results.size(); ++i) {
@@ -176,33 +241,51 @@ JacobianBlocks forward_blocks(const LeafOutputs& out, const Tensors& columns,
 
 }  // namespace
 
-JacobianBlocks reverse_jacobian(LeafFunction f, const Tensors& inputs, const ChunkOptions& chunks) {
+ComplexNumbers complex_numbers(const char* transform, bool holomorphic, bool real_view) {
+  if (holomorphic && real_view) {
+    transform_error(transform,
+                    "holomorphic and real_view were both given: a derivative is either one complex "
+                    "number or those of real and imaginary parts. Give one of them.");
+  }
+  if (holomorphic) return ComplexNumbers::kHolomorphic;
+  return real_view ? ComplexNumbers::kRealView : ComplexNumbers::kRefuse;
+}
+
+JacobianBlocks reverse_jacobian(LeafFunction f, const Tensors& inputs, const ChunkOptions& chunks,
+                                ComplexNumbers numbers) {
+  if (numbers == ComplexNumbers::kRealView) {
+    return of_real_views(&reverse_jacobian, f, inputs, chunks);
+  }
   ChunkPlan::check({.transform = "jacrev", .item = "row"}, chunks);
   ReverseScope scope;
   Tensors primals;
   for (const at::Tensor& input : inputs) primals.push_back(scope.primal(input));
   const LeafOutputs out = f(primals);
-  check("jacrev", out, inputs);
+  check("jacrev", out, inputs, numbers);
   const Pullback pullback = scope.finish(out.leaves);
-  return reverse_blocks(pullback, out.values, inputs, chunks);
+  return reverse_blocks(pullback, out.values, inputs, chunks, numbers);
 }
 
-JacobianBlocks forward_jacobian(LeafFunction f, const Tensors& inputs, const ChunkOptions& chunks) {
+JacobianBlocks forward_jacobian(LeafFunction f, const Tensors& inputs, const ChunkOptions& chunks,
+                                ComplexNumbers numbers) {
+  if (numbers == ComplexNumbers::kRealView) {
+    return of_real_views(&forward_jacobian, f, inputs, chunks);
+  }
   const int64_t total = total_numel(inputs, inputs.size());
   ChunkPlan plan({.transform = "jacfwd", .item = "column"}, chunks, total, device_of(inputs));
   LeafOutputs out;
   std::vector<RowJoiner> joiners;
   while (plan.next()) {
     LeafOutputs again;
-    Tensors columns =
-        push_columns(f, inputs, plan.start(), plan.length(), plan.start() == 0 ? out : again);
+    Tensors columns = push_columns(f, inputs, plan.start(), plan.length(), numbers,
+                                   plan.start() == 0 ? out : again);
     plan.measure();
     joiners.resize(columns.size(), RowJoiner(total));
     for (size_t i = 0; i < columns.size(); ++i) joiners[i].add(plan.start(), std::move(columns[i]));
   }
   if (total == 0) {
     out = f(inputs);
-    check("jacfwd", out, inputs);
+    check("jacfwd", out, inputs, numbers);
   }
   Tensors columns;
   for (size_t i = 0; i < out.values; ++i) {
@@ -214,16 +297,20 @@ JacobianBlocks forward_jacobian(LeafFunction f, const Tensors& inputs, const Chu
   return forward_blocks(out, columns, inputs);
 }
 
-JacobianBlocks any_jacobian(LeafFunction f, const Tensors& inputs, const ChunkOptions& chunks) {
+JacobianBlocks any_jacobian(LeafFunction f, const Tensors& inputs, const ChunkOptions& chunks,
+                            ComplexNumbers numbers) {
+  if (numbers == ComplexNumbers::kRealView) {
+    return of_real_views(&any_jacobian, f, inputs, chunks);
+  }
   int64_t rows = 0;
   {
     const c10::NoGradGuard no_grad;
     const LeafOutputs out = f(inputs);
-    check("jacobian", out, inputs);
+    check("jacobian", out, inputs, numbers);
     rows = total_numel(out.leaves, out.values);
   }
-  return total_numel(inputs, inputs.size()) < rows ? forward_jacobian(f, inputs, chunks)
-                                                   : reverse_jacobian(f, inputs, chunks);
+  return total_numel(inputs, inputs.size()) < rows ? forward_jacobian(f, inputs, chunks, numbers)
+                                                   : reverse_jacobian(f, inputs, chunks, numbers);
 }
 
 }  // namespace torchlift

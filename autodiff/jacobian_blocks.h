@@ -25,6 +25,18 @@ struct LeafOutputs {
 };
 using LeafFunction = c10::function_ref<LeafOutputs(const std::vector<at::Tensor>&)>;
 
+// What complex tensors among the inputs and outputs mean.
+enum class ComplexNumbers : uint8_t {
+  kRefuse,
+  // The function is holomorphic, and all tensors are complex: a derivative is one complex number.
+  kHolomorphic,
+  // A complex tensor is its real view: see at::view_as_real. Blocks are those of the views.
+  kRealView,
+};
+
+// What a user's options say; throws TransformError if they say both.
+ComplexNumbers complex_numbers(const char* transform, bool holomorphic, bool real_view);
+
 struct JacobianBlocks {
   // blocks[i][j] has the shape of value i followed by that of input j.
   std::vector<std::vector<at::Tensor>> blocks;
@@ -34,16 +46,19 @@ struct JacobianBlocks {
 
 // One pass of f, and one backward pass for each chunk of rows (all at once by default).
 JacobianBlocks reverse_jacobian(LeafFunction f, const std::vector<at::Tensor>& inputs,
-                                const ChunkOptions& chunks);
+                                const ChunkOptions& chunks,
+                                ComplexNumbers numbers = ComplexNumbers::kRefuse);
 
 // One pass of f for each chunk of columns.
 JacobianBlocks forward_jacobian(LeafFunction f, const std::vector<at::Tensor>& inputs,
-                                const ChunkOptions& chunks);
+                                const ChunkOptions& chunks,
+                                ComplexNumbers numbers = ComplexNumbers::kRefuse);
 
 // The cheaper of the two: forward when there are fewer columns than rows. Runs f once more to count
 // the rows.
 JacobianBlocks any_jacobian(LeafFunction f, const std::vector<at::Tensor>& inputs,
-                            const ChunkOptions& chunks);
+                            const ChunkOptions& chunks,
+                            ComplexNumbers numbers = ComplexNumbers::kRefuse);
 
 }  // namespace torchlift
 

@@ -8,7 +8,10 @@
 #include <ATen/ops/ones.h>
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/randn.h>
+#include <ATen/ops/real.h>
 #include <ATen/ops/stack.h>
+#include <ATen/ops/view_as_complex.h>
+#include <ATen/ops/view_as_real.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 #include <gmock/gmock.h>
@@ -302,6 +305,61 @@ TEST_F(JacobianTest, ConnectedToTheOutside) {
   }
 }
 
+// --- complex numbers -----------------------------------------------------------------------------
+
+at::Tensor complex_randn(at::IntArrayRef sizes) { return at::randn(sizes, at::kComplexDouble); }
+
+// Holomorphic, from [3] to [2, 3].
+at::Tensor holomorphic(const at::Tensor& z) {
+  return at::stack({(z * z).sin() * z[0], z.exp() / (z + 4)});
+}
+
+TEST_F(JacobianTest, HolomorphicIsTheComplexDifferenceQuotient) {
+  const at::Tensor z = complex_randn({3});
+  const at::Tensor want = difference(holomorphic, z);
+  const JacobianOptions options{.holomorphic = true};
+  EXPECT_NEAR_TENSOR(jacrev(holomorphic, options)(z), want, 1e-6, 1e-6);
+  EXPECT_NEAR_TENSOR(jacfwd(holomorphic, options)(z), want, 1e-6, 1e-6);
+  EXPECT_NEAR_TENSOR(jacobian(holomorphic, options)(z), want, 1e-6, 1e-6);
+  EXPECT_NEAR_TENSOR(jacrev(holomorphic, {.chunk_size = 4, .holomorphic = true})(z), want, 1e-6,
+                     1e-6);
+  const auto cube = [](const at::Tensor& a) { return (a * a * a).sum(); };
+  EXPECT_TIGHT(hessian(cube, options)(z), at::diag_embed(6 * z));
+  const at::Tensor zs = complex_randn({4, 3});
+  const at::Tensor each = vmap(jacrev(holomorphic, options))(zs);
+  for (int64_t i = 0; i < 4; ++i) EXPECT_TIGHT(each[i], jacfwd(holomorphic, options)(zs[i]));
+}
+
+TEST_F(JacobianTest, RealViewsOfAnyFunction) {
+  const JacobianOptions options{.real_view = true};
+  const auto f = [](const at::Tensor& z) { return z.conj() * z.abs(); };
+  const auto on_views = [&](const at::Tensor& x) {
+    return at::view_as_real((f(at::view_as_complex(x))).resolve_conj());
+  };
+  const at::Tensor z = complex_randn({3});
+  const at::Tensor want = difference(on_views, at::view_as_real(z));  // [3, 2, 3, 2]
+  EXPECT_NEAR_TENSOR(jacrev(f, options)(z), want, 1e-6, 1e-6);
+  EXPECT_NEAR_TENSOR(jacfwd(f, options)(z), want, 1e-6, 1e-6);
+  EXPECT_NEAR_TENSOR(jacobian(f, options)(z), want, 1e-6, 1e-6);
+  const at::Tensor zs = complex_randn({4, 3});
+  const at::Tensor each = vmap(jacfwd(f, options))(zs);
+  for (int64_t i = 0; i < 4; ++i) EXPECT_TIGHT(each[i], jacrev(f, options)(zs[i]));
+  // |z|^2 of complex numbers, and a real argument beside them.
+  const auto energy = [](const at::Tensor& a, const at::Tensor& b) {
+    return at::real(a * a.conj()).sum() * b;
+  };
+  const at::Tensor b = at::ones({}, at::kDouble);
+  const at::Tensor h = hessian(energy, options)(z, b);  // [3, 2, 3, 2]
+  EXPECT_TIGHT(h.reshape({6, 6}), 2 * at::eye(6, at::kDouble));
+  const auto [by_z, by_b] = jacrev<0, 1>(energy, options)(z, b);
+  EXPECT_TIGHT(by_z, 2 * at::view_as_real(z));
+  EXPECT_TIGHT(by_b, at::real(z * z.conj()).sum());
+  const auto with_aux = [&](const at::Tensor& a) { return std::pair(f(a), 2 * a); };
+  const auto [j, aux] = jacrev(with_aux, kHasAux, options)(z);
+  EXPECT_NEAR_TENSOR(j, want, 1e-6, 1e-6);
+  EXPECT_TIGHT(aux, 2 * z);
+}
+
 // --- errors --------------------------------------------------------------------------------------
 
 TEST_F(JacobianTest, BadInputs) {
@@ -328,6 +386,18 @@ TEST_F(JacobianTest, BadInputs) {
                 jacfwd([](const at::Tensor& a) { return a; })(at::ones({2}, at::kComplexFloat));
               }),
               HasSubstr("[jacfwd] output 0 of the function is complex (ComplexFloat, shape [2])"));
+  const auto identity = [](const at::Tensor& a) { return a; };
+  EXPECT_THAT(error_of([&] { jacrev(identity, {.holomorphic = true, .real_view = true})(x); }),
+              HasSubstr("[jacrev] holomorphic and real_view were both given"));
+  EXPECT_THAT(error_of([&] { jacrev(identity, {.holomorphic = true})(x); }),
+              HasSubstr("[jacrev] holomorphic: output 0 of the function has dtype Double (shape "
+                        "[3]), but what a holomorphic function returns is complex"));
+  const auto complex = [](const at::Tensor& a) { return at::view_as_complex(at::stack({a, a}, 1)); };
+  EXPECT_THAT(error_of([&] { jacfwd(complex, {.holomorphic = true})(x); }),
+              HasSubstr("[jacfwd] holomorphic: input 0 has dtype Double (shape [3])"));
+  const at::Tensor z = complex(x);
+  EXPECT_THAT(error_of([&] { jacrev([](const at::Tensor& a) { return at::real(a); })(z); }),
+              HasSubstr("[jacrev] input 0 is complex (ComplexDouble, shape [3])"));
   EXPECT_THAT(error_of([&] { jacrev([](const at::Tensor&) { return at::Tensor(); })(x); }),
               HasSubstr("output 0 of the function is an undefined tensor"));
 }

@@ -54,7 +54,7 @@ std::optional<int64_t> optional_int(PyObject* number) {
 }
 
 JacobianBlocks run_jacobian(long mode, PyObject* call, const Tensors& inputs,
-                            const ChunkOptions& chunks, Returned& first) {
+                            const ChunkOptions& chunks, ComplexNumbers numbers, Returned& first) {
   // The engine must not hold the GIL, the function must.
   const ReleaseGil release;
   bool called = false;
@@ -65,9 +65,9 @@ JacobianBlocks run_jacobian(long mode, PyObject* call, const Tensors& inputs,
     called = mode != 2 || called;  // mode 2 runs it once to count
     return returned(call, leaves);
   };
-  if (mode == 0) return reverse_jacobian(f, inputs, chunks);
-  if (mode == 1) return forward_jacobian(f, inputs, chunks);
-  return any_jacobian(f, inputs, chunks);
+  if (mode == 0) return reverse_jacobian(f, inputs, chunks, numbers);
+  if (mode == 1) return forward_jacobian(f, inputs, chunks, numbers);
+  return any_jacobian(f, inputs, chunks, numbers);
 }
 
 }  // namespace
@@ -97,8 +97,9 @@ PyObject* jacobian_leaves(PyObject* /*self*/, PyObject* const* args, Py_ssize_t 
     const long mode = PyLong_AsLong(args[0]);
     const Tensors inputs = tensors_of(args[2]);
     const ChunkOptions chunks{optional_int(args[3]), optional_int(args[4])};
+    const auto numbers = static_cast<ComplexNumbers>(PyLong_AsLong(args[5]));
     Returned returned;
-    const JacobianBlocks jacobian = run_jacobian(mode, args[1], inputs, chunks, returned);
+    const JacobianBlocks jacobian = run_jacobian(mode, args[1], inputs, chunks, numbers, returned);
     py::object blocks = checked(PyList_New(static_cast<Py_ssize_t>(jacobian.blocks.size())));
     for (size_t i = 0; i < jacobian.blocks.size(); ++i) {
       PyList_SET_ITEM(blocks.ptr(), static_cast<Py_ssize_t>(i),

@@ -17,9 +17,10 @@ namespace torchlift::python {
 // handed on.
 PyObject* jvp_leaves(PyObject* self, PyObject* const* args, Py_ssize_t count);
 
-// jacobian_leaves(mode, call, inputs, chunk_size) -> (blocks, outputs)
+// jacobian_leaves(mode, call, inputs, chunk_size, memory_budget, numbers) -> (blocks, outputs)
 //
 // mode: 0 reverse, 1 forward, 2 whichever is cheaper. call(inputs) returns (leaves, count).
+// numbers: a ComplexNumbers.
 // blocks[i][j] has the shape of output i followed by that of input j.
 PyObject* jacobian_leaves(PyObject* self, PyObject* const* args, Py_ssize_t count);
 

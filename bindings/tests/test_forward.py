@@ -543,3 +543,48 @@ def test_results_carry_no_graph_that_nobody_asked_for(name):
     result = transform(f)(x) if name == "hessian" else transform(torchlift.grad(f))(x)
     assert not result.requires_grad
     assert transform(torchlift.grad(f) if name != "hessian" else f)(x.requires_grad_()).requires_grad
+
+
+@pytest.mark.parametrize("transform", [torchlift.jacrev, torchlift.jacfwd, torchlift.jacobian])
+def test_complex_jacobians(transform):
+    z = torch.randn(3, dtype=torch.complex128)
+    f = lambda z: {"square": z * z, "sum": (z * z[0]).sum()}
+    got = transform(f, holomorphic=True)(z)
+    torch.testing.assert_close(got["square"], torch.diag(2 * z))
+    want = z[0].expand(3).clone()
+    want[0] += z.sum()
+    torch.testing.assert_close(got["sum"], want)
+    # The same numbers in real ones, and those of a function that is not holomorphic.
+    parts = transform(lambda z: z * z, real_view=True)(z)
+    assert parts.shape == (3, 2, 3, 2) and parts.dtype == torch.float64
+    torch.testing.assert_close(torch.diagonal(parts[:, 0, :, 0]), 2 * z.real)
+    torch.testing.assert_close(torch.diagonal(parts[:, 0, :, 1]), -2 * z.imag)
+    norm = transform(lambda z, a: {"n": a * torch.real(z * z.conj()).sum()}, argnums=(0, 1), real_view=True)
+    by_z, by_a = norm(z, torch.tensor(2.0, dtype=torch.float64))["n"]
+    torch.testing.assert_close(by_z, 4 * torch.view_as_real(z))
+    torch.testing.assert_close(by_a, (z.abs() ** 2).sum())
+    _, (aux, note) = transform(lambda z: (z.conj(), (z + 1, "note")), has_aux=True, real_view=True)(z)
+    torch.testing.assert_close(aux, z + 1)
+    assert note == "note"
+
+
+def test_complex_hessians():
+    z = torch.randn(3, dtype=torch.complex128)
+    got = torchlift.hessian(lambda z: (z**3).sum(), holomorphic=True)(z)
+    torch.testing.assert_close(got, torch.diag(6 * z))
+    got = torchlift.hessian(lambda z: (z.abs() ** 2).sum(), real_view=True)(z)
+    torch.testing.assert_close(got.reshape(6, 6), 2 * torch.eye(6, dtype=torch.float64))
+    zs = torch.randn(4, 3, dtype=torch.complex128)
+    got = torchlift.vmap(torchlift.hessian(lambda z: (z**3).sum(), holomorphic=True))(zs)
+    torch.testing.assert_close(got, torch.diag_embed(6 * zs))
+
+
+def test_complex_jacobians_ask_what_is_meant():
+    z = torch.randn(3, dtype=torch.complex128)
+    for transform in (torchlift.jacrev, torchlift.jacfwd, torchlift.jacobian, torchlift.hessian):
+        with pytest.raises(torchlift.UnsupportedError, match="complex.*holomorphic.*real_view"):
+            transform(lambda z: z * z)(z)
+        with pytest.raises(torchlift.TransformError, match="holomorphic and real_view were both given"):
+            transform(torch.sin, holomorphic=True, real_view=True)
+        with pytest.raises(torchlift.TransformError, match=r"holomorphic: (in|out)put 0.* dtype Double"):
+            transform(torch.sin, holomorphic=True)(z.real)

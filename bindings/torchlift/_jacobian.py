@@ -12,6 +12,7 @@ from torchlift._grad import _Argnums, _Call
 from torchlift._names import wraps
 
 _REVERSE, _FORWARD, _AUTO = 0, 1, 2
+_REFUSE_COMPLEX, _HOLOMORPHIC, _REAL_VIEW = 0, 1, 2
 
 
 def jacrev(
@@ -21,6 +22,8 @@ def jacrev(
     has_aux: bool = False,
     chunk_size: "int | None" = None,
     memory_budget: "int | None" = None,
+    holomorphic: bool = False,
+    real_view: bool = False,
     _preallocate_and_copy: bool = False,
 ) -> Callable[..., Any]:
     """A function that computes the Jacobian of `func` by reverse mode, a row for each output number.
@@ -33,6 +36,11 @@ def jacrev(
         chunk_size: how many rows to compute at a time, to bound memory. All by default.
         memory_budget: instead, how many bytes a chunk of rows may take beside the result and what
             `func`'s own run keeps; measured on the first row. `memory_report` tells what it came to.
+        holomorphic: `func` is holomorphic, and all that it is differentiated by and returns is
+            complex: a derivative is one complex number.
+        real_view: instead, complex tensors are differentiated, and differentiate, as their real
+            views (`torch.view_as_real`): the Jacobian is real, with a dim of size 2 after the shape
+            of each complex tensor. For any function.
 
     Returns:
         A function of the same arguments. The Jacobian has the structure of the output, with the
@@ -40,7 +48,9 @@ def jacrev(
         shape followed by the input's.
 
     Raises:
-        TransformError (a ValueError): for inputs or outputs that have no derivative.
+        TransformError (a ValueError): for inputs or outputs that have no derivative; with
+            holomorphic, for those that are not complex.
+        UnsupportedError: for complex inputs or outputs, where neither of the two is given.
 
     >>> import torch, torchlift
     >>> torchlift.jacrev(torch.sin)(torch.zeros(2))
@@ -49,9 +59,15 @@ def jacrev(
     >>> f = lambda x, y: {"sum": x + y}
     >>> torchlift.jacrev(f, argnums=(0, 1))(torch.tensor(1.), torch.tensor(2.))
     {'sum': (tensor(1.), tensor(1.))}
+    >>> torchlift.jacrev(torch.square, holomorphic=True)(torch.tensor(1 + 2j))
+    tensor(2.+4.j)
+    >>> torchlift.jacrev(torch.conj, real_view=True)(torch.tensor(1 + 2j))
+    tensor([[ 1.,  0.],
+            [ 0., -1.]])
     """
     del _preallocate_and_copy  # Chunks are always written into the result.
-    return _make("jacrev", func, argnums, has_aux, (chunk_size, memory_budget), _REVERSE)
+    numbers = _numbers("jacrev", holomorphic, real_view)
+    return _make("jacrev", func, argnums, has_aux, (chunk_size, memory_budget), _REVERSE, numbers)
 
 
 def jacfwd(
@@ -62,6 +78,8 @@ def jacfwd(
     randomness: str = "error",
     chunk_size: "int | None" = None,
     memory_budget: "int | None" = None,
+    holomorphic: bool = False,
+    real_view: bool = False,
 ) -> Callable[..., Any]:
     """A function that computes the Jacobian of `func` by forward mode, a column for each input number.
 
@@ -80,7 +98,8 @@ def jacfwd(
             f"jacfwd: randomness must be 'error', 'same', 'different' or 'reproducible', got "
             f"{randomness!r}."
         )
-    return _make("jacfwd", func, argnums, has_aux, (chunk_size, memory_budget), _FORWARD)
+    numbers = _numbers("jacfwd", holomorphic, real_view)
+    return _make("jacfwd", func, argnums, has_aux, (chunk_size, memory_budget), _FORWARD, numbers)
 
 
 def jacobian(
@@ -90,6 +109,8 @@ def jacobian(
     has_aux: bool = False,
     chunk_size: "int | None" = None,
     memory_budget: "int | None" = None,
+    holomorphic: bool = False,
+    real_view: bool = False,
 ) -> Callable[..., Any]:
     """`jacfwd` if there are fewer input numbers than output numbers, else `jacrev`.
 
@@ -99,7 +120,8 @@ def jacobian(
     >>> torchlift.jacobian(lambda x: x * torch.ones(3))(torch.tensor(2.))
     tensor([1., 1., 1.])
     """
-    return _make("jacobian", func, argnums, has_aux, (chunk_size, memory_budget), _AUTO)
+    numbers = _numbers("jacobian", holomorphic, real_view)
+    return _make("jacobian", func, argnums, has_aux, (chunk_size, memory_budget), _AUTO, numbers)
 
 
 def hessian(
@@ -109,6 +131,8 @@ def hessian(
     has_aux: bool = False,
     chunk_size: "int | None" = None,
     memory_budget: "int | None" = None,
+    holomorphic: bool = False,
+    real_view: bool = False,
 ) -> Callable[..., Any]:
     """A function that computes the Hessian of `func`: forward mode over reverse mode.
 
@@ -120,10 +144,9 @@ def hessian(
     tensor([[0., 6.],
             [6., 2.]])
     """
-    inner = jacrev(func, argnums, has_aux=has_aux)
-    return jacfwd(
-        inner, argnums, has_aux, chunk_size=chunk_size, memory_budget=memory_budget
-    )
+    numbers = _numbers("hessian", holomorphic, real_view)
+    inner = _make("jacrev", func, argnums, has_aux, (None, None), _REVERSE, numbers)
+    return _make("jacfwd", inner, argnums, has_aux, (chunk_size, memory_budget), _FORWARD, numbers)
 
 
 class Selection:
@@ -158,6 +181,15 @@ class Selection:
         return trees if self._several else trees[0]
 
 
+def _numbers(transform: str, holomorphic: bool, real_view: bool) -> int:
+    if holomorphic and real_view:
+        raise TransformError(
+            f"{transform}: holomorphic and real_view were both given: a derivative is either one "
+            f"complex number or those of real and imaginary parts. Give one of them."
+        )
+    return _HOLOMORPHIC if holomorphic else _REAL_VIEW if real_view else _REFUSE_COMPLEX
+
+
 def _make(
     transform: str,
     func: Callable[..., Any],
@@ -165,6 +197,7 @@ def _make(
     has_aux: bool,
     chunks: "tuple[int | None, int | None]",
     mode: int,
+    numbers: int,
 ) -> Callable[..., Any]:
     if not callable(func):
         raise TypeError(f"{transform}: the first argument must be a function, got {func!r}")
@@ -182,7 +215,7 @@ def _make(
 
         shape: "list[Any]" = []
         run = output_runner(call, apply, has_aux, shape)
-        blocks, seen = _C.jacobian_leaves(mode, run, selection.leaves, *chunks)
+        blocks, seen = _C.jacobian_leaves(mode, run, selection.leaves, *chunks, numbers)
         count, output_spec, aux_spec = shape
         result = output_spec.unflatten([selection.tree(block) for block in blocks])
         return (result, aux_spec.unflatten(seen[count:])) if has_aux else result
