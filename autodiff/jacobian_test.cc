@@ -392,7 +392,9 @@ TEST_F(JacobianTest, BadInputs) {
   EXPECT_THAT(error_of([&] { jacrev(identity, {.holomorphic = true})(x); }),
               HasSubstr("[jacrev] holomorphic: output 0 of the function has dtype Double (shape "
                         "[3]), but what a holomorphic function returns is complex"));
-  const auto complex = [](const at::Tensor& a) { return at::view_as_complex(at::stack({a, a}, 1)); };
+  const auto complex = [](const at::Tensor& a) {
+    return at::view_as_complex(at::stack({a, a}, 1));
+  };
   EXPECT_THAT(error_of([&] { jacfwd(complex, {.holomorphic = true})(x); }),
               HasSubstr("[jacfwd] holomorphic: input 0 has dtype Double (shape [3])"));
   const at::Tensor z = complex(x);

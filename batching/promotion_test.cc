@@ -67,7 +67,7 @@ void check(const Function& f, at::IntArrayRef shape) {
   const Function mapped = [&](const at::Tensor& each) { return at::Tensor(vmap(f)(each)); };
   EXPECT_CLOSE(gradient(mapped, x), gradient(rows, x));
   EXPECT_CLOSE(vmap([&](const at::Tensor& each) { return gradient(mapped, each); })(xx),
-              looped([&](const at::Tensor& each) { return gradient(rows, each); }, xx));
+               looped([&](const at::Tensor& each) { return gradient(rows, each); }, xx));
 }
 
 TEST(Promotion, WriteIntoZeros) {
@@ -176,7 +176,7 @@ TEST(Promotion, GradientOfWhatWasWrittenBefore) {
     return torch::autograd::grad({(out * out).sum()}, {leaf})[0];
   };
   EXPECT_CLOSE(of([&](const Function& f) { return at::Tensor(vmap(f)(x)); }),
-              of([&](const Function& f) { return looped(f, x); }));
+               of([&](const Function& f) { return looped(f, x); }));
 }
 
 // no_grad() around a write does not make a constant of what z held before.
@@ -198,7 +198,7 @@ TEST(Promotion, WriteWithoutGradient) {
   };
   const at::Tensor x = randn({3, 2});
   EXPECT_CLOSE(of([&](const Function& f) { return at::Tensor(vmap(f)(x)); }),
-              of([&](const Function& f) { return looped(f, x); }));
+               of([&](const Function& f) { return looped(f, x); }));
 }
 
 TEST(Promotion, ViewsOfAnotherType) {
@@ -453,7 +453,7 @@ TEST(Settling, LeavesAndOutputs) {
   };
   const at::Tensor out = vmap(f)(x);
   EXPECT_CLOSE(torch::autograd::grad({(aside * leaf).sum() + out.sum()}, {w, leaf})[0],
-              2 * w.detach() + x.sum(0));
+               2 * w.detach() + x.sum(0));
 }
 
 TEST(Settling, BatchedTensorsDoNot) {
