@@ -49,6 +49,11 @@ const c10::Storage& storage_for(const at::Tensor& value, bool batched) {
   return value.storage();
 }
 
+// What is_conj() and is_neg() tell: the value has yet to be conjugated, or negated. The keys never
+// take part in dispatch here, since the front key comes before them and masks them; but composite
+// operators ask, and so does autograd, which wants a tangent to answer as its primal does.
+constexpr c10::DispatchKeySet kLazyKeys({c10::DispatchKey::Conjugate, c10::DispatchKey::Negative});
+
 // Our keys, and the autocast key of the value's device: autocast decides on the operator the user
 // wrote.
 c10::DispatchKeySet lifted_keys(const at::Tensor& value) {
@@ -149,6 +154,7 @@ void LiftedTensorImpl::refresh_metadata() {
   }
   numel_ = numel;
   storage_offset_ = value_.storage_offset();
+  key_set_ = (key_set_ - kLazyKeys) | (value_.key_set() & kLazyKeys);
   if (bdim_ < 0) storage_ = storage_for(value_, /*batched=*/false);  // set_() changes it
   if (C10_LIKELY(bdim_ <= 0 && shown < 4 && value_.is_contiguous() && value_.numel() > 0)) {
     is_contiguous_ = is_non_overlapping_and_dense_ = true;
