@@ -118,9 +118,11 @@ c10::intrusive_ptr<ViewGroup> group_to_copy(LiftedTensorImpl& t) {
 }  // namespace
 
 // One is made for every operator, so the constructor takes the short way: TensorImpl starts as a
-// view without autograd keys, for which it makes no version counter, and has the value's instead.
-// The two are written together: an in-place operator writes the value, and a WriteScope sees
-// whether that raised the counter.
+// view, for which it works out no keys, and without autograd keys, for which it makes no version
+// counter.
+//
+// The counter is not the value's unless the caller says so: rules of operators like batch_norm,
+// which write statistics unseen by autograd, write values in place.
 LiftedTensorImpl::LiftedTensorImpl(at::Tensor value, std::optional<int64_t> bdim, LevelPtr level)
     : TensorImpl(TensorImpl::VIEW, c10::Storage(storage_for(value, bdim.has_value())),
                  lifted_keys(value), value.dtype()),
@@ -130,8 +132,7 @@ LiftedTensorImpl::LiftedTensorImpl(at::Tensor value, std::optional<int64_t> bdim
   device_opt_ = value_.device();
   if (C10_LIKELY(!c10::InferenceMode::is_enabled())) {
     key_set_ = key_set_ | autograd_keys();
-    set_version_counter(value_.is_inference() ? c10::VariableVersion(/*version=*/0)
-                                              : value_.unsafeGetTensorImpl()->version_counter());
+    set_version_counter(c10::VariableVersion(/*version=*/0));
   }
   refresh_metadata();
 }
@@ -253,6 +254,15 @@ at::Tensor lift(at::Tensor value, std::optional<int64_t> bdim, const LevelPtr& l
   return at::detail::make_tensor<LiftedTensorImpl>(std::move(value), bdim, level);
 }
 
+namespace {
+
+void share_version_counter(const at::Tensor& lifted, const at::Tensor& value) {
+  if (value.is_inference() || lifted.is_inference()) return;
+  lifted.unsafeGetTensorImpl()->set_version_counter(value.unsafeGetTensorImpl()->version_counter());
+}
+
+}  // namespace
+
 at::Tensor lift_shared(at::Tensor value, const LevelPtr& level) {
   // A lifted tensor shows no sparse layout. Unless autograd is to record it in the level's domain,
   // the value itself will do, as for tensors from outside.
@@ -261,6 +271,8 @@ at::Tensor lift_shared(at::Tensor value, const LevelPtr& level) {
     return value;
   }
   at::Tensor lifted = lift(std::move(value), std::nullopt, level);
+  // It may become the value, and must be as old as it then.
+  share_version_counter(lifted, as_lifted(lifted)->value());
   level->note_shared(lifted.unsafeGetTensorImpl());
   return lifted;
 }
@@ -269,7 +281,9 @@ at::Tensor lift_alias(const at::Tensor& value, std::optional<int64_t> bdim, cons
   if (C10_UNLIKELY(!level->usual()) && !bdim && narrows_level_of(*level, value)) {
     return narrow(value, level);
   }
-  return lift(value, bdim, level);
+  at::Tensor lifted = lift(value, bdim, level);
+  share_version_counter(lifted, value);
+  return lifted;
 }
 
 Lowered lower(const at::Tensor& t, const Level& level) {

@@ -61,9 +61,9 @@ def jacrev(
     {'sum': (tensor(1.), tensor(1.))}
     >>> torchlift.jacrev(torch.square, holomorphic=True)(torch.tensor(1 + 2j))
     tensor(2.+4.j)
-    >>> torchlift.jacrev(torch.conj, real_view=True)(torch.tensor(1 + 2j))
-    tensor([[ 1.,  0.],
-            [ 0., -1.]])
+    >>> torchlift.jacrev(torch.square, real_view=True)(torch.tensor(1 + 2j))
+    tensor([[ 2., -4.],
+            [ 4.,  2.]])
     """
     del _preallocate_and_copy  # Chunks are always written into the result.
     numbers = _numbers("jacrev", holomorphic, real_view)
