@@ -6,7 +6,7 @@
 
 #include "autodiff/forward.h"
 #include "autodiff/forward_mode.h"
-#include "autodiff/reverse.h"
+#include "autodiff/leaf_pullback.h"
 #include "autodiff/stage_node.h"
 #include "autodiff/stages.h"
 #include "core/autograd_node.h"
@@ -81,31 +81,14 @@ std::pair<Batch, Batch> split(const Batch& batch, size_t count) {
   return {std::move(first), std::move(rest)};
 }
 
-// The gradients of the arguments that have one. run(primals): the outputs.
-template <class Run>
-TensorList pulled(const TensorList& arguments, const TensorList& cotangents, const Run& run) {
-  ReverseScope scope;
-  TensorList primals = arguments;
-  for (Tensor& t : primals) {
-    if (is_differentiable(t)) t = scope.primal(t);
-  }
-  const Pullback pullback = scope.finish(run(primals));
-  const TensorList found = pullback(cotangents);
-  TensorList gradients;
-  size_t next = 0;
-  for (const Tensor& t : arguments) {
-    gradients.push_back(is_differentiable(t) ? found[next++] : Tensor());
-  }
-  return gradients;
-}
-
 // arguments..., cotangents... -> gradients. Every gradient differs from example to example.
 Rules vjp_rules(const Rules& rules, size_t count) {
   auto derived = std::make_shared<BatchRules>();
   derived->value = [rules, count](const TensorList& all) {
     const TensorList arguments(all.begin(), all.begin() + count);
-    return pulled(arguments, TensorList(all.begin() + count, all.end()),
-                  [&](const TensorList& primals) { return call_batched(rules, primals); });
+    const LeafPullback pullback(
+        arguments, [&](const TensorList& primals) { return call_batched(rules, primals); });
+    return pullback(TensorList(all.begin() + count, all.end()));
   };
   derived->rule = [rules, count](int64_t size, const Batch& all) {
     auto [arguments, cotangents] = split(all, count);
@@ -120,16 +103,16 @@ Rules vjp_rules(const Rules& rules, size_t count) {
       if (t.defined() && !cotangents.batched[i]) t = expanded(t, size);
     }
     Batch gradients;
-    gradients.tensors =
-        pulled(arguments.tensors, cotangents.tensors, [&](const TensorList& primals) {
-          Batch outputs = rules->rule(size, {primals, arguments.batched});
-          check_result(outputs, size);
-          for (size_t i = 0; i < outputs.tensors.size(); ++i) {
-            Tensor& t = outputs.tensors[i];
-            if (t.defined() && !outputs.batched[i]) t = expanded(t, size);
-          }
-          return outputs.tensors;
-        });
+    const LeafPullback pullback(arguments.tensors, [&](const TensorList& primals) {
+      Batch outputs = rules->rule(size, {primals, arguments.batched});
+      check_result(outputs, size);
+      for (size_t i = 0; i < outputs.tensors.size(); ++i) {
+        Tensor& t = outputs.tensors[i];
+        if (t.defined() && !outputs.batched[i]) t = expanded(t, size);
+      }
+      return outputs.tensors;
+    });
+    gradients.tensors = pullback(cotangents.tensors);
     for (const Tensor& t : gradients.tensors) gradients.batched.push_back(t.defined());
     return gradients;
   };
