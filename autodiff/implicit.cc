@@ -64,9 +64,8 @@ Leaves solve_linear(const ProblemPtr& problem, bool transposed, const Leaves& b,
     Leaves residuals = joined(x, part(all, count, count + rest));
     return std::pair(std::move(x), std::move(residuals));
   };
-  rules.bwd = [problem, transposed, count, rest](const Leaves& /*arguments*/,
-                                                 const Leaves& residuals,
-                                                 const Leaves& cotangents) {
+  rules.bwd = [problem, transposed, count, rest](
+                  const Leaves& /*arguments*/, const Leaves& residuals, const Leaves& cotangents) {
     const Leaves x = part(residuals, 0, count), at = part(residuals, count, count);
     const Leaves given = part(residuals, 2 * count, rest);
     const Leaves w = solve_linear(problem, !transposed, cotangents, at, given);

@@ -7,7 +7,8 @@
 //
 //   // The y with y^3 = a, by Newton's method.
 //   at::Tensor cube_root(const at::Tensor& a) {
-//     return tl::custom_root([](const at::Tensor& y, const at::Tensor& a) { return y * y * y - a; },
+//     return tl::custom_root([](const at::Tensor& y, const at::Tensor& a) { return y * y * y - a;
+//     },
 //                            at::ones_like(a), newton, std::tuple(a));
 //   }
 //   at::Tensor g = tl::vmap(tl::grad(cube_root))(as);
@@ -187,7 +188,8 @@ Y custom_root(F f, const Y& initial, Solve solve, const std::tuple<Params...>& p
 // derivatives of a fixed point: see custom_root. (With another way to find it, y - f(y, params...)
 // has the root.)
 //
-//   at::Tensor y = tl::fixed_point([](const at::Tensor& y, const at::Tensor& a) { return (a * y).cos(); },
+//   at::Tensor y = tl::fixed_point([](const at::Tensor& y, const at::Tensor& a) { return (a *
+//   y).cos(); },
 //                                  at::full({}, 0.5), std::tuple(a));
 template <class F, class Y, class... Params, class TangentSolve = GmresSolver>
 Y fixed_point(F f, const Y& initial, const std::tuple<Params...>& params,

@@ -161,10 +161,10 @@ TEST(FixedPoint, WhatDoesNotConvergeIsNan) {
 TEST(FixedPoint, AnEquilibriumOfManyUnknowns) {
   const Tensor w = 0.1 * at::randn({4, 4}, at::kDouble), x = at::randn({4}, at::kDouble);
   const auto equilibrium = [](const Tensor& weight, const Tensor& input) {
-    return fixed_point([](const Tensor& y, const Tensor& m,
-                          const Tensor& b) { return (m.mv(y) + b).tanh(); },
-                       at::zeros({4}, at::kDouble), std::tuple(weight, input), {.tol = 1e-14},
-                       GmresSolver{{.tol = 1e-13}});
+    return fixed_point(
+        [](const Tensor& y, const Tensor& m, const Tensor& b) { return (m.mv(y) + b).tanh(); },
+        at::zeros({4}, at::kDouble), std::tuple(weight, input), {.tol = 1e-14},
+        GmresSolver{{.tol = 1e-13}});
   };
   check_grads(equilibrium, std::tuple(w, x), {.order = 2});
   const Tensor xs = at::randn({3, 4}, at::kDouble);
@@ -178,11 +178,10 @@ TEST(CustomRoot, BadInputs) {
   const Tensor x = at::ones({2}, at::kDouble);
   EXPECT_THAT(error_of([&] { custom_root(f, at::ones({2}, at::kLong), one_step, std::tuple(x)); }),
               HasSubstr("[custom_root] the unknowns must be real tensors, got Long"));
-  EXPECT_THAT(error_of([&] {
-                custom_root(f, x, one_step, std::tuple(at::ones({2}, at::kComplexDouble)));
-              }),
-              HasSubstr("[custom_root] the params must be real tensors, got one of dtype "
-                        "ComplexDouble (shape [2])"));
+  EXPECT_THAT(
+      error_of([&] { custom_root(f, x, one_step, std::tuple(at::ones({2}, at::kComplexDouble))); }),
+      HasSubstr("[custom_root] the params must be real tensors, got one of dtype "
+                "ComplexDouble (shape [2])"));
   const auto wide = [](const auto&, const Tensor&) { return at::ones({3}, at::kDouble); };
   EXPECT_THAT(error_of([&] { custom_root(f, x, wide, std::tuple(x)); }),
               HasSubstr("[custom_root] what solve returned has shape [3] where the unknown has "

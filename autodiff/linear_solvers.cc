@@ -120,9 +120,8 @@ Leaves Vectors::split(const Tensor& vector) const {
   Leaves parts;
   int64_t start = 0;
   for (size_t i = 0; i < like_.size(); ++i) {
-    parts.push_back(vector.narrow(0, start, sizes_[i])
-                        .reshape(like_[i].sizes())
-                        .to(like_[i].scalar_type()));
+    parts.push_back(
+        vector.narrow(0, start, sizes_[i]).reshape(like_[i].sizes()).to(like_[i].scalar_type()));
     start += sizes_[i];
   }
   return parts;
