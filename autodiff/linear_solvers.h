@@ -14,8 +14,9 @@
 // stops when it is solved. What is not solved in the given number of steps is NaN, which is better
 // than a number that is no solution.
 //
-// To differentiate a solution, use custom_root (autodiff/implicit.h), which takes another solution
-// instead of the derivative of the steps.
+// The result is differentiable as the steps are; where b or the product is differentiated, a
+// custom_vjp around the solver (autodiff/custom_rules.h), which solves the transposed system, takes
+// less time and memory.
 //
 // Throws TransformError if an unknown is no real floating-point tensor, or if a product does not
 // have the structure and the shapes of b.
