@@ -3,6 +3,7 @@
 import concurrent.futures
 import os
 import pathlib
+import re
 import subprocess
 import tempfile
 
@@ -29,9 +30,19 @@ def seconds_to_compile(source):
     return usage.ru_utime + usage.ru_stime
 
 
+def test_headers(layer):
+    """Names of the headers that are there for tests and benchmarks only."""
+    libraries = re.findall(r"tl_cc_library\(\n(.*?)\n\)", (ROOT / layer / "BUILD.bazel").read_text(), re.DOTALL)
+    return {name for text in libraries if "testonly = True" in text for name in re.findall(r'"(\w+\.h)"', text)}
+
+
 def public_headers():
-    """Headers that users may include: torchlift.h and those at the top of a layer. The SDK has them all."""
-    return [ROOT / "torchlift.h", *(path for layer in LAYERS for path in sorted((ROOT / layer).glob("*.h")))]
+    """Headers that users may include: torchlift.h and those at the top of a layer."""
+    headers = [ROOT / "torchlift.h"]
+    for layer in LAYERS:
+        hidden = test_headers(layer)
+        headers += [path for path in sorted((ROOT / layer).glob("*.h")) if path.name not in hidden]
+    return headers
 
 
 def header_seconds(header):
