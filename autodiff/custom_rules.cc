@@ -1,13 +1,12 @@
 #include "autodiff/custom_rules.h"
 
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 
 #include <algorithm>
 
 #include "autodiff/forward_mode.h"
-#include "autodiff/reverse.h"
+#include "autodiff/leaf_pullback.h"
 #include "autodiff/stage_node.h"
 #include "autodiff/stages.h"
 #include "core/autograd_node.h"
@@ -182,28 +181,10 @@ Leaves Call::push(size_t stage, const Leaves& arguments, const Leaves& tangents)
   return pushed;
 }
 
-// A tensor of zeros for each that has a derivative, as a primal of the scope.
-Leaves zero_primals(ReverseScope& scope, const Leaves& like) {
-  Leaves primals;
-  for (const Tensor& t : like) {
-    if (!t.defined()) {
-      primals.emplace_back();
-      continue;
-    }
-    const Tensor zeros = at::zeros_like(t);
-    primals.push_back(is_differentiable(t) ? scope.primal(zeros) : zeros);
-  }
-  return primals;
-}
-
-// The gradients of those primals, one for each of `like`.
-Leaves placed(const Leaves& like, const std::vector<Tensor>& gradients) {
-  Leaves found;
-  size_t next = 0;
-  for (const Tensor& t : like) {
-    found.push_back(is_differentiable(t) ? gradients[next++] : Tensor());
-  }
-  return found;
+Leaves zeros_like(const Leaves& tensors) {
+  Leaves zeros;
+  for (const Tensor& t : tensors) zeros.push_back(t.defined() ? at::zeros_like(t) : t);
+  return zeros;
 }
 
 Leaves Call::pull_here(const Leaves& arguments, const std::optional<Leaves>& residuals,
@@ -211,19 +192,19 @@ Leaves Call::pull_here(const Leaves& arguments, const std::optional<Leaves>& res
   if (rules.bwd) {
     return rules.bwd(arguments, residuals ? *residuals : rules.fwd(arguments).second, cotangents);
   }
-  ReverseScope scope;
-  const Leaves tangents = zero_primals(scope, arguments);
-  const Pullback pullback = scope.finish(rules.jvp(arguments, tangents));
-  return placed(arguments, pullback(cotangents));
+  const LeafPullback transpose(zeros_like(arguments), [&](const Leaves& tangents) {
+    return rules.jvp(arguments, tangents);
+  });
+  return transpose(cotangents);
 }
 
 Leaves Call::push_here(const Leaves& arguments, const Leaves& tangents) const {
   if (rules.jvp) return rules.jvp(arguments, tangents);
-  const auto [outputs, residuals] = rules.fwd(arguments);
-  ReverseScope scope;
-  const Leaves cotangents = zero_primals(scope, outputs);
-  const Pullback pullback = scope.finish(rules.bwd(arguments, residuals, cotangents));
-  return placed(outputs, pullback(tangents));
+  const auto fwd = rules.fwd(arguments);
+  const LeafPullback transpose(zeros_like(fwd.first), [&](const Leaves& cotangents) {
+    return rules.bwd(arguments, fwd.second, cotangents);
+  });
+  return transpose(tangents);
 }
 
 // --- reverse mode --------------------------------------------------------------------------------
