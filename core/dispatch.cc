@@ -37,6 +37,15 @@ void throw_write_to_unbatched(const char* op, const at::Tensor& target, const Le
   }
   const LiftedTensorImpl* impl = as_lifted(target);
   if (impl != nullptr && level.narrows(impl->level())) throw_write_outside(op, target, level);
+  if (level.kind() == LevelKind::kInterpreted) {
+    unsupported_error(
+        level.transform(), op,
+        " writes a value that depends on the arguments into a tensor of "
+        "shape ",
+        target.sizes(),
+        " that does not, and comes from outside the function. Use the out-of-place operator, or "
+        "make the target in the function.");
+  }
   unsupported_error(
       "vmap", op, " writes values that differ between examples (of ", level.describe(),
       ") into a tensor of shape ", target.sizes(),

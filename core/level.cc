@@ -10,6 +10,7 @@
 
 #include "core/error.h"
 #include "core/grad_mode.h"
+#include "core/interpreter.h"
 #include "core/keys.h"
 #include "core/lifted_tensor.h"
 #include "core/random_stream.h"
@@ -48,8 +49,10 @@ LevelPtr push_level(Level::Options options) {
 // Whether random operators may belong to such a level.
 bool draws(LevelKind kind) { return kind == LevelKind::kVmap || kind == LevelKind::kRow; }
 
+// Whether the mode key is included: for random operators, and for those that make tensors.
 c10::DispatchKeySet mode_keys(LevelKind kind) {
-  return draws(kind) ? c10::DispatchKeySet(kModeKey) : c10::DispatchKeySet();
+  return draws(kind) || kind == LevelKind::kInterpreted ? c10::DispatchKeySet(kModeKey)
+                                                        : c10::DispatchKeySet();
 }
 
 constexpr int64_t kNoRule = std::numeric_limits<int64_t>::max();
@@ -92,6 +95,8 @@ const char* Level::transform() const {
       return "jacfwd";
     case LevelKind::kJvp:
       return "jvp";
+    case LevelKind::kInterpreted:
+      return options_.interpreter->transform();
     case LevelKind::kVmap:
     case LevelKind::kRow:
       break;
@@ -100,7 +105,9 @@ const char* Level::transform() const {
 }
 
 std::string Level::describe() const {
-  if (kind() == LevelKind::kJvp) return c10::str("jvp level ", depth_);
+  if (kind() == LevelKind::kJvp || kind() == LevelKind::kInterpreted) {
+    return c10::str(transform(), " level ", depth_);
+  }
   if (base() != nullptr) {
     return c10::str(transform(), " level ", depth_, " (", options_.size, " of its ", root_->size(),
                     " examples)");

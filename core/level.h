@@ -38,6 +38,7 @@
 
 namespace torchlift {
 
+class Interpreter;
 class RandomStream;
 
 // What a level means.
@@ -49,6 +50,9 @@ enum class LevelKind : uint8_t {
   kTangents,
   // A jvp inside another: keeps the two apart, and has no batch dims.
   kJvp,
+  // Its batch dim holds parts of one value, and an interpreter says what operators do to them: see
+  // NOTE [interpreted levels] in core/interpreter.h.
+  kInterpreted,
   // One row of a batch that the user loops over: random operators draw that row's numbers
   // (batching/random_rows.h). No tensor the user sees belongs to it, and it is no domain.
   kRow,
@@ -71,12 +75,14 @@ class Level : public c10::intrusive_ptr_target {
  public:
   struct Options {
     LevelKind kind = LevelKind::kVmap;
-    int64_t size = 1;  // number of examples
+    int64_t size = 1;  // number of examples, or of parts
     Randomness randomness = Randomness::kError;
     // With kReproducible: the call of vmap that the level is a part of, and the row that its first
     // example is. A level without a stream opens one of its own.
     std::shared_ptr<RandomStream> stream = nullptr;
     int64_t first_row = 0;
+    // With kInterpreted.
+    std::shared_ptr<const Interpreter> interpreter = nullptr;
   };
 
   Level(int64_t depth, Options options);
@@ -86,6 +92,8 @@ class Level : public c10::intrusive_ptr_target {
   LevelKind kind() const { return options_.kind; }
   int64_t size() const { return options_.size; }
   Randomness randomness() const { return options_.randomness; }
+  // Null for all other kinds.
+  const Interpreter* interpreter() const { return options_.interpreter.get(); }
   const std::shared_ptr<RandomStream>& stream() const { return options_.stream; }
   int64_t first_row() const { return options_.first_row; }
   // With kReproducible: numbers the random operators and the inner levels that the function meets.

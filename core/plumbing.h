@@ -34,6 +34,8 @@
 #include <ATen/core/IListRef.h>
 #include <ATen/core/List.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/core/boxing/impl/boxing.h>
+#include <ATen/core/stack.h>
 #include <c10/core/SymInt.h>
 #include <c10/core/SymIntArrayRef.h>
 #include <c10/util/OptionalArrayRef.h>
@@ -47,6 +49,7 @@
 
 #include "core/dispatch.h"
 #include "core/grad_mode.h"
+#include "core/interpreter.h"
 #include "core/lifted_tensor.h"
 #include "core/promotion.h"
 
@@ -289,6 +292,19 @@ First& first_of(First& first, Rest&...) {
   return first;
 }
 
+// --- interpreted levels: see core/interpreter.h
+// -----------------------------------------------------
+
+// The results of an operator, from the stack. One that writes returns its arguments.
+template <class R, class First, class... Rest>
+R unboxed(torch::jit::Stack& stack, First& first, Rest&...) {
+  if constexpr (std::is_same_v<R, at::Tensor&>) {
+    return first;
+  } else if constexpr (!std::is_void_v<R>) {
+    return c10::impl::PopResult<R>::call(stack);
+  }
+}
+
 }  // namespace plumbing_internal
 
 // What the plumbing must know of an operator beyond its type.
@@ -371,6 +387,12 @@ struct Kernel<Op, Rule, Kind, R(A...)> {
       plumbing_internal::visit_all(finder, args...);
     }
     const OuterGradScope outer_grad(*level);
+    if (C10_UNLIKELY(level->interpreter() != nullptr) && batched) {
+      torch::jit::Stack stack = c10::impl::boxArgs<A...>(args...);
+      if (interpret(Op::name, Op::overload_name, level, &stack)) {
+        return plumbing_internal::unboxed<R>(stack, args...);
+      }
+    }
     if constexpr (Kind == OpKind::kInPlace) {
       return apply_in_place(level, batched, args...);
     } else {

@@ -14,6 +14,7 @@
 
 #include "core/dispatch.h"
 #include "core/error.h"
+#include "core/interpreter.h"
 
 namespace torchlift {
 namespace {
@@ -140,16 +141,18 @@ bool fills(const at::Tensor& t, int64_t numel) {
   return t.is_contiguous() && t.storage_offset() == 0 && t.numel() == numel;
 }
 
-// A copy of the root's memory, of numel elements, for each example: [B, ...the root's sizes], or
-// [B, numel] if the root is only a part of it, or if `flat`.
-at::Tensor copies_of(const at::Tensor& root, int64_t numel, int64_t batch_size, bool flat) {
+// A copy of the root's memory, of numel elements, for each example (or what the level's interpreter
+// makes of it): [B, ...the root's sizes], or [B, numel] if the root is only a part of it, or if
+// `flat`.
+at::Tensor copies_of(const at::Tensor& root, int64_t numel, const Level& level, bool flat) {
   at::Tensor whole = root;
   if (!fills(root, numel)) {
     whole = at::as_strided(root, {numel}, {1}, 0);
   } else if (flat) {
     whole = root.view({numel});
   }
-  c10::SmallVector<int64_t, 6> sizes{batch_size};
+  if (level.interpreter() != nullptr) return level.interpreter()->spread(whole, level.size());
+  c10::SmallVector<int64_t, 6> sizes{level.size()};
   sizes.append(whole.sizes().begin(), whole.sizes().end());
   return whole.expand(sizes).clone(at::MemoryFormat::Contiguous);
 }
@@ -194,7 +197,7 @@ at::Tensor counterpart(const at::Tensor& memory, const at::Tensor& value) {
 }
 
 void give_batch_dim(const std::vector<at::Tensor>& members, const at::Tensor& root,
-                    int64_t batch_size) {
+                    const Level& level) {
   // What is done here is no operator of the function's, so its no_grad() does not mean this.
   const at::AutoGradMode recorded(true);
   int64_t end = end_of(root);
@@ -203,7 +206,7 @@ void give_batch_dim(const std::vector<at::Tensor>& members, const at::Tensor& ro
   const bool flat = std::any_of(members.begin(), members.end(), [&](const at::Tensor& member) {
     return is_function_of(as_lifted(member)->value(), root);
   });
-  const at::Tensor memory = copies_of(root, (end + size - 1) / size, batch_size, flat);
+  const at::Tensor memory = copies_of(root, (end + size - 1) / size, level, flat);
   // For each value that others are views of: the new memory. Autograd knows of no connection
   // between two of them (one is the other's detach()), so there must be none here.
   std::unordered_map<c10::TensorImpl*, at::Tensor> memories;
@@ -252,7 +255,7 @@ void promote(const char* op, const at::Tensor& target, const LevelPtr& level) {
   if (!holdings.complete()) throw_write_to_unbatched(op, target, *level);
   const at::Tensor root = root_of(members);
   if (!root.defined()) throw_write_to_unbatched(op, target, *level);
-  give_batch_dim(members, root, level->size());
+  give_batch_dim(members, root, *level);
 }
 
 // --- factories -----------------------------------------------------------------------------------
@@ -261,7 +264,9 @@ at::Tensor made_inside(at::Tensor made) {
   if (!made.defined() || is_tracked(made) || !kPlainKeys.has_all(made.key_set())) return made;
   for (const LevelPtr& level : level_stack()) {
     if (level->depth() >= rule_depth()) break;
-    if (level->kind() != LevelKind::kVmap || !is_domain(*level)) continue;
+    const bool promotes =
+        level->kind() == LevelKind::kVmap || level->kind() == LevelKind::kInterpreted;
+    if (!promotes || !is_domain(*level)) continue;
     if (depth_of(made) >= level->depth()) continue;
     made = lift_shared(std::move(made), level);
   }

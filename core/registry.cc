@@ -11,6 +11,7 @@
 #include "core/boxed.h"
 #include "core/dispatch.h"
 #include "core/error.h"
+#include "core/interpreter.h"
 #include "core/promotion.h"
 
 namespace torchlift {
@@ -76,6 +77,9 @@ void apply(const OperatorHandle& op, BoxedRule rule, const Site& site, Stack* st
   }
   const OuterGradScope outer_grad(*site.level);
   if (!site.batched) return apply_unbatched(op, site.level, stack);
+  if (C10_UNLIKELY(site.level->interpreter() != nullptr) && interpret(op, site.level, stack)) {
+    return;
+  }
   if (rule == nullptr) {
     unsupported_error("vmap", "torchlift has no batching rule for ", toString(op.operator_name()),
                       ", and no fallback is installed: link //batching:fallback.");
