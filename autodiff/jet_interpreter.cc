@@ -51,6 +51,7 @@ std::vector<JetRule>& all_rules() {
 // one does: "aten::mul_.Tensor" -> "aten::mul.Tensor".
 std::string functional_name(const c10::OperatorName& name) {
   std::string base = name.name;
+  if (base == "aten::pow_") return "aten::pow.Tensor_" + name.overload_name;  // pow.Scalar is 2^x.
   if (base.size() > 1 && base.back() == '_' && base[base.size() - 2] != '_') base.pop_back();
   return name.overload_name.empty() ? base : base + "." + name.overload_name;
 }
@@ -110,12 +111,14 @@ bool contains(const Group& group, size_t i) {
   return std::find(group.begin(), group.end(), i) != group.end();
 }
 
-// The group that all series belong to, or null.
+// The group that all series belong to, or null. A target that does not depend on t must be one of
+// those that add up: as a factor, it stands for the same number in all terms, and could not be
+// spread.
 const Group* linear_group(const Call& call) {
   for (const Group& group : call.rule.linear_in) {
     bool holds = true;
     for (size_t i = 0; i < call.args.size() && holds; ++i) {
-      holds = contains(group, i) || !call.has_series(i);
+      holds = contains(group, i) || !(call.has_series(i) || writes_argument(call.op, i));
     }
     if (holds) return &group;
   }
@@ -493,13 +496,13 @@ void write(const Call& call, const at::Tensor& result, const at::Tensor& target)
 void run_in_place(Call call, Stack* stack) {
   const at::Tensor target = call.args[0].toTensor();
   const bool depends = call.rule.otherwise != Otherwise::kConstant && any_series(call);
-  at::Tensor copy = lower(target, *call.level).value.clone();
-  if (is_series(target, *call.level)) {
-    copy = lift(std::move(copy), as_lifted(target)->bdim(), call.level);
-  } else if (depends && is_differentiable(target)) {
-    copy = to_series(spread_value(copy, call.level->size()), call.level);
-  } else {
+  at::Tensor copy = lower(depends ? target : primal(target, call.level), *call.level).value.clone();
+  if (!depends || !is_differentiable(target)) {
     copy = lift(std::move(copy), std::nullopt, call.level);
+  } else if (is_series(target, *call.level)) {
+    copy = lift(std::move(copy), as_lifted(target)->bdim(), call.level);
+  } else {
+    copy = to_series(spread_value(copy, call.level->size()), call.level);
   }
   call.args[0] = copy;
   compute(call, stack);

@@ -49,6 +49,8 @@ at::Tensor untracked(const at::Tensor& t, const LevelPtr& level) {
 }
 
 at::Tensor spread_value(const at::Tensor& value, int64_t size) {
+  const RuleDepthScope nobodys(
+      1);  // The zeros are part of the value, and none of a user's tensors.
   c10::SmallVector<int64_t, 8> sizes{size - 1};
   sizes.append(value.sizes().begin(), value.sizes().end());
   return at::cat({value.unsqueeze(0), at::zeros(sizes, value.options())});
