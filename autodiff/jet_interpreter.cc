@@ -450,7 +450,8 @@ void check_writes_self(const Call& call, const OperatorInfo& info) {
   for (size_t i = 1; i < call.args.size(); ++i) {
     if (writes_argument(call.op, i)) throw_writes(call);
   }
-  if (info.changes_view || !call.args[0].isTensor() || call.op.schema().returns().size() != 1) {
+  const bool changes_view = info.changes_view && call.rule.otherwise != Otherwise::kConstant;
+  if (changes_view || !call.args[0].isTensor() || call.op.schema().returns().size() != 1) {
     throw_writes(call);
   }
 }
