@@ -2,6 +2,7 @@
 
 #include <c10/util/SmallVector.h>
 
+#include "core/interpreter.h"
 #include "core/lifted_tensor.h"
 
 namespace torchlift {
@@ -15,7 +16,11 @@ at::Tensor batched_like(const at::Tensor& cotangent, const at::Tensor& output) {
     return lift(batched_like(own->value(), output), own->bdim(), own->level_ptr());
   }
   auto [value, bdim] = lower(cotangent, impl->level());
-  if (impl->bdim() && !bdim) {
+  const Interpreter* interpreter = impl->level().interpreter();
+  if (impl->bdim() && !bdim && interpreter != nullptr) {
+    value = interpreter->spread(value, impl->level().size());
+    bdim = 0;
+  } else if (impl->bdim() && !bdim) {
     c10::SmallVector<int64_t, 8> sizes{impl->level().size()};
     sizes.append(value.sizes().begin(), value.sizes().end());
     value = value.expand(sizes);

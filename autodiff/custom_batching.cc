@@ -6,6 +6,7 @@
 
 #include "autodiff/forward.h"
 #include "autodiff/forward_mode.h"
+#include "autodiff/interpreted_arguments.h"
 #include "autodiff/leaf_pullback.h"
 #include "autodiff/stage_node.h"
 #include "autodiff/stages.h"
@@ -289,6 +290,7 @@ size_t batched_stage(const std::vector<Stage>& stages) {
 
 std::vector<at::Tensor> call_batched(const std::shared_ptr<const BatchRules>& rules,
                                      const std::vector<at::Tensor>& given) {
+  for (const at::Tensor& t : given) check_not_interpreted("custom_batching", t);
   const TensorList arguments = narrowed(given);
   const std::vector<Stage> stages = stages_of(arguments);
   const size_t number = batched_stage(stages);

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "autodiff/forward_mode.h"
+#include "autodiff/interpreted_arguments.h"
 #include "autodiff/leaf_pullback.h"
 #include "autodiff/stage_node.h"
 #include "autodiff/stages.h"
@@ -468,6 +469,7 @@ Leaves call_differentiated(const std::shared_ptr<Call>& call, const std::vector<
 Leaves call(Rules rules, const Leaves& given) {
   // Under no_grad in a jvp the result is a constant, as that of operators is.
   if (forward_mode_cut()) return rules.value(given);
+  for (const Tensor& t : given) check_not_interpreted(rules.transform, t);
   const Leaves arguments = narrowed(given);
   if (!differentiated_anywhere(arguments)) {
     Leaves outputs = rules.value(arguments);

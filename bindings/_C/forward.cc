@@ -7,6 +7,7 @@
 #include "autodiff/curvature_blocks.h"
 #include "autodiff/forward.h"
 #include "autodiff/jacobian_blocks.h"
+#include "autodiff/jet_scope.h"
 #include "core/lifted_tensor.h"
 
 namespace torchlift::python {
@@ -89,6 +90,27 @@ PyObject* jvp_leaves(PyObject* /*self*/, PyObject* const* args, Py_ssize_t /*cou
       if (pushed.size() < out.values) pushed.push_back(std::move(output.tangent));
     }
     return py::make_tuple(returned.with(values), list_of(pushed));
+  });
+}
+
+PyObject* jet_leaves(PyObject* /*self*/, PyObject* const* args, Py_ssize_t /*count*/) {
+  return guarded([&]() -> py::object {
+    const Tensors primals = tensors_of(args[1]), series = tensors_of(args[2]);
+    const int64_t order = optional_int(args[3]).value();
+    JetScope scope(order);
+    Tensors inputs;
+    for (size_t i = 0; i < primals.size(); ++i) {
+      inputs.push_back(series[i].defined() ? scope.series(primals[i], series[i])
+                                           : scope.constant(primals[i]));
+    }
+    Returned returned;
+    const LeafOutputs out = returned(args[0], inputs);
+    Tensors values, expanded;
+    for (JetOutput& output : scope.finish(out.leaves)) {
+      values.push_back(std::move(output.primal));
+      if (expanded.size() < out.values) expanded.push_back(std::move(output.series));
+    }
+    return py::make_tuple(returned.with(values), list_of(expanded));
   });
 }
 

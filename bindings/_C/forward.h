@@ -17,6 +17,11 @@ namespace torchlift::python {
 // handed on.
 PyObject* jvp_leaves(PyObject* self, PyObject* const* args, Py_ssize_t count);
 
+// jet_leaves(call, primals, series, order) -> (outputs, series)
+//
+// The same for a jet: each series is [order, ...], or None.
+PyObject* jet_leaves(PyObject* self, PyObject* const* args, Py_ssize_t count);
+
 // jacobian_leaves(mode, call, inputs, chunk_size, memory_budget, numbers) -> (blocks, outputs)
 //
 // mode: 0 reverse, 1 forward, 2 whichever is cheaper. call(inputs) returns (leaves, count).

@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "autodiff/forward_mode.h"
+#include "autodiff/interpreted_arguments.h"
 #include "core/dispatch.h"
 #include "core/domain.h"
 #include "core/grad_mode.h"
@@ -70,6 +71,10 @@ PyObject* function_route(PyObject* /*self*/, PyObject* const* args, Py_ssize_t /
       const bool inside = forward_mode_open() && !level_stack().empty();
       return inside && any_tangent(args[0]) ? py::object(py::int_(5)) : py::none();
     }
+    all_children(args[0], [&](PyObject* arg) {
+      if (is_tensor(arg)) check_not_interpreted("an autograd Function", tensor_of(arg));
+      return true;
+    });
     const Level& level = *deepest_level;
     const bool grad = outer_grad(level, c10::GradMode::is_enabled());
     // In the jvp of another Function, forward mode is off for this domain, and not for those

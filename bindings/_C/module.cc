@@ -64,6 +64,7 @@ PyMethodDef methods[] = {
     fast("grad_leaves", grad_leaves),
     fast("vjp_leaves", vjp_leaves),
     fast("jvp_leaves", jvp_leaves),
+    fast("jet_leaves", jet_leaves),
     fast("jacobian_leaves", jacobian_leaves),
     fast("second_leaves", second_leaves),
     fast("run_backward", run_backward),

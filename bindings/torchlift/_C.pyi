@@ -78,6 +78,13 @@ def jvp_leaves(
     tangents: list[torch.Tensor | None],
     /,
 ) -> tuple[list[Any], list[torch.Tensor | None]]: ...
+def jet_leaves(
+    call: Callable[[list[torch.Tensor]], tuple[list[Any], int]],
+    primals: list[torch.Tensor],
+    series: list[torch.Tensor | None],
+    order: int,
+    /,
+) -> tuple[list[Any], list[torch.Tensor | None]]: ...
 def jacobian_leaves(
     mode: int,
     call: Callable[[list[torch.Tensor]], tuple[list[Any], int]],

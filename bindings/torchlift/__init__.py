@@ -2,7 +2,7 @@
 
     vmap              maps a function over a dimension of its arguments; random_rows is its loop
     grad, vjp         differentiate it; value_and_grad, grad_and_value return its value too
-    jvp, linearize    differentiate it along a direction
+    jvp, linearize    differentiate it along a direction; jet to any order (Taylor mode)
     jacrev, jacfwd    compute its Jacobian; jacobian chooses, hessian differentiates twice
     hvp, laplacian    and vhp, ggn_vp, hessian_diag: second derivatives without a Hessian
     cond, while_loop  branches and loops on values, and scan, fori_loop; nonzero(size=) and its kin
@@ -70,6 +70,7 @@ from torchlift._control_flow import cond, fori_loop, scan, while_loop  # noqa: E
 from torchlift._custom import custom_jvp, custom_vjp, stop_gradient  # noqa: E402
 from torchlift._custom_batching import custom_batching  # noqa: E402
 from torchlift._forward import jvp  # noqa: E402
+from torchlift._jet import jet  # noqa: E402
 from torchlift._implicit import custom_root, fixed_point  # noqa: E402
 from torchlift._jacobian import hessian, jacfwd, jacobian, jacrev  # noqa: E402
 from torchlift._linear_solvers import cg, gmres  # noqa: E402
@@ -133,6 +134,7 @@ __all__ = [
     "jacfwd",
     "jacobian",
     "jacrev",
+    "jet",
     "jvp",
     "laplacian",
     "linearize",

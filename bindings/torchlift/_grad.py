@@ -425,7 +425,7 @@ class _Call:
         names += [f"{name}=..." for name in self.kwargs]
         if self.transform in ("vjp", "linearize"):
             echo = f"{self.transform}({', '.join([function_name(self.func), *names])})"
-        elif self.transform in ("jvp", "hvp", "vhp", "ggn_vp"):
+        elif self.transform in ("jvp", "jet", "hvp", "vhp", "ggn_vp"):
             echo = f"{self.transform}({function_name(self.func)}, ({', '.join(names)},), ...)"
         else:
             echo = f"{self.echo()}({', '.join(names)})"

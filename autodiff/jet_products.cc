@@ -1,0 +1,205 @@
+// Operators that are linear in each of two arguments.
+
+#include "autodiff/jet_products.h"
+
+#include <ATen/ops/_trilinear_ops.h>
+#include <ATen/ops/convolution_backward.h>
+#include <ATen/ops/convolution_backward_ops.h>
+#include <ATen/ops/mul.h>
+#include <ATen/ops/mul_ops.h>
+#include <ATen/ops/result_type.h>
+#include <ATen/ops/tensor.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+#include <c10/util/SmallVector.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "autodiff/jet_rules.h"
+#include "autodiff/jet_series.h"
+#include "core/level.h"
+#include "core/lifted_tensor.h"
+
+namespace torchlift::jet_internal {
+namespace {
+
+namespace ops = at::_ops;
+using at::Tensor;
+
+Tensor index_tensor(const std::vector<int64_t>& indices, c10::Device device) {
+  return at::tensor(indices, at::TensorOptions().dtype(at::kLong)).to(device);
+}
+
+// The pairs (i, j) with i + j < size: which coefficients are multiplied, and the order of each
+// product. A constant factor has coefficient 0 alone.
+struct Pairs {
+  Tensor left, right, order;
+  Tensor addends;  // the pair that coefficient k of the addend belongs to
+
+  Pairs(int64_t size, bool left_varies, bool right_varies, c10::Device device) {
+    std::vector<int64_t> i, j, k, first;
+    for (int64_t each = 0; each < size; ++each) {
+      first.push_back(static_cast<int64_t>(k.size()));
+      for (int64_t a = left_varies ? each : 0; a >= 0 && (right_varies || a == each); --a) {
+        i.push_back(a);
+        j.push_back(each - a);
+        k.push_back(each);
+      }
+    }
+    left = index_tensor(i, device);
+    right = index_tensor(j, device);
+    order = index_tensor(k, device);
+    addends = index_tensor(first, device);
+  }
+};
+
+// The coefficients of t at these places, for a batch.
+Tensor chosen(const Tensor& t, const Terms& terms, const Tensor& places) {
+  if (!is_series(t, *terms.level)) return lower(t, *terms.level).value;
+  return stacked(t, *terms.level).index_select(0, places);
+}
+
+Tensor spread_addend(const Tensor& addend, const Terms& terms, const Pairs& pairs) {
+  if (!addend.defined()) return {};
+  const Tensor all = is_series(addend, *terms.level)
+                         ? stacked(addend, *terms.level)
+                         : spread_value(lower(addend, *terms.level).value, terms.size());
+  std::vector<int64_t> sizes = all.sizes().vec();
+  sizes[0] = pairs.order.numel();
+  return at::zeros(sizes, all.options()).index_add(0, pairs.addends, all);
+}
+
+}  // namespace
+
+Tensor product(const Tensor& a, const Tensor& b, const Tensor& addend,
+               c10::function_ref<Tensor(const Tensor&, const Tensor&, const Tensor&)> f) {
+  const Terms terms = terms_of({a, b});
+  const bool left = is_series(a, *terms.level), right = is_series(b, *terms.level);
+  const Pairs pairs(terms.size(), left, right, (left ? a : b).device());
+  const Tensor as = chosen(a, terms, pairs.left), bs = chosen(b, terms, pairs.right);
+  const Tensor addends = spread_addend(addend, terms, pairs);
+  Tensor products;
+  {
+    const LevelScope batch(
+        {.kind = LevelKind::kVmap, .size = pairs.order.numel(), .randomness = Randomness::kSame});
+    const auto lifted = [&](const Tensor& t, bool batched) {
+      return batched && t.defined() ? lift(t, 0, batch.level()) : t;
+    };
+    const Tensor result = f(lifted(as, left), lifted(bs, right), lifted(addends, true));
+    products = stacked(result, *batch.level());
+  }
+  if (!left || !right) return to_series(products, terms.level);
+  std::vector<int64_t> sizes = products.sizes().vec();
+  sizes[0] = terms.size();
+  const Tensor zeros = at::zeros(sizes, products.options());
+  return to_series(zeros.index_add(0, pairs.order, products), terms.level);
+}
+
+namespace {
+
+// [N, ...] with as many dims of size 1 after the first as make it `rank` dims and one.
+Tensor with_rank(const Tensor& coefficients, int64_t rank) {
+  if (coefficients.dim() == rank + 1) return coefficients;
+  c10::SmallVector<int64_t, 8> sizes(static_cast<size_t>(rank + 1), 1);
+  sizes[0] = coefficients.size(0);
+  std::copy(coefficients.sizes().begin() + 1, coefficients.sizes().end(),
+            sizes.end() - (coefficients.dim() - 1));
+  return coefficients.reshape(sizes);
+}
+
+// Element by element: coefficient i of the left with all of the right at once. A batch of pairs
+// would have to copy both.
+Tensor mul(const Tensor& self, const Tensor& other) {
+  const Terms terms = terms_of({self, other});
+  const at::ScalarType type = at::result_type(self, other);
+  const int64_t rank = std::max(self.dim(), other.dim());
+  const Tensor left = with_rank(stacked(self, *terms.level), rank).to(type);
+  const Tensor right = with_rank(stacked(other, *terms.level), rank).to(type);
+  Tensor result = at::mul(left.select(0, 0), right);
+  for (int64_t i = 1; i < terms.size(); ++i) {
+    const int64_t rest = terms.size() - i;
+    result.narrow(0, i, rest).addcmul_(left.narrow(0, i, 1), right.narrow(0, 0, rest));
+  }
+  return to_series(result, terms.level);
+}
+
+// Each of the three results is a product of two of the arguments; the third only tells its shape.
+std::tuple<Tensor, Tensor, Tensor> convolution_backward(
+    const Tensor& grad, const Tensor& input, const Tensor& weight,
+    at::OptionalSymIntArrayRef bias_sizes, c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
+    c10::SymIntArrayRef dilation, bool transposed, c10::SymIntArrayRef output_padding,
+    c10::SymInt groups, std::array<bool, 3> mask) {
+  const Terms terms = terms_of({grad, input, weight});
+  const Tensor input_0 = lower(primal(input, terms.level), *terms.level).value;
+  const Tensor weight_0 = lower(primal(weight, terms.level), *terms.level).value;
+  const auto run = [&](const Tensor& g, const Tensor& x, const Tensor& w,
+                       std::array<bool, 3> wanted) {
+    return ops::convolution_backward::call(g, x, w, bias_sizes, stride, padding, dilation,
+                                           transposed, output_padding, groups, wanted);
+  };
+  std::tuple<Tensor, Tensor, Tensor> results;
+  const bool grad_varies = is_series(grad, *terms.level);
+  if (mask[0] && (grad_varies || is_series(weight, *terms.level))) {
+    std::get<0>(results) =
+        product(grad, weight, {}, [&](const Tensor& g, const Tensor& w, const Tensor&) {
+          return std::get<0>(run(g, input_0, w, {true, false, false}));
+        });
+  } else if (mask[0]) {
+    std::get<0>(results) = std::get<0>(run(grad, input_0, weight, {true, false, false}));
+  }
+  if (mask[1] && (grad_varies || is_series(input, *terms.level))) {
+    std::get<1>(results) =
+        product(grad, input, {}, [&](const Tensor& g, const Tensor& x, const Tensor&) {
+          return std::get<1>(run(g, x, weight_0, {false, true, false}));
+        });
+  } else if (mask[1]) {
+    std::get<1>(results) = std::get<1>(run(grad, input, weight_0, {false, true, false}));
+  }
+  if (mask[2]) {  // Linear in grad.
+    std::get<2>(results) = std::get<2>(
+        run(grad, primal(input, terms.level), primal(weight, terms.level), {false, false, true}));
+  }
+  return results;
+}
+
+// The products of these operators (of "aten::"), whose factors are at these places.
+std::vector<JetRule> product_rules(size_t a, size_t b, std::initializer_list<const char*> names) {
+  std::vector<JetRule> rules;
+  for (const char* name : names) {
+    rules.push_back({.name = std::string("aten::") + name,
+                     .linear_in = {{a}, {b}},
+                     .otherwise = Otherwise::kProduct,
+                     .factors = {a, b}});
+  }
+  return rules;
+}
+
+std::vector<JetRule> product_rules_with(size_t addend, size_t a, size_t b,
+                                        std::initializer_list<const char*> names) {
+  std::vector<JetRule> rules;
+  for (const char* name : names) {
+    rules.push_back({.name = std::string("aten::") + name,
+                     .linear_in = {{addend, a}, {addend, b}},
+                     .otherwise = Otherwise::kProduct,
+                     .factors = {a, b},
+                     .addend = addend});
+  }
+  return rules;
+}
+
+[[maybe_unused]] const JetRules kRules{
+    {function_rule<ops::mul_Tensor, &mul>({{0}, {1}}),
+     function_rule<ops::convolution_backward, &convolution_backward>({{0}})},
+    product_rules(0, 1, {"mm", "bmm", "mv", "dot", "vdot", "linalg_cross"}),
+    product_rules_with(0, 1, 2, {"addmm", "baddbmm", "addbmm", "addmv", "addr", "addcmul"}),
+    product_rules_with(2, 0, 1, {"convolution"}),
+};
+
+}  // namespace
+}  // namespace torchlift::jet_internal

@@ -1,0 +1,137 @@
+#include "autodiff/jet_series.h"
+
+#include <ATen/ops/add.h>
+#include <ATen/ops/addcmul.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/div.h>
+#include <ATen/ops/mul.h>
+#include <ATen/ops/neg.h>
+#include <ATen/ops/stack.h>
+#include <ATen/ops/sub.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+#include <c10/util/SmallVector.h>
+
+#include <algorithm>
+#include <functional>
+#include <initializer_list>
+#include <utility>
+
+#include "core/lifted_tensor.h"
+
+namespace torchlift::jet_internal {
+
+bool is_series(const at::Tensor& t, const Level& level) {
+  const LiftedTensorImpl* impl = t.defined() ? as_lifted(t) : nullptr;
+  return impl != nullptr && &impl->level() == &level && impl->bdim().has_value();
+}
+
+at::Tensor stacked(const at::Tensor& t, const Level& level) {
+  const Lowered lowered = lower(t, level);
+  return *lowered.bdim == 0 ? lowered.value : lowered.value.movedim(*lowered.bdim, 0);
+}
+
+at::Tensor to_series(at::Tensor coefficients, const LevelPtr& level) {
+  return lift(std::move(coefficients), 0, level);
+}
+
+at::Tensor primal(const at::Tensor& t, const LevelPtr& level) {
+  if (!is_series(t, *level)) return t;
+  const Lowered lowered = lower(t, *level);
+  return lift(lowered.value.select(*lowered.bdim, 0), std::nullopt, level);
+}
+
+at::Tensor untracked(const at::Tensor& t, const LevelPtr& level) {
+  const LiftedTensorImpl* impl = t.defined() ? as_lifted(t) : nullptr;
+  if (impl == nullptr || &impl->level() != level.get()) return t;
+  Lowered lowered = lower(t, *level);
+  return lift(std::move(lowered.value), lowered.bdim, level);
+}
+
+at::Tensor spread_value(const at::Tensor& value, int64_t size) {
+  const RuleDepthScope nobodys(
+      1);  // The zeros are part of the value, and none of a user's tensors.
+  c10::SmallVector<int64_t, 8> sizes{size - 1};
+  sizes.append(value.sizes().begin(), value.sizes().end());
+  return at::cat({value.unsqueeze(0), at::zeros(sizes, value.options())});
+}
+
+Coefficients Terms::of(const at::Tensor& t) const {
+  Lowered lowered = lower(t, *level);
+  if (!lowered.bdim) return {std::move(lowered.value)};
+  return lowered.value.unbind(*lowered.bdim);
+}
+
+at::Tensor Terms::series(const Coefficients& coefficients) const {
+  Coefficients all = coefficients;
+  for (at::Tensor& each : all) {
+    if (!each.defined()) each = at::zeros_like(all[0]);
+  }
+  while (static_cast<int64_t>(all.size()) < size()) all.push_back(at::zeros_like(all[0]));
+  return to_series(at::stack(all), level);
+}
+
+Terms terms_of(std::initializer_list<std::reference_wrapper<const at::Tensor>> tensors) {
+  LiftedTensorImpl* found = nullptr;
+  for (const at::Tensor& t : tensors) {
+    LiftedTensorImpl* impl = t.defined() ? as_lifted(t) : nullptr;
+    if (impl == nullptr || !impl->bdim()) continue;
+    if (found == nullptr || impl->level().depth() > found->level().depth()) found = impl;
+  }
+  TORCH_INTERNAL_ASSERT(found != nullptr, "jet: a rule was called without a series");
+  return {found->level_ptr()};
+}
+
+namespace {
+
+const at::Tensor& term(const Coefficients& c, int64_t k) {
+  static const auto* none = new at::Tensor();
+  return k >= 0 && k < static_cast<int64_t>(c.size()) ? c[k] : *none;
+}
+
+// sum + factor a b.
+at::Tensor plus_product(const at::Tensor& sum, const at::Tensor& a, const at::Tensor& b,
+                        double factor) {
+  if (!a.defined() || !b.defined() || factor == 0) return sum;
+  if (sum.defined()) return at::addcmul(sum, a, b, factor);
+  at::Tensor product = at::mul(a, b);
+  return factor == 1 ? product : at::mul(product, factor);
+}
+
+}  // namespace
+
+at::Tensor convolve(const Coefficients& a, const Coefficients& b, int64_t k, int64_t first,
+                    int64_t last) {
+  at::Tensor sum;
+  for (int64_t j = first; j <= last; ++j) sum = plus_product(sum, term(a, j), term(b, k - j), 1);
+  return sum;
+}
+
+Coefficients divide(const Coefficients& a, const Coefficients& b, int64_t size) {
+  Coefficients quotient;
+  for (int64_t k = 0; k < size; ++k) {
+    const at::Tensor known = convolve(b, quotient, k, 1, k);
+    at::Tensor rest = term(a, k);
+    if (known.defined()) rest = rest.defined() ? at::sub(rest, known) : at::neg(known);
+    quotient.push_back(rest.defined() ? at::div(rest, b[0]) : at::Tensor());
+  }
+  return quotient;
+}
+
+at::Tensor integrated_term(const Coefficients& g, const Coefficients& x, int64_t k) {
+  at::Tensor sum;
+  for (int64_t j = 1; j <= k; ++j) {
+    sum = plus_product(sum, term(x, j), term(g, k - j),
+                       static_cast<double>(j) / static_cast<double>(k));
+  }
+  return sum;
+}
+
+Coefficients integrate(const at::Tensor& y_0, const Coefficients& g, const Coefficients& x,
+                       int64_t size) {
+  Coefficients y{y_0};
+  for (int64_t k = 1; k < size; ++k) y.push_back(integrated_term(g, x, k));
+  return y;
+}
+
+}  // namespace torchlift::jet_internal
