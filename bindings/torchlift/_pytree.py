@@ -35,7 +35,18 @@ def _register(cls: type) -> None:
     """Teaches optree a node type of torch.utils._pytree, once."""
     node = torch_pytree.SUPPORTED_NODES[cls]
 
-    def flatten(tree: Any) -> "tuple[Any, Any, Any]":
+    class _Leaf:
+    """The treespec of a leaf, without optree."""
+
+    @staticmethod
+    def unflatten(leaves: "list[Any]") -> Any:
+        return leaves[0]
+
+
+LEAF = _Leaf()
+
+
+def flatten(tree: Any) -> "tuple[Any, Any, Any]":
         children, context = node.flatten_fn(tree)
         children = tuple(children)
         return children, _Context(context), _names_of(node, tree, len(children))
