@@ -104,6 +104,9 @@ Tensor plus_zero(const Tensor& t, const Tensor& zero) {
 // (_fw_primal) and zeros for each tangent that is missing; here the arguments are used as they are,
 // with forward mode off, and a missing tangent is left out. The arguments are of one domain: plain,
 // or of a level (NOTE [hidden arguments] in core/dispatch.h).
+//
+// Not for operators that save their result for reverse mode (exp, tanh, sigmoid...): autograd keeps
+// of a result the tangent that it has then, so libtorch must give it one.
 
 // The tangent of t in its own domain, undefined if it has none.
 Tensor tangent_of(const Tensor& t) {
@@ -251,41 +254,25 @@ Tensor product_added(DispatchKeySet keys, const Tensor& self, const Tensor& a, c
 
 // --- pointwise -----------------------------------------------------------------------------------
 
-// An operator with a tangent that is a function of the argument's, the argument and the result.
-// The formulas are those of real numbers where kComplex is false.
-template <class Op, auto Tangent, bool kComplex = true>
+// An operator with a tangent that is a function of the argument and its tangent.
+template <class Op, auto Tangent>
 Tensor unary(DispatchKeySet keys, const Tensor& a) {
   if (C10_UNLIKELY(forward_mode_cut())) return Pass<Op>::call(keys, a);
   const auto plain = [&] { return Op::redispatch(keys & kBelowForward, a); };
-  if (!above_autograd() || (!kComplex && a.is_complex())) return plain();
+  if (!above_autograd()) return plain();
   const Tensor ta = tangent_of(a);
   if (!ta.defined()) return plain();
   Tensor result = without_forward(plain);
-  return with_tangent(result, without_forward([&] { return Tangent(ta, a, result); }));
+  return with_tangent(std::move(result), without_forward([&] { return Tangent(ta, a); }));
 }
 
-Tensor sin_tangent(const Tensor& ta, const Tensor& a, const Tensor&) {
+Tensor sin_tangent(const Tensor& ta, const Tensor& a) {
   return ops::mul_Tensor::call(ta, ops::cos::call(a));
 }
-Tensor cos_tangent(const Tensor& ta, const Tensor& a, const Tensor&) {
+Tensor cos_tangent(const Tensor& ta, const Tensor& a) {
   return ops::mul_Tensor::call(ta, ops::neg::call(ops::sin::call(a)));
 }
-Tensor exp_tangent(const Tensor& ta, const Tensor&, const Tensor& result) {
-  return ops::mul_Tensor::call(ta, result);
-}
-Tensor log_tangent(const Tensor& ta, const Tensor& a, const Tensor&) {
-  return ops::div_Tensor::call(ta, a);
-}
-Tensor tanh_tangent(const Tensor& ta, const Tensor&, const Tensor& result) {
-  return ops::tanh_backward::call(ta, result);
-}
-Tensor sigmoid_tangent(const Tensor& ta, const Tensor&, const Tensor& result) {
-  return ops::sigmoid_backward::call(ta, result);
-}
-Tensor relu_tangent(const Tensor& ta, const Tensor&, const Tensor& result) {
-  return ops::threshold_backward::call(ta, result, 0);
-}
-
+Tensor log_tangent(const Tensor& ta, const Tensor& a) { return ops::div_Tensor::call(ta, a); }
 // d(a^n) = n a^(n-1) da
 Tensor pow(DispatchKeySet keys, const Tensor& a, const at::Scalar& exponent) {
   using Op = ops::pow_Tensor_Scalar;
@@ -402,11 +389,7 @@ std::vector<ForwardKernel> forward_kernels() {
   kernels.push_back(row<ops::baddbmm, &product_added<ops::baddbmm, ops::bmm>>());
   kernels.push_back(row<ops::sin, &unary<ops::sin, &sin_tangent>>());
   kernels.push_back(row<ops::cos, &unary<ops::cos, &cos_tangent>>());
-  kernels.push_back(row<ops::exp, &unary<ops::exp, &exp_tangent>>());
   kernels.push_back(row<ops::log, &unary<ops::log, &log_tangent>>());
-  kernels.push_back(row<ops::tanh, &unary<ops::tanh, &tanh_tangent, false>>());
-  kernels.push_back(row<ops::sigmoid, &unary<ops::sigmoid, &sigmoid_tangent, false>>());
-  kernels.push_back(row<ops::relu, &unary<ops::relu, &relu_tangent>>());
   kernels.push_back(row<ops::pow_Tensor_Scalar, &pow>());
   kernels.push_back(
       row<ops::tanh_backward, &activation_backward<ops::tanh_backward, &tanh_slope>>());
@@ -419,7 +402,8 @@ std::vector<ForwardKernel> forward_kernels() {
   skip<ops::_fw_primal, ops::detach, ops::empty_memory_format, ops::empty_strided,
        ops::is_same_size, ops::_has_same_storage_numel>(kernels);
   pass<ops::mul_Scalar, ops::add_Scalar, ops::sub_Scalar, ops::div_Scalar, ops::rsub_Scalar,
-       ops::neg, ops::clone, ops::sum, ops::sum_dim_IntList, ops::mean, ops::mean_dim>(kernels);
+       ops::neg, ops::exp, ops::tanh, ops::sigmoid, ops::relu, ops::clone, ops::sum,
+       ops::sum_dim_IntList, ops::mean, ops::mean_dim>(kernels);
   pass<ops::alias, ops::as_strided, ops::_unsafe_view, ops::_reshape_alias, ops::t,
        ops::transpose_int, ops::permute, ops::view, ops::expand, ops::select_int,
        ops::select_backward, ops::slice_Tensor, ops::unsqueeze, ops::squeeze_dim>(kernels);

@@ -35,18 +35,7 @@ def _register(cls: type) -> None:
     """Teaches optree a node type of torch.utils._pytree, once."""
     node = torch_pytree.SUPPORTED_NODES[cls]
 
-    class _Leaf:
-    """The treespec of a leaf, without optree."""
-
-    @staticmethod
-    def unflatten(leaves: "list[Any]") -> Any:
-        return leaves[0]
-
-
-LEAF = _Leaf()
-
-
-def flatten(tree: Any) -> "tuple[Any, Any, Any]":
+    def flatten(tree: Any) -> "tuple[Any, Any, Any]":
         children, context = node.flatten_fn(tree)
         children = tuple(children)
         return children, _Context(context), _names_of(node, tree, len(children))
@@ -89,6 +78,17 @@ def _learn(leaves: "list[Any]") -> bool:
     for cls in unknown:
         _register(cls)
     return bool(unknown)
+
+
+class _Leaf:
+    """The treespec of a leaf, without optree."""
+
+    @staticmethod
+    def unflatten(leaves: "list[Any]") -> Any:
+        return leaves[0]
+
+
+LEAF = _Leaf()
 
 
 def flatten(tree: Any) -> "tuple[list[Any], Any]":
