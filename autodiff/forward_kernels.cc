@@ -135,8 +135,17 @@ bool same_layout(const Tensor& result, const Tensor& tangent) {
   return result.storage().nbytes() == tangent.storage().nbytes();
 }
 
-// Gives a new tensor its tangent: _set_fw_grad, whose checks cost two operators.
-Tensor with_tangent(Tensor result, const Tensor& tangent) {
+// Whether t, or a value in it, is a ZeroTensor.
+bool holds_zero(const Tensor& t) {
+  if (is_zero(t)) return true;
+  const LiftedTensorImpl* impl = as_lifted(t);
+  return impl != nullptr && holds_zero(impl->value());
+}
+
+// Gives a new tensor its tangent: _set_fw_grad, whose checks cost two operators. No ZeroTensor,
+// which comes of a tangent that libtorch made: what has a tangent may be written in place.
+Tensor with_tangent(Tensor result, const Tensor& computed) {
+  const Tensor tangent = C10_UNLIKELY(holds_zero(computed)) ? computed.clone() : computed;
   torch::autograd::AutogradMeta* meta = torch::autograd::impl::materialize_autograd_meta(result);
   if (meta->is_view_ || meta->fw_grad_ != nullptr || !same_layout(result, tangent)) {
     result._set_fw_grad(tangent, /*level=*/0, /*is_inplace_op=*/false);

@@ -10,6 +10,7 @@
 
 #include "autodiff/jacobian.h"
 #include "core/paired_benchmark.h"
+#include "core/tensor_operators.h"
 
 namespace torchlift {
 namespace {
