@@ -1,6 +1,7 @@
 #include "autodiff/forward.h"
 
 #include <ATen/ops/zeros_like.h>
+#include <c10/core/AutogradState.h>
 #include <torch/csrc/autograd/forward_grad.h>
 #include <torch/csrc/autograd/variable.h>
 
@@ -78,7 +79,13 @@ ForwardScope::ForwardScope(std::optional<int64_t> directions)
   check_no_torch_func("a forward-mode transform");
   const bool isolated = !dual_level_.first();
   if (isolated || directions.has_value()) {
-    level_scope_.emplace(level_options(isolated, directions));
+    // A tangent is no dual number, nor is what a formula makes of it. So the rules of a level of
+    // tangents leave forward mode as they find it (see NOTE [forward mode of outer domains] in
+    // core/grad_mode.h): off in the formulas of forward_kernels.cc.
+    const Level::Options options = level_options(isolated, directions);
+    const at::AutoFwGradMode mode(options.kind != LevelKind::kTangents &&
+                                  c10::AutogradState::get_tls_state().get_fw_grad_mode());
+    level_scope_.emplace(options);
   }
   domain_ = current_level();
   if (!outer_grad_) outer_guard_.emplace(domain_, OuterGradMode::kOff);

@@ -2,6 +2,7 @@
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/conj_physical.h>
+#include <ATen/ops/ones.h>
 #include <ATen/ops/view_as_complex.h>
 #include <ATen/ops/view_as_real.h>
 #include <ATen/ops/zeros.h>
@@ -111,6 +112,20 @@ JacobianBlocks of_real_views(JacobianOf jacobian, LeafFunction f, const Tensors&
   return result;
 }
 
+// --- blocks --------------------------------------------------------------------------------------
+
+// Each of these calls costs a view, and one more for each tangent: none is made that says nothing.
+
+at::Tensor shaped(const at::Tensor& t, const std::vector<int64_t>& sizes) {
+  return t.sizes() == at::IntArrayRef(sizes) ? t : t.reshape(sizes);
+}
+
+at::Tensor part(const at::Tensor& rows, int64_t start, int64_t count) {
+  return count == rows.size(0) ? rows : rows.narrow(0, start, count);
+}
+
+at::Tensor first_dim_last(const at::Tensor& t) { return t.dim() == 1 ? t : t.movedim(0, -1); }
+
 // --- reverse -------------------------------------------------------------------------------------
 
 // The gradients of rows [start, start + count), each [count, ...].
@@ -142,6 +157,13 @@ Tensors pull_rows(const Pullback& pullback, const Tensors& values, size_t output
   return grads;
 }
 
+// The gradients of the one number that the function returns: its Jacobian has one row.
+Tensors pull_one(const Pullback& pullback, const at::Tensor& value, size_t outputs) {
+  Tensors cotangents(outputs);
+  cotangents[0] = at::ones(value.sizes(), value.options());
+  return pullback(std::move(cotangents), /*free_graph=*/true);
+}
+
 // A cotangent v of a holomorphic function is pulled back to the conjugate of v* J: libtorch's
 // gradients are conjugates.
 void conjugate(Tensors& rows) {
@@ -154,6 +176,15 @@ JacobianBlocks reverse_blocks(const Pullback& pullback, size_t count, const Tens
   result.outputs = pullback.outputs();
   const Tensors values(result.outputs.begin(), result.outputs.begin() + count);
   const int64_t total = total_numel(values, count);
+  if (count == 1 && total == 1 && !chunks.memory_budget.has_value()) {
+    Tensors row = pull_one(pullback, values[0], result.outputs.size());
+    if (numbers == ComplexNumbers::kHolomorphic) conjugate(row);
+    for (size_t j = 0; j < inputs.size(); ++j) {
+      row[j] = shaped(row[j], joined(values[0].sizes(), inputs[j].sizes()));
+    }
+    result.blocks.push_back(std::move(row));
+    return result;
+  }
   ChunkPlan plan({.transform = "jacrev", .item = "row"}, chunks, total, device_of(inputs));
   std::vector<RowJoiner> joiners(inputs.size(), RowJoiner(total));
   while (plan.next()) {
@@ -173,9 +204,8 @@ JacobianBlocks reverse_blocks(const Pullback& pullback, size_t count, const Tens
   for (const at::Tensor& value : values) {
     Tensors block;
     for (size_t j = 0; j < inputs.size(); ++j) {
-      block.push_back(rows[j]
-                          .narrow(0, offset, value.numel())
-                          .reshape(joined(value.sizes(), inputs[j].sizes())));
+      block.push_back(
+          shaped(part(rows[j], offset, value.numel()), joined(value.sizes(), inputs[j].sizes())));
     }
     offset += value.numel();
     result.blocks.push_back(std::move(block));
@@ -228,10 +258,8 @@ JacobianBlocks forward_blocks(const LeafOutputs& out, const Tensors& columns,
     Tensors block;
     int64_t offset = 0;
     for (const at::Tensor& input : inputs) {
-      block.push_back(columns[i]
-                          .narrow(0, offset, input.numel())
-                          .movedim(0, -1)
-                          .reshape(joined(out.leaves[i].sizes(), input.sizes())));
+      block.push_back(shaped(first_dim_last(part(columns[i], offset, input.numel())),
+                             joined(out.leaves[i].sizes(), input.sizes())));
       offset += input.numel();
     }
     result.blocks.push_back(std::move(block));

@@ -3,6 +3,7 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/eye.h>
+#include <ATen/ops/ones.h>
 #include <ATen/ops/zeros.h>
 
 #include "core/dispatch.h"
@@ -29,6 +30,8 @@ at::Tensor basis_rows(const at::Tensor& like, int64_t offset, int64_t start, int
   const int64_t numel = like.numel();
   if (start >= offset + numel || start + count <= offset) return {};
   const auto options = like.options();
+  const std::vector<int64_t> shape = joined({count}, like.sizes());
+  if (numel == 1 && count == 1) return at::ones(shape, options);
   at::Tensor rows;
   if (start == offset && count == numel) {
     rows = at::eye(numel, options);
@@ -36,7 +39,7 @@ at::Tensor basis_rows(const at::Tensor& like, int64_t offset, int64_t start, int
     rows = at::zeros({count, numel}, options);
     rows.diagonal(start - offset).fill_(1);
   }
-  return rows.view(joined({count}, like.sizes()));
+  return like.dim() == 1 ? rows : rows.view(shape);
 }
 
 void RowJoiner::add(int64_t start, at::Tensor rows) {
@@ -55,6 +58,7 @@ void RowJoiner::add(int64_t start, at::Tensor rows) {
 at::Tensor RowJoiner::join() { return pieces_.empty() ? std::move(whole_) : at::cat(pieces_); }
 
 at::Tensor rows_of(const Lowered& lowered, int64_t size) {
+  if (lowered.bdim == 0) return lowered.value;
   if (lowered.bdim.has_value()) return lowered.value.movedim(*lowered.bdim, 0);
   return lowered.value.unsqueeze(0).expand(joined({size}, lowered.value.sizes()));
 }

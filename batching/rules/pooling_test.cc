@@ -13,7 +13,12 @@
 #include <ATen/ops/max_pool2d_with_indices.h>
 #include <ATen/ops/max_pool3d.h>
 #include <ATen/ops/max_unpool2d.h>
+#include <ATen/ops/randint.h>
 #include <gtest/gtest.h>
+
+#include <limits>
+#include <tuple>
+#include <vector>
 
 #include "batching/testing/rule_check.h"
 
@@ -54,6 +59,37 @@ TEST(PoolingRules, Max) {
              {{2, 3, 5, 6}});
   check_pool("max_pool3d", [](const at::Tensor& x) { return at::max_pool3d(x, 2); },
              {{2, 2, 4, 4, 5}, {2, 4, 4, 5}});
+}
+
+// Large enough for NOTE [planes as channels]; of small integers, so that windows have several
+// largest numbers, and with a NaN.
+at::Tensor many_planes(at::IntArrayRef shape) {
+  at::Tensor x = at::randint(3, shape, at::kDouble);
+  x.view({-1})[17].fill_(std::numeric_limits<double>::quiet_NaN());
+  return x;
+}
+
+std::tuple<at::Tensor, at::Tensor> overlapping_pool(const at::Tensor& x) {
+  return at::max_pool2d_with_indices(x, {3, 2}, {2, 2}, {1, 1}, 1, /*ceil_mode=*/true);
+}
+
+TEST(PoolingRules, ManyPlanes) {
+  for (const std::vector<int64_t>& shape : std::vector<std::vector<int64_t>>{
+           {2, 8, 30, 20}, {16, 30, 20}, {8, 30, 20}, {3, 5, 30, 20}}) {
+    const auto make = [&](int64_t) { return Tensors{many_planes(shape)}; };
+    const auto values = [](const Tensors& in) {
+      const at::Tensor out = std::get<0>(overlapping_pool(in[0])).nan_to_num(7);
+      return Tensors{out, out.mul(out)};
+    };
+    check_rule({.name = "max_pool2d, many planes", .f = values, .make = make});
+    const auto indices = [](const Tensors& in) {
+      return Tensors{std::get<1>(overlapping_pool(in[0]))};
+    };
+    check_rule({.name = "indices of max_pool2d, many planes",
+                .f = indices,
+                .make = make,
+                .differentiable = false});
+  }
 }
 
 TEST(PoolingRules, Indices) {

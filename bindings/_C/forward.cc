@@ -54,6 +54,27 @@ std::optional<int64_t> optional_int(PyObject* number) {
   return value;
 }
 
+// Forward over reverse mode. blocks[i * inputs + j][k]: the derivative of value i by inputs j and
+// k.
+JacobianBlocks hessian_blocks(LeafFunction f, const Tensors& inputs, const ChunkOptions& chunks,
+                              ComplexNumbers numbers) {
+  const auto gradients = [&](const Tensors& leaves) {
+    JacobianBlocks inner = reverse_jacobian(f, leaves, {}, numbers);
+    LeafOutputs out;
+    for (Tensors& row : inner.blocks) {
+      for (at::Tensor& block : row) out.leaves.push_back(std::move(block));
+    }
+    out.values = out.leaves.size();
+    for (at::Tensor& output : inner.outputs) out.leaves.push_back(std::move(output));
+    return out;
+  };
+  JacobianBlocks hessian = forward_jacobian(gradients, inputs, chunks, numbers);
+  // The caller knows the gradients' place by that of their derivatives.
+  hessian.outputs.erase(hessian.outputs.begin(),
+                        hessian.outputs.begin() + static_cast<int64_t>(hessian.blocks.size()));
+  return hessian;
+}
+
 JacobianBlocks run_jacobian(long mode, PyObject* call, const Tensors& inputs,
                             const ChunkOptions& chunks, ComplexNumbers numbers, Returned& first) {
   // The engine must not hold the GIL, the function must.
@@ -68,6 +89,7 @@ JacobianBlocks run_jacobian(long mode, PyObject* call, const Tensors& inputs,
   };
   if (mode == 0) return reverse_jacobian(f, inputs, chunks, numbers);
   if (mode == 1) return forward_jacobian(f, inputs, chunks, numbers);
+  if (mode == 3) return hessian_blocks(f, inputs, chunks, numbers);
   return any_jacobian(f, inputs, chunks, numbers);
 }
 

@@ -11,7 +11,7 @@ from torchlift._chunks import check_chunks
 from torchlift._errors import TransformError
 from torchlift._forward import check_tangents, output_runner
 from torchlift._grad import _Argnums, _Call, vjp
-from torchlift._jacobian import Selection
+from torchlift._jacobian import Selection, select
 from torchlift._names import wraps
 
 
@@ -251,7 +251,7 @@ def _second(
     @wraps(func)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         call = _Call(transform, func, args, kwargs, argnums)
-        selection = Selection(call, wanted)
+        selection = select(call, wanted)
 
         def apply(values: "list[Any]") -> Any:
             new_args, new_kwargs = selection.arguments(values)

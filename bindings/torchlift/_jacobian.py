@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Callable
 
+import torch
+
 from torchlift import _C, _pytree
 from torchlift._chunks import check_chunks
 from torchlift._errors import TransformError
@@ -11,7 +13,7 @@ from torchlift._forward import output_runner
 from torchlift._grad import _Argnums, _Call
 from torchlift._names import wraps
 
-_REVERSE, _FORWARD, _AUTO = 0, 1, 2
+_REVERSE, _FORWARD, _AUTO, _HESSIAN = 0, 1, 2, 3
 _REFUSE_COMPLEX, _HOLOMORPHIC, _REAL_VIEW = 0, 1, 2
 
 
@@ -145,12 +147,19 @@ def hessian(
             [6., 2.]])
     """
     numbers = _numbers("hessian", holomorphic, real_view)
-    inner = _make("jacrev", func, argnums, has_aux, (None, None), _REVERSE, numbers)
-    return _make("jacfwd", inner, argnums, has_aux, (chunk_size, memory_budget), _FORWARD, numbers)
+    return _make("hessian", func, argnums, has_aux, (chunk_size, memory_budget), _HESSIAN, numbers)
+
+
+def select(call: _Call, wanted: _Argnums) -> "Selection":
+    """What argnums names among the arguments of a call."""
+    positions = _Positions.of(call, wanted)
+    return positions if positions is not None else Selection(call, wanted)
 
 
 class Selection:
     """What argnums names among the arguments of a call: its leaves, and how to put others there."""
+
+    leaves: "list[torch.Tensor]"
 
     def __init__(self, call: _Call, wanted: _Argnums) -> None:
         self._several = wanted.several
@@ -181,6 +190,61 @@ class Selection:
         return trees if self._several else trees[0]
 
 
+class _Positions(Selection):
+    """The usual case, of whole positional arguments: no other argument need be looked at."""
+
+    def __init__(self, call: _Call, places: "list[int]", several: bool) -> None:
+        self._call, self._places, self._several = call, places, several
+        self.leaves = []
+        self._parts = []  # For each place: the end of its leaves among all, their structure.
+        for place in places:
+            value = call.args[place]
+            if isinstance(value, torch.Tensor):
+                self.leaves.append(value)
+                self._parts.append((len(self.leaves), _pytree.LEAF))
+            else:
+                leaves, spec = _pytree.flatten(value)
+                self.leaves += leaves
+                self._parts.append((len(self.leaves), spec))
+
+    @classmethod
+    def of(cls, call: _Call, wanted: _Argnums) -> "_Positions | None":
+        """None where argnums says something else, or the arguments have no derivative."""
+        count = len(call.args)
+        places = []
+        for entry in wanted.entries:
+            place = entry[0]
+            if len(entry) != 1 or not isinstance(place, int) or not -count <= place < count:
+                return None
+            if place % count in places:
+                return None
+            places.append(place % count)
+        found = cls(call, places, wanted.several)
+        usable = found.leaves and all(_has_derivative(leaf) for leaf in found.leaves)
+        return found if usable else None
+
+    def arguments(self, values: "list[Any]") -> "tuple[tuple[Any, ...], dict[str, Any]]":
+        replaced = list(self._call.args)
+        for place, tree in zip(self._places, self._trees(values)):
+            replaced[place] = tree
+        return tuple(replaced), self._call.kwargs
+
+    def tree(self, values: "list[Any]") -> Any:
+        trees = self._trees(values)
+        return tuple(trees) if self._several else trees[0]
+
+    def _trees(self, values: "list[Any]") -> "list[Any]":
+        trees, start = [], 0
+        for end, spec in self._parts:
+            trees.append(spec.unflatten(values[start:end]))
+            start = end
+        return trees
+
+
+def _has_derivative(leaf: Any) -> bool:
+    return isinstance(leaf, torch.Tensor) and (leaf.is_floating_point() or leaf.is_complex())
+
+
 def _numbers(transform: str, holomorphic: bool, real_view: bool) -> int:
     if holomorphic and real_view:
         raise TransformError(
@@ -207,7 +271,7 @@ def _make(
     @wraps(func)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         call = _Call(transform, func, args, kwargs, argnums)
-        selection = Selection(call, wanted)
+        selection = select(call, wanted)
 
         def apply(values: "list[Any]") -> Any:
             new_args, new_kwargs = selection.arguments(values)
@@ -217,7 +281,12 @@ def _make(
         run = output_runner(call, apply, has_aux, shape)
         blocks, seen = _C.jacobian_leaves(mode, run, selection.leaves, *chunks, numbers)
         count, output_spec, aux_spec = shape
-        result = output_spec.unflatten([selection.tree(block) for block in blocks])
+        trees = [selection.tree(block) for block in blocks]
+        if mode == _HESSIAN:  # A block for each output and input: a tree of those for each output.
+            width = len(selection.leaves)
+            starts = range(0, len(trees), width)
+            trees = [selection.tree(trees[start : start + width]) for start in starts]
+        result = output_spec.unflatten(trees)
         return (result, aux_spec.unflatten(seen[count:])) if has_aux else result
 
     return wrapped

@@ -80,6 +80,17 @@ def _learn(leaves: "list[Any]") -> bool:
     return bool(unknown)
 
 
+class _Leaf:
+    """The treespec of a leaf, without optree."""
+
+    @staticmethod
+    def unflatten(leaves: "list[Any]") -> Any:
+        return leaves[0]
+
+
+LEAF = _Leaf()
+
+
 def flatten(tree: Any) -> "tuple[list[Any], Any]":
     """(leaves, treespec); the treespec has unflatten(leaves)."""
     while True:

@@ -29,6 +29,14 @@ LOGS = os.path.join(HERE, *[os.pardir] * 3, "out", "peerbench")
 ALL = ["torch.func", "torch.func+compile", "plain", "trick", "jax", "jax_eager", "mlx", "mlx+compile"]
 TOLERANCE = 1e-3
 
+# What torchlift's eager transforms are to reach, as a share of torch.func's time.
+TARGETS = dict(
+    jacrev_mlp=0.5, jacfwd_mlp=0.6, hessian_mlp=0.3, batched_hessian=0.4, laplacian=0.25, batched_jacobian=0.75,
+    hvp=0.55, ntk=0.95, langevin=0.45, tiny_hessian=0.136, gru_per_sample=0.75, maml_sinusoid=0.5,
+    ensemble_mlp_fwd=0.65, ensemble_mlp_grad=0.75, ensemble_cnn_fwd=0.6, ensemble_cnn_grad=0.8,
+    per_sample_grad_mlp=0.6, per_sample_grad_cnn=0.85, per_sample_grad_transformer=0.65)
+MEAN_TARGET = 0.5                                                     # of all cases, geometric
+
 # glibc adapts these two thresholds to what a process has freed so far, which moves eager timings on 4 MB tensors
 # by 3x with the order of the cases. Here they are fixed where a long-running process ends up. One arena, so that
 # malloc_trim can return everything between memory measurements.
@@ -153,6 +161,32 @@ def show(name, results):
     print(f"{name:34s} " + "  ".join(cells), flush=True)
 
 
+def shares(cases):
+    """(case, torchlift's ms, torch.func's ms) of the cases that both have run and agree on."""
+    for name, r in cases.items():
+        ours, theirs = r.get("torchlift", {}), r.get("torch.func", {})
+        if ours.get("agrees") and "median_ms" in ours and "median_ms" in theirs:
+            yield name, ours["median_ms"], theirs["median_ms"]
+
+
+def show_targets(cases):
+    """A Markdown table of the shares of torch.func's time, with the targets."""
+    rows = list(shares(cases))
+    if not rows:
+        return
+    number = lambda x: f"{x:.3g}"
+    met = lambda share, target: "met" if share <= target else "not met"
+    print("\n| case | torch.func, ms | torchlift, ms | share | to reach | |\n|---|---:|---:|---:|---:|---|")
+    for name, ours, theirs in rows:
+        if name.startswith("micro/"):
+            continue
+        share, target = ours / theirs, TARGETS.get(name)
+        ends = [number(target), met(share, target)] if target else ["-", ""]
+        print("| " + " | ".join([name, number(theirs), number(ours), f"{share:.2f}", *ends]) + " |")
+    mean = statistics.geometric_mean(ours / theirs for _, ours, theirs in rows)
+    print(f"| geometric mean of {len(rows)} cases | | | {mean:.2f} | {MEAN_TARGET} | {met(mean, MEAN_TARGET)} |")
+
+
 def main():
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     a.add_argument("--impl", default="torchlift,torch.func", help="comma-separated peers")
@@ -205,6 +239,7 @@ def run_all(peers, args, scratch):
             json.dump(out, open(args.json, "w"), indent=1)
     for w in workers + [ref]:
         w.stop()
+    show_targets(out["cases"])
 
 
 if __name__ == "__main__":
