@@ -10,11 +10,14 @@
 #include <ATen/ops/add.h>
 #include <ATen/ops/addcdiv_ops.h>
 #include <ATen/ops/amax.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/div.h>
 #include <ATen/ops/erf.h>
 #include <ATen/ops/exp.h>
 #include <ATen/ops/gelu_backward_ops.h>
 #include <ATen/ops/gelu_ops.h>
+#include <ATen/ops/glu_backward_ops.h>
+#include <ATen/ops/glu_ops.h>
 #include <ATen/ops/lerp_ops.h>
 #include <ATen/ops/log.h>
 #include <ATen/ops/logsumexp_ops.h>
@@ -23,7 +26,6 @@
 #include <ATen/ops/mul.h>
 #include <ATen/ops/native_layer_norm_backward_ops.h>
 #include <ATen/ops/native_layer_norm_ops.h>
-#include <ATen/ops/real.h>
 #include <ATen/ops/rsqrt.h>
 #include <ATen/ops/rsub.h>
 #include <ATen/ops/sigmoid.h>
@@ -33,11 +35,9 @@
 #include <ATen/ops/sum.h>
 #include <ATen/ops/tanh.h>
 #include <ATen/ops/tanh_backward_ops.h>
-#include <ATen/ops/var_ops.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros_like.h>
 
-#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <limits>
@@ -122,6 +122,25 @@ Tensor sigmoid_backward(const Tensor& grad, const Tensor& output) {
   return grad * (output - output * output).conj();
 }
 
+std::tuple<Tensor, Tensor> halves(const Tensor& x, int64_t dim) {
+  const int64_t half = x.size(dim) / 2;
+  return {x.narrow(dim, 0, half), x.narrow(dim, half, half)};
+}
+
+Tensor glu(const Tensor& self, int64_t dim) {
+  TORCH_CHECK(self.dim() > 0 && self.size(dim) % 2 == 0,
+              "[jet] glu: the dim to halve must have an even size, but the shape is ", self.sizes(),
+              ", and the dim ", dim);
+  const auto [value, gate] = halves(widened(self), dim);
+  return (value * at::sigmoid(gate)).to(self.scalar_type());
+}
+
+Tensor glu_backward(const Tensor& grad, const Tensor& self, int64_t dim) {
+  const auto [value, gate] = halves(widened(self), dim);
+  const Tensor s = at::sigmoid(gate), g = widened(grad);
+  return at::cat({g * s, g * value * (s - s * s)}, dim).to(grad.scalar_type());
+}
+
 // --- softmax -------------------------------------------------------------------------------------
 
 // Of coefficients 0: a number to subtract that keeps the exponentials small, whatever it is.
@@ -177,7 +196,7 @@ Tensor log_softmax_backward(const Tensor& grad, const Tensor& output, int64_t di
   return (g - at::exp(widened(output)) * g.sum(dim, /*keepdim=*/true)).to(type);
 }
 
-// --- norms and variances -------------------------------------------------------------------------
+// --- layer norm ----------------------------------------------------------------------------------
 
 // The last `count` dims of t, or those before.
 std::vector<int64_t> last_dims(const Tensor& t, size_t count) {
@@ -235,21 +254,6 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_backward(const Tensor& grad, const
   return results;
 }
 
-Tensor variance(const Tensor& self, at::OptionalIntArrayRef dim,
-                const std::optional<at::Scalar>& correction, bool keepdim) {
-  std::vector<int64_t> dims = dim.has_value() ? dim->vec() : std::vector<int64_t>();
-  if (dims.empty()) dims = last_dims(self, static_cast<size_t>(self.dim()));
-  int64_t count = 1;
-  for (const int64_t each : dims) count *= self.dim() == 0 ? 1 : self.size(each);
-  const double divisor =
-      static_cast<double>(count) - (correction.has_value() ? correction->toDouble() : 1);
-  const Tensor x = widened(self);
-  const Tensor centered = x - x.mean(dims, /*keepdim=*/true);
-  const Tensor square = x.is_complex() ? at::real(centered * centered.conj()) : centered * centered;
-  const Tensor sum = square.sum(dims, keepdim);
-  return at::div(sum, std::max(divisor, 0.0)).to(c10::toRealValueType(self.scalar_type()));
-}
-
 // --- sums of products ----------------------------------------------------------------------------
 
 Tensor addcdiv(const Tensor& self, const Tensor& a, const Tensor& b, const at::Scalar& value) {
@@ -279,6 +283,8 @@ Tensor mse_loss_backward(const Tensor& grad, const Tensor& self, const Tensor& t
     {
         function_rule<ops::gelu, &gelu>(),
         function_rule<ops::gelu_backward, &gelu_backward>({{0}}),
+        function_rule<ops::glu, &glu>(),
+        function_rule<ops::glu_backward, &glu_backward>({{0}}),
         function_rule<ops::silu, &silu>(),
         function_rule<ops::silu_backward, &silu_backward>({{0}}),
         function_rule<ops::tanh_backward, &tanh_backward>({{0}}),
@@ -294,7 +300,6 @@ Tensor mse_loss_backward(const Tensor& grad, const Tensor& self, const Tensor& t
     {
         function_rule<ops::native_layer_norm, &layer_norm>(),
         function_rule<ops::native_layer_norm_backward, &layer_norm_backward>(),
-        function_rule<ops::var_correction, &variance>(),
     },
     {
         function_rule<ops::addcdiv, &addcdiv>({{0, 1}}),

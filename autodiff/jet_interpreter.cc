@@ -62,7 +62,24 @@ struct OperatorInfo {
   bool writes = false;
   bool changes_view = false;         // of its argument: squeeze_
   std::optional<size_t> type_index;  // of an argument `dtype`
+  // The operator that does the same and writes nothing, where there is one: formulas of those that
+  // write take it that a tensor is written once.
+  std::optional<OperatorHandle> functional;
 };
+
+std::optional<OperatorHandle> find_functional(const OperatorHandle& op, const std::string& name) {
+  const size_t dot = name.find('.');
+  const std::string overload = dot == std::string::npos ? "" : name.substr(dot + 1);
+  const auto other = c10::Dispatcher::singleton().findSchema({name.substr(0, dot), overload});
+  if (!other.has_value() || other->schema().is_mutable()) return std::nullopt;
+  const auto& own = op.schema().arguments();
+  const auto& others = other->schema().arguments();
+  if (own.size() != others.size() || other->schema().returns().size() != 1) return std::nullopt;
+  for (size_t i = 0; i < own.size(); ++i) {
+    if (*own[i].type() != *others[i].type()) return std::nullopt;
+  }
+  return other;
+}
 
 const OperatorInfo& find_info(const OperatorHandle& op) {
   static const auto* by_name = [] {
@@ -85,6 +102,9 @@ const OperatorInfo& find_info(const OperatorHandle& op) {
   info.changes_view = op.hasTag(at::Tag::inplace_view);
   const auto type = op.schema().argumentIndexWithName("dtype");
   if (type.has_value()) info.type_index = static_cast<size_t>(*type);
+  if (info.writes && !info.changes_view) {
+    info.functional = find_functional(op, functional_name(op.operator_name()));
+  }
   return info;
 }
 
@@ -494,7 +514,9 @@ void write(const Call& call, const at::Tensor& result, const at::Tensor& target)
 }
 
 // The result is computed on a copy of the target, and then written into it.
-void run_in_place(Call call, Stack* stack) {
+void run_in_place(const Call& written, const OperatorInfo& info, Stack* stack) {
+  Call call{info.functional.has_value() ? *info.functional : written.op, written.level,
+            written.rule, written.args};
   const at::Tensor target = call.args[0].toTensor();
   const bool depends = call.rule.otherwise != Otherwise::kConstant && any_series(call);
   at::Tensor copy = lower(depends ? target : primal(target, call.level), *call.level).value.clone();
@@ -507,7 +529,7 @@ void run_in_place(Call call, Stack* stack) {
   }
   call.args[0] = copy;
   compute(call, stack);
-  write(call, stack->back().toTensor(), target);
+  write(written, stack->back().toTensor(), target);
   stack->back() = target;
 }
 
@@ -584,7 +606,7 @@ class JetInterpreter final : public Interpreter {
     } else {
       check_writes_self(call, info);
       check_targets_belong(call);
-      run_in_place(std::move(call), stack);
+      run_in_place(call, info, stack);
     }
     return true;
   }

@@ -78,7 +78,8 @@ bool takes_no_shortcut(const Node& node) {
 // choose kernels that cannot be differentiated: silu_backward and logit_backward throw, while those
 // of det and solve work with an LU factorization that autograd takes for a constant, and would lose
 // an outer gradient or a tangent without a word. So where the outputs or cotangents are tracked in
-// an outer domain, or carry a tangent in any, the pass runs as if its graph were wanted, and what
+// an outer domain, or carry a tangent in any (or parts that an interpreter differentiates: NOTE
+// [interpreted levels] in core/interpreter.h), the pass runs as if its graph were wanted, and what
 // this domain recorded is dropped; unless the formulas of all nodes are known to take no shortcut.
 class GraphWalk {
  public:
@@ -163,6 +164,7 @@ bool differentiated_elsewhere(const at::Tensor& t, bool outer_grad) {
   for (const LiftedTensorImpl* impl = as_lifted(t); impl != nullptr;
        impl = as_lifted(impl->value())) {
     const at::Tensor& value = impl->value();
+    if (impl->level().interpreter() != nullptr && impl->bdim().has_value()) return true;
     if ((outer_grad && value.requires_grad()) || value._fw_grad(/*level=*/0).defined()) return true;
   }
   return false;

@@ -243,6 +243,13 @@ def test_linalg(name):
     check(symmetrized, spd(3), order=3, tolerance=1e-7)
 
 
+# Backward passes of these take a shortcut by a factorization, which is no function to autograd.
+@pytest.mark.parametrize("name", ["inv", "det", "slogdet", "logdet", "cholesky", "solve", "triangular"])
+def test_jet_of_grad_of_linalg(name):
+    f = grad(lambda a: LINALG[name]((a + a.T) / 2).square().sum())
+    check(f, spd(3), order=2, tolerance=1e-7)
+
+
 IMAGES = {
     "conv": lambda x, w: F.conv2d(x, w, w.sum((1, 2, 3)), padding=1),
     "conv_transpose": lambda x, w: F.conv_transpose2d(x, w.transpose(0, 1), stride=2),
@@ -369,7 +376,7 @@ IN_PLACE = {
     "t_": lambda x: (x * x).t_(), "transpose_": lambda x: (x * x).transpose_(0, 1),
     "squeeze_": lambda x: (x * x)[:, None].clone().squeeze_(1), "view": lambda x: write_view(x),
     "index_add_": lambda x: (x * 1).index_add_(0, index[:3], x * x), "lerp_": lambda x: (x * 1).lerp_(x * x, 0.3),
-    "cumsum_": lambda x: (x * x).cumsum_(0), "triu_": lambda x: (x * x).triu_(),
+    "cumsum_": lambda x: (x * x).cumsum_(0), "cumprod_": lambda x: (x * 1).cumprod_(0), "triu_": lambda x: (x * x).triu_(),
     "foreach": lambda x: sum(torch._foreach_mul([x, x * x], [x, x])), "foreach_exp": lambda x: sum(torch._foreach_exp([x, x * x])),
 }
 # What nested jvps cannot write, and the same without writing.
@@ -582,6 +589,11 @@ def test_jet_of_grad():
     mlp = lambda x: F.layer_norm(F.silu(F.gelu(x @ w).relu() + torch.sigmoid(x)), [3]).softmax(-1).pow(2).sum()  # noqa: E731
     check(grad(mlp), real(2, 3), order=3)
     check(grad(lambda x: F.cross_entropy(x.sin() @ w, index[:2])), real(2, 3), order=3)
+    x = real(3, 4)
+    s = series_like(x, 3)
+    halves = lambda x: (x[:, :2] * x[:, 2:].sigmoid()).square().sum()  # noqa: E731
+    got = jet(grad(lambda x: F.glu(x).square().sum()), (x,), (s,))[1]
+    torch.testing.assert_close(got, nested(grad(halves), (x,), (s,)))
 
 
 def test_jet_of_grad_of_convolutions():

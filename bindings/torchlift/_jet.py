@@ -52,7 +52,7 @@ def jet(
     >>> import torch, torchlift
     >>> x, v = torch.tensor(0.), torch.tensor([1., 0., 0.])  # x(t) = t
     >>> torchlift.jet(torch.sin, (x,), (v,))
-    (tensor(0.), tensor([ 1., 0., -1.]))
+    (tensor(0.), tensor([ 1.,  0., -1.]))
     """
     call = _Call("jet", func, primals if isinstance(primals, tuple) else (primals,), {})
     leaves, given, order = _check_series(call, primals, series)
