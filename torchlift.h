@@ -14,6 +14,7 @@
 // at::softmax are in libtorch's headers of their own, ATen/ops/softmax.h.
 
 #include "autodiff/check_grads.h"
+#include "autodiff/check_nan.h"
 #include "autodiff/checkpoint.h"
 #include "autodiff/curvature.h"
 #include "autodiff/custom_batching.h"
