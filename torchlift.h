@@ -20,6 +20,7 @@
 #include "autodiff/custom_batching.h"
 #include "autodiff/custom_rules.h"
 #include "autodiff/grad.h"
+#include "autodiff/implicit.h"
 #include "autodiff/jacobian.h"
 #include "autodiff/jvp.h"
 #include "autodiff/linear_solvers.h"
