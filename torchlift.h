@@ -14,11 +14,13 @@
 // at::softmax are in libtorch's headers of their own, ATen/ops/softmax.h.
 
 #include "autodiff/check_grads.h"
+#include "autodiff/check_nan.h"
 #include "autodiff/checkpoint.h"
 #include "autodiff/curvature.h"
 #include "autodiff/custom_batching.h"
 #include "autodiff/custom_rules.h"
 #include "autodiff/grad.h"
+#include "autodiff/implicit.h"
 #include "autodiff/jacobian.h"
 #include "autodiff/jet.h"
 #include "autodiff/jvp.h"

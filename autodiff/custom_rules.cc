@@ -433,7 +433,8 @@ Leaves call_differentiated(const std::shared_ptr<Call>& call, const std::vector<
   for (const Tensor& t : stages[0].tensors) constants.push_back(constant_from(t, 0));
   FirstRun run = run_first(*call, constants);
   const char* transform = call->rules.transform;
-  const RuleDepthScope nobodys(1);
+  // Not while a rule runs, which works in a domain.
+  std::optional<RuleDepthScope> nobodys(1);
   for (Tensor& output : run.outputs) {
     if (!is_differentiable(output)) continue;
     output = batched_as(transform, stages, 0, output);
@@ -459,7 +460,10 @@ Leaves call_differentiated(const std::shared_ptr<Call>& call, const std::vector<
       }
     }
     if (stages[i].tracked()) attach_node(call, i, stages[i], residuals.at(i), results);
-    if (stages[i].dual()) attach_tangents(*call, i, stages[i], results);
+    if (!stages[i].dual()) continue;
+    nobodys.reset();
+    attach_tangents(*call, i, stages[i], results);
+    nobodys.emplace(1);
   }
   return results;
 }

@@ -11,6 +11,7 @@
 #include "core/dispatch.h"
 #include "core/error.h"
 #include "core/lifted_tensor.h"
+#include "core/open_transforms.h"
 #include "core/runtime.h"
 
 namespace torchlift {
@@ -92,9 +93,11 @@ ForwardScope::ForwardScope(std::optional<int64_t> directions)
   grad_guard_.emplace(true);
   forward_guard_.emplace(true);
   mode_.emplace();
+  if (!level_scope_.has_value()) note_transform_opened("forward mode");  // else the level tells
 }
 
 ForwardScope::~ForwardScope() {
+  if (mode_.has_value() && !level_scope_.has_value()) note_transform_closed();
   mode_.reset();
   forward_guard_.reset();
   grad_guard_.reset();
@@ -166,6 +169,7 @@ std::vector<ForwardOutput> ForwardScope::finish(const std::vector<at::Tensor>& o
     }
     results.push_back(std::move(result));
   }
+  if (!level_scope_.has_value()) note_transform_closed();
   mode_.reset();
   forward_guard_.reset();
   grad_guard_.reset();

@@ -14,9 +14,8 @@
 // stops when it is solved. What is not solved in the given number of steps is NaN, which is better
 // than a number that is no solution.
 //
-// The result is differentiable as the steps are; where b or the product is differentiated, a
-// custom_vjp around the solver (autodiff/custom_rules.h), which solves the transposed system, takes
-// less time and memory.
+// To differentiate a solution, use custom_root (autodiff/implicit.h), which solves another system
+// instead of differentiating the steps.
 //
 // Throws TransformError if an unknown is no real floating-point tensor, or if a product does not
 // have the structure and the shapes of b.

@@ -25,6 +25,7 @@
 #include "core/dispatch.h"
 #include "core/lifted_tensor.h"
 #include "core/narrow.h"
+#include "core/open_transforms.h"
 #include "core/runtime.h"
 
 namespace torchlift {
@@ -350,9 +351,12 @@ ReverseScope::ReverseScope()
   check_no_torch_func("a gradient transform");
   if (!outer_grad_) outer_guard_.emplace(level_, OuterGradMode::kOff);
   grad_guard_.emplace(true);
+  note_transform_opened("reverse mode");
 }
 
-ReverseScope::~ReverseScope() = default;
+ReverseScope::~ReverseScope() {
+  if (grad_guard_.has_value()) note_transform_closed();
+}
 
 at::Tensor ReverseScope::primal(const at::Tensor& input) {
   check_alive(input);
@@ -376,6 +380,7 @@ at::Tensor ReverseScope::primal(const at::Tensor& input) {
 }
 
 Pullback ReverseScope::finish(const std::vector<at::Tensor>& outputs) {
+  note_transform_closed();
   grad_guard_.reset();
   outer_guard_.reset();
   auto state = std::make_shared<Pullback::State>();

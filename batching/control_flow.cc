@@ -75,7 +75,7 @@ class RowLoop {
       : transform_(transform),
         test_(test),
         body_(body),
-        all_(levels_from(*batched_levels(pred).front()), pred.device()),
+        all_(levels_of(batched_levels(pred)), pred.device()),
         current_(all_),
         carry_(std::move(carry)),
         pred_(pred) {}
@@ -142,7 +142,7 @@ Leaves cond_leaves(const char* transform, const Tensor& pred, const Step& true_f
   check_pred(transform, pred);
   const std::vector<LevelPtr> levels = batched_levels(pred);
   if (levels.empty()) return read_shared(pred) ? true_fn(operands) : false_fn(operands);
-  const RowSet all(levels_from(*levels.front()), pred.device());
+  const RowSet all(levels_of(levels), pred.device());
   const std::vector<bool> rows = all.read(pred);
   std::vector<bool> others = rows;
   others.flip();

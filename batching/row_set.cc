@@ -222,11 +222,15 @@ Tensor RowMover::operator()(std::vector<Tensor> sources) const {
   return together_ == nullptr ? sources[0] : gather_rows(sources, together_);
 }
 
-std::vector<LevelPtr> levels_from(const Level& outermost) {
+std::vector<LevelPtr> levels_of(const std::vector<LevelPtr>& condition) {
   std::vector<LevelPtr> levels;
   for (const LevelPtr& level : level_stack()) {
-    const bool tangents = level->kind() == LevelKind::kTangents;  // no domain
-    if (level->depth() >= outermost.depth() && !tangents) levels.push_back(level);
+    if (level->depth() < condition.front()->depth()) continue;
+    // Where the code works for a domain outside of a level (DomainScope), none of its tensors
+    // belongs to that level, and none of its results may.
+    const bool at_work = is_domain(*level) || level->kind() == LevelKind::kRow;
+    const bool decides = std::find(condition.begin(), condition.end(), level) != condition.end();
+    if (at_work || decides) levels.push_back(level);
   }
   return levels;
 }

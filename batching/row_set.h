@@ -34,7 +34,7 @@ namespace torchlift {
 
 class RowSet {
  public:
-  // All rows of the levels, which are all that levels_from() one of them gives. `device`: where to
+  // All rows of the levels, which are all that levels_of() a condition gives. `device`: where to
   // keep indices. (A level of a jvp has one row.)
   RowSet(std::vector<LevelPtr> levels, c10::Device device);
 
@@ -105,11 +105,13 @@ class RowMover {
   MapPtr together_;
 };
 
-// The levels that are open on this thread from `outermost` inwards, but for those of tangents.
-std::vector<LevelPtr> levels_from(const Level& outermost);
-
 // The vmap levels in which t has a batch dim, as they are open on this thread, outermost first.
 std::vector<LevelPtr> batched_levels(const at::Tensor& t);
+
+// The levels whose rows a condition decides on, which has a batch dim in these: all that are open
+// on this thread from the first of them inwards, but for those of tangents, and those that are no
+// domains of the code at work.
+std::vector<LevelPtr> levels_of(const std::vector<LevelPtr>& condition);
 
 // The value of a 0-d bool without a batch dim.
 bool read_shared(const at::Tensor& t);

@@ -10,6 +10,7 @@
 
 #include "autodiff/forward_mode.h"
 #include "batching/fallback.h"
+#include "bindings/_C/check_nan.h"
 #include "bindings/_C/checkpoint.h"
 #include "bindings/_C/control_flow.h"
 #include "bindings/_C/custom_batching.h"
@@ -148,6 +149,7 @@ PYBIND11_MODULE(_C, m) {
   tp::define_pullback(m);
   tp::define_padded(m);
   tp::define_chunks(m);
+  tp::define_check_nan(m);
   m.def("set_error_types", &tp::set_error_types);
   m.def("level_of", &tp::level_of);
   m.def("is_tangent_batch", &tp::is_tangent_batch);

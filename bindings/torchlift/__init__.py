@@ -7,6 +7,7 @@
     hvp, laplacian    and vhp, ggn_vp, hessian_diag: second derivatives without a Hessian
     cond, while_loop  branches and loops on values, and scan, fori_loop; nonzero(size=) and its kin
     checkpoint        computes a function again in the backward pass: memory for time
+    check_nan         names the operator that made a NaN; check_grads compares with differences
     custom_root       solves equations, and differentiates the solution; fixed_point, gmres, cg
     functional_call   calls a module with parameters that are arguments
     Ensemble          several models as one; per_sample_grad and its kin; optim; maml; empirical_ntk
@@ -57,6 +58,7 @@ from torchlift._per_sample import (  # noqa: E402
     per_sample_grad_norms,
 )
 from torchlift._check_grads import check_grads  # noqa: E402
+from torchlift._check_nan import NanError, check_nan  # noqa: E402
 from torchlift._checkpoint import checkpoint, checkpoint_name, save_names  # noqa: E402
 from torchlift._curvature import (  # noqa: E402
     ggn_vp,
@@ -96,12 +98,14 @@ __all__ = [
     "FallbackRecord",
     "FunctionalModule",
     "FunctionalModuleWithBuffers",
+    "NanError",
     "TransformError",
     "UnsupportedError",
     "__version__",
     "adapt",
     "cg",
     "check_grads",
+    "check_nan",
     "checkpoint",
     "checkpoint_name",
     "clip_and_sum",
