@@ -11,7 +11,8 @@
 //   auto per_sample = tl::vmap(tl::grad(loss), {.in_dims = tl::in(tl::kNone, 0, 0)});
 //
 // It includes little of libtorch: at::Tensor with its methods and operators. Functions such as
-// at::softmax are in libtorch's headers of their own, ATen/ops/softmax.h.
+// at::softmax are in libtorch's headers of their own, ATen/ops/softmax.h. Not included is
+// nn_functional/ensemble.h, which needs torch/nn/module.h.
 
 #include "autodiff/check_grads.h"
 #include "autodiff/check_nan.h"
@@ -38,8 +39,11 @@
 #include "core/level.h"
 #include "core/tensor_operators.h"
 #include "core/tree.h"
+#include "nn_functional/batch_norm.h"
 #include "nn_functional/functional_call.h"
+#include "nn_functional/linearized.h"
 #include "nn_functional/make_functional.h"
+#include "nn_functional/meta.h"
 #include "nn_functional/optim.h"
 #include "nn_functional/per_sample.h"
 

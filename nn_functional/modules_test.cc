@@ -1,5 +1,6 @@
 // Modules of torch::nn with parameters: an ensemble of each, its gradients, and the gradients of
-// single examples, against loops that overwrite the module's own parameters.
+// single examples, against loops that overwrite the module's own parameters. Those without
+// parameters are in stateless_modules_test.cc.
 
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
@@ -96,6 +97,11 @@ std::vector<Case> all_cases() {
       make_case("BatchNorm2d",
                 nn::BatchNorm2d(nn::BatchNorm2dOptions(3).track_running_stats(false)),
                 normal({2, 3, 4, 4})),
+      make_case("InstanceNorm3d", nn::InstanceNorm3d(nn::InstanceNorm3dOptions(3).affine(true)),
+                normal({2, 3, 2, 2, 3})),
+      make_case("BatchNorm3d",
+                nn::BatchNorm3d(nn::BatchNorm3dOptions(3).track_running_stats(false)),
+                normal({2, 3, 2, 2, 3})),
       make_case("PReLU", nn::PReLU(nn::PReLUOptions().num_parameters(3)), normal({2, 3, 4})),
       make_case("Embedding", nn::Embedding(5, 3), indices({2, 4})),
       make_case("EmbeddingBag", nn::EmbeddingBag(5, 3), indices({2, 4})),
@@ -115,6 +121,22 @@ std::vector<Case> all_cases() {
       make_case<2>("TransformerDecoderLayer",
                    nn::TransformerDecoderLayer(
                        nn::TransformerDecoderLayerOptions(4, 2).dim_feedforward(6).dropout(0.0)),
+                   normal({5, 2, 4})),
+      make_case("TransformerEncoder",
+                nn::TransformerEncoder(nn::TransformerEncoderOptions(
+                    nn::TransformerEncoderLayerOptions(4, 2).dim_feedforward(6).dropout(0.0), 2)),
+                normal({5, 2, 4})),
+      make_case<2>(
+          "TransformerDecoder",
+          nn::TransformerDecoder(nn::TransformerDecoderOptions(
+              nn::TransformerDecoderLayerOptions(4, 2).dim_feedforward(6).dropout(0.0), 2)),
+          normal({5, 2, 4})),
+      make_case<2>("Transformer",
+                   nn::Transformer(nn::TransformerOptions(4, 2)
+                                       .num_encoder_layers(1)
+                                       .num_decoder_layers(1)
+                                       .dim_feedforward(6)
+                                       .dropout(0.0)),
                    normal({5, 2, 4})),
   };
 }

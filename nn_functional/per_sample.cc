@@ -4,6 +4,7 @@
 #include <ATen/ops/clamp_min.h>
 #include <ATen/ops/randn.h>
 #include <ATen/ops/stack.h>
+#include <ATen/ops/zeros_like.h>
 
 #include <algorithm>
 #include <limits>
@@ -31,12 +32,63 @@ std::pair<ModuleState, ModuleState> split_state(const StateSlots& slots) {
 
 at::Tensor as_batch(const at::Tensor& t) { return t.unsqueeze(0); }
 
-at::Tensor check_loss(const at::Tensor& loss) {
+at::Tensor check_loss(const char* transform, const at::Tensor& loss) {
   if (loss.numel() != 1) {
-    transform_error("per_sample_grad", "the loss of one example must be one number, got shape ",
+    transform_error(transform, "the loss of one example must be one number, got shape ",
                     loss.sizes(), ".");
   }
   return loss.reshape({});
+}
+
+int64_t example_count(const char* transform, const at::Tensor& inputs) {
+  if (inputs.dim() == 0) {
+    transform_error(transform,
+                    "the inputs must have the examples along dim 0, got a tensor without dims.");
+  }
+  return inputs.size(0);
+}
+
+void check_trainable(const char* transform, const StateSlots& slots, const ModuleState& params) {
+  if (!params.empty()) return;
+  transform_error(transform, "no parameter of ", slots.module_name(),
+                  " requires grad, so there is nothing to differentiate. Call requires_grad_() on "
+                  "those that are trained.");
+}
+
+void check_options(const DpOptions& options) {
+  if (options.max_norm > 0 && options.noise_multiplier >= 0) return;
+  transform_error("dp_gradients", "max_norm must be above 0 and noise_multiplier at least 0, got ",
+                  options.max_norm, " and ", options.noise_multiplier, ".");
+}
+
+at::Tensor clip_factors(const at::Tensor& norms, double max_norm) {
+  const at::Tensor positive = at::clamp_min(norms, std::numeric_limits<float>::min());
+  return at::clamp_max(positive.reciprocal() * max_norm, 1.0);
+}
+
+ModuleState with_noise(ModuleState sum, int64_t examples, const DpOptions& options) {
+  const double divisor =
+      options.expected_batch_size.value_or(static_cast<double>(std::max<int64_t>(examples, 1)));
+  const double scale = options.noise_multiplier * options.max_norm;
+  for (auto& [name, g] : sum) {
+    g = (g + at::randn(g.sizes(), options.generator, g.options()) * scale) / divisor;
+  }
+  return sum;
+}
+
+ModuleState zeros_like(const ModuleState& state) {
+  ModuleState zeros;
+  for (const auto& [name, t] : state) zeros.emplace(name, at::zeros_like(t));
+  return zeros;
+}
+
+void set_grads(const StateSlots& slots, const ModuleState& grads) {
+  const std::vector<std::string> names = slots.parameter_names();
+  const std::vector<at::Tensor> own = slots.parameters();
+  for (size_t i = 0; i < own.size(); ++i) {
+    const auto found = grads.find(names[i]);
+    if (found != grads.end()) own[i].mutable_grad() = found->second;
+  }
 }
 
 }  // namespace per_sample_internal
@@ -49,13 +101,20 @@ at::Tensor grad_norms(const ModuleState& grads) {
 }
 
 ModuleState clip_and_sum(const ModuleState& grads, double max_norm) {
+  return clip_and_sum(grads, max_norm, grad_norms(grads));
+}
+
+ModuleState clip_and_sum(const ModuleState& grads, double max_norm, const at::Tensor& norms) {
   if (!(max_norm > 0)) {
     transform_error("clip_and_sum", "max_norm must be above 0, got ", max_norm, ".");
   }
-  const at::Tensor norms = at::clamp_min(grad_norms(grads), std::numeric_limits<float>::min());
-  const at::Tensor factors = at::clamp_max(norms.reciprocal() * max_norm, 1.0);
+  const at::Tensor factors = per_sample_internal::clip_factors(norms, max_norm);
   ModuleState sums;
   for (const auto& [name, g] : grads) {
+    if (norms.dim() != 1 || g.dim() == 0 || g.size(0) != norms.size(0)) {
+      transform_error("clip_and_sum", "expected one norm for each example of '", name, "', got ",
+                      norms.sizes(), " norms for a tensor of shape ", g.sizes(), ".");
+    }
     sums.emplace(
         name,
         factors.to(g.scalar_type()).matmul(g.unsqueeze(-1).flatten(1)).reshape(g.sizes().slice(1)));
@@ -64,18 +123,9 @@ ModuleState clip_and_sum(const ModuleState& grads, double max_norm) {
 }
 
 ModuleState dp_gradients(const ModuleState& grads, const DpOptions& options) {
-  if (options.noise_multiplier < 0) {
-    transform_error("dp_gradients", "noise_multiplier must be at least 0, got ",
-                    options.noise_multiplier, ".");
-  }
-  ModuleState result = clip_and_sum(grads, options.max_norm);
-  const auto examples = static_cast<double>(grads.begin()->second.size(0));
-  const double divisor = options.expected_batch_size.value_or(std::max(examples, 1.0));
-  const double scale = options.noise_multiplier * options.max_norm;
-  for (auto& [name, g] : result) {
-    g = (g + at::randn(g.sizes(), options.generator, g.options()) * scale) / divisor;
-  }
-  return result;
+  per_sample_internal::check_options(options);
+  ModuleState sum = clip_and_sum(grads, options.max_norm);
+  return per_sample_internal::with_noise(std::move(sum), grads.begin()->second.size(0), options);
 }
 
 }  // namespace torchlift

@@ -4,17 +4,17 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
-#include <torch/nn/functional/loss.h>
-#include <torch/nn/modules/batchnorm.h>
-#include <torch/nn/modules/container/sequential.h>
-#include <torch/nn/modules/conv.h>
-#include <torch/nn/modules/linear.h>
+#include <torch/nn.h>
+#include <torch/optim/sgd.h>
 
 #include <algorithm>
+#include <memory>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "core/error.h"
+#include "core/testing.h"
 
 namespace torchlift {
 namespace {
@@ -99,6 +99,185 @@ TEST(PerSample, ClipsAndSums) {
   EXPECT_TRUE(torch::allclose(noisy().at("a"), (want_a + 3.0 * noise) / 10));
 }
 
+// --- ghost norms ---------------------------------------------------------------------------------
+
+// The norms, and the names whose gradients were not made, against materialised gradients.
+template <class Net>
+std::vector<std::string> check_norms(Net net, const at::Tensor& xs, const at::Tensor& ys) {
+  net->to(torch::kDouble);
+  const auto f = [](const at::Tensor& out, const at::Tensor& y) {
+    const at::Tensor weights = torch::linspace(0.5, 1.5, out.numel(), torch::kDouble);
+    return (out.reshape(-1) * weights).sin().sum() * y.sum();
+  };
+  for (const int64_t size : {static_cast<int64_t>(0), static_cast<int64_t>(1), xs.size(0)}) {
+    const at::Tensor x = xs.slice(0, 0, size), y = ys.slice(0, 0, size);
+    const at::Tensor got = per_sample_grad_norms(net, f)(x, y);
+    EXPECT_EQ(got.sizes(), at::IntArrayRef{size});
+    if (size == 0) continue;
+    const at::Tensor want = grad_norms(per_sample_grad(net, f)(x, y));
+    EXPECT_GT(want.min().template item<double>(), 0);
+    EXPECT_TRUE(torch::allclose(got, want, 1e-9, 1e-12)) << got << want;
+    EXPECT_TRUE(torch::allclose(per_sample_grad_norms(net, f, {.chunk_size = 2})(x, y), want));
+    EXPECT_TRUE(torch::allclose(
+        per_sample_grad_norms(net, f, {.memory_budget = int64_t{1} << 22})(x, y), want));
+  }
+  const auto module = functional(net);
+  const auto [params, rest] = per_sample_internal::split_state(module.slots());
+  ghost_internal::GhostPlan plan(module.slots(), params);
+  ghost_internal::GhostPlan::Probe probe(plan, at::kCPU);
+  module(std::tie(params, rest), ReturnBuffers{}, xs.slice(0, 0, 1));
+  probe.finish();
+  std::vector<std::string> covered = plan.covered();
+  std::sort(covered.begin(), covered.end());
+  return covered;
+}
+
+at::Tensor targets(int64_t size) { return torch::rand({size}, torch::kDouble) + 0.5; }
+
+using Names = std::vector<std::string>;
+
+TEST(GhostNorms, LinearAndItsPositions) {
+  const Names all{"bias", "weight"};
+  const std::vector<std::vector<int64_t>> shapes{{5, 3}, {5, 2, 3}, {5, 7, 2, 3}};
+  for (const std::vector<int64_t>& sizes : shapes) {
+    EXPECT_EQ(check_norms(torch::nn::Linear(3, 4), torch::randn(sizes, torch::kDouble), targets(5)),
+              all);
+  }
+  EXPECT_EQ(check_norms(torch::nn::Linear(torch::nn::LinearOptions(3, 4).bias(false)),
+                        torch::randn({5, 3}, torch::kDouble), targets(5)),
+            Names{"weight"});
+  // Many features: products of positions.
+  check_norms(torch::nn::Linear(30, 40), torch::randn({3, 2, 30}, torch::kDouble), targets(3));
+}
+
+TEST(GhostNorms, Convolutions) {
+  namespace nn = torch::nn;
+  const Names all{"bias", "weight"};
+  EXPECT_EQ(check_norms(nn::Conv1d(nn::Conv1dOptions(4, 6, 3).groups(2).stride(2).padding(1)),
+                        torch::randn({4, 4, 9}, torch::kDouble), targets(4)),
+            all);
+  EXPECT_EQ(
+      check_norms(nn::Conv2d(nn::Conv2dOptions(2, 3, {3, 2}).dilation({1, 2}).padding({2, 1})),
+                  torch::randn({4, 2, 6, 7}, torch::kDouble), targets(4)),
+      all);
+  EXPECT_EQ(check_norms(nn::Conv2d(nn::Conv2dOptions(2, 3, 4).padding(torch::kSame)),
+                        torch::randn({4, 2, 6, 7}, torch::kDouble), targets(4)),
+            all);
+  EXPECT_EQ(
+      check_norms(nn::Conv2d(nn::Conv2dOptions(2, 3, 3).padding(1).padding_mode(torch::kCircular)),
+                  torch::randn({4, 2, 6, 7}, torch::kDouble), targets(4)),
+      all);
+  EXPECT_EQ(check_norms(nn::Conv3d(nn::Conv3dOptions(2, 3, 2).bias(false)),
+                        torch::randn({3, 2, 3, 4, 3}, torch::kDouble), targets(3)),
+            Names{"weight"});
+  EXPECT_EQ(check_norms(nn::ConvTranspose1d(nn::ConvTranspose1dOptions(2, 3, 3)),
+                        torch::randn({3, 2, 4}, torch::kDouble), targets(3)),
+            Names{});
+}
+
+TEST(GhostNorms, EmbeddingsAndNorms) {
+  namespace nn = torch::nn;
+  EXPECT_EQ(check_norms(nn::Embedding(nn::EmbeddingOptions(5, 3).padding_idx(1)),
+                        torch::tensor({{1, 4, 4}, {0, 2, 2}, {3, 3, 3}}), targets(3)),
+            Names{"weight"});
+  const Names all{"bias", "weight"};
+  EXPECT_EQ(check_norms(nn::LayerNorm(nn::LayerNormOptions({3, 4})),
+                        torch::randn({4, 2, 3, 4}, torch::kDouble), targets(4)),
+            all);
+  EXPECT_EQ(check_norms(nn::GroupNorm(2, 4), torch::randn({4, 4, 3}, torch::kDouble), targets(4)),
+            all);
+}
+
+// Not Cloneable; a tied weight, one of another kind of use, one that is multiplied from the other
+// side.
+struct OwnImpl : torch::nn::Module {
+  OwnImpl() {
+    w = register_parameter("w", torch::randn({3, 3}));
+    v = register_parameter("v", torch::randn({3, 4}));
+    scale = register_parameter("scale", torch::randn({4}));
+    shift = register_parameter("shift", torch::randn({4}));
+    frozen = register_parameter("frozen", torch::randn({4}), /*requires_grad=*/false);
+  }
+  at::Tensor forward(const at::Tensor& x) {
+    const at::Tensor h = torch::tanh(torch::tanh(x.matmul(w.t())).matmul(w.t()));
+    return (h.matmul(v) + shift) * scale + frozen;
+  }
+  at::Tensor w, v, scale, shift, frozen;
+};
+
+TEST(GhostNorms, ModulesOfTheUser) {
+  const Names covered{"shift", "v"};
+  EXPECT_EQ(
+      check_norms(std::make_shared<OwnImpl>(), torch::randn({5, 3}, torch::kDouble), targets(5)),
+      covered);
+}
+
+TEST(GhostNorms, NetworkInTraining) {
+  auto net = make_net();
+  const at::Tensor xs = torch::randn({4, 2, 5, 5}, torch::kDouble);
+  const Names covered{"0.bias", "0.weight", "3.bias", "3.weight"};
+  EXPECT_EQ(check_norms(net, xs, targets(4)), covered);
+  EXPECT_EQ(net->named_buffers()["1.num_batches_tracked"].item<int64_t>(), 0);
+  // Random numbers are those that per_sample_grad draws: the probe draws none of them.
+  torch::nn::Sequential drops(torch::nn::Linear(3, 9), torch::nn::Dropout(0.5));
+  const auto sum = [](const at::Tensor& out) { return out.square().sum(); };
+  const at::Tensor x = torch::randn({4, 3});
+  const PerSampleOptions same{.randomness = Randomness::kSame};
+  torch::manual_seed(3);
+  const at::Tensor got = per_sample_grad_norms(drops, sum, same)(x);
+  torch::manual_seed(3);
+  EXPECT_TRUE(torch::allclose(got, grad_norms(per_sample_grad(drops, sum, same)(x))));
+}
+
+TEST(DpSgd, GhostAndMaterialisedAgree) {
+  const at::Tensor xs = torch::randn({6, 2, 5, 5}, torch::kDouble);
+  const at::Tensor ys = torch::randint(0, 4, {6});
+  auto net = make_net();
+  net->eval();
+  const DpOptions quiet{.max_norm = 0.7, .noise_multiplier = 0.0};
+  DpOptions materialised = quiet;
+  materialised.ghost = false;
+  const ModuleState got = dp_gradients(net, &loss, quiet)(xs, ys);
+  const ModuleState want = dp_gradients(net, &loss, materialised)(xs, ys);
+  const ModuleState by_hand = dp_gradients(per_sample_grad(net, &loss)(xs, ys), quiet);
+  ASSERT_EQ(got.size(), 6U);
+  for (const auto& [name, g] : want) {
+    EXPECT_TRUE(torch::allclose(got.at(name), g, 1e-9, 1e-12)) << name;
+    EXPECT_TRUE(torch::allclose(by_hand.at(name), g)) << name;
+  }
+  const at::Tensor none =
+      dp_gradients(net, &loss, quiet)(xs.slice(0, 0, 0), ys.slice(0, 0, 0)).at("3.bias");
+  EXPECT_TRUE(torch::equal(none, torch::zeros({4}, torch::kDouble)));
+}
+
+TEST(DpSgd, Step) {
+  const at::Tensor xs = torch::randn({6, 2, 5, 5}, torch::kDouble);
+  const at::Tensor ys = torch::randint(0, 4, {6});
+  auto net = make_net();
+  const at::Tensor before = net->named_parameters()["3.weight"].detach().clone();
+  const DpOptions options{.max_norm = 0.7, .noise_multiplier = 0.0};
+  const ModuleState grads = dp_gradients(net, &loss, options)(xs, ys);
+  torch::optim::SGD optimizer(net->parameters(), 0.5);
+  dp_sgd_step(net, &loss, optimizer, options, xs, ys);
+  EXPECT_TRUE(
+      torch::allclose(net->named_parameters()["3.weight"], before - 0.5 * grads.at("3.weight")));
+}
+
+TEST(DpSgd, RandomOperatorsAreRefusedWithGhost) {
+  torch::nn::Sequential net(torch::nn::Linear(3, 2), torch::nn::Dropout(0.5));
+  const auto sum = [](const at::Tensor& out) { return out.sum(); };
+  EXPECT_THROW(dp_gradients(net, sum, {.max_norm = 1.0})(torch::randn({4, 3})), c10::Error);
+  dp_gradients(net, sum, {.max_norm = 1.0, .ghost = false})(torch::randn({4, 3}));
+}
+
+TEST(PerSample, MemoryBudget) {
+  torch::nn::Linear net(50, 60);
+  const at::Tensor xs = torch::randn({40, 50}), ys = torch::randint(0, 60, {40});
+  const ModuleState want = per_sample_grad(net, &loss)(xs, ys);
+  const ModuleState got = per_sample_grad(net, &loss, {.memory_budget = 1 << 18})(xs, ys);
+  for (const auto& [name, g] : want) EXPECT_TRUE(torch::allclose(got.at(name), g, 1e-4, 1e-6));
+}
+
 TEST(PerSample, Errors) {
   torch::nn::Linear net(3, 2);
   const auto vector = [](const at::Tensor& out) { return out; };
@@ -109,6 +288,20 @@ TEST(PerSample, Errors) {
     EXPECT_THAT(e.what_without_backtrace(), HasSubstr("must be one number, got shape [1, 2]"));
   }
   EXPECT_THROW(clip_and_sum({{"a", torch::ones({2, 2})}}, 0.0), TransformError);
+  EXPECT_THAT(error_of<TransformError>([] {
+                clip_and_sum({{"a", torch::ones({2, 2})}}, 1.0, torch::ones({3}));
+              }),
+              HasSubstr("expected one norm for each example of 'a', got [3] norms"));
+  torch::nn::ReLU relu;
+  EXPECT_THAT(error_of<TransformError>([&] {
+                per_sample_grad(relu, vector)(torch::ones({4, 3}));
+              }),
+              HasSubstr("no parameter of ReLU requires grad"));
+  EXPECT_THAT(
+      error_of<TransformError>([&] { per_sample_grad_norms(net, vector)(torch::ones({})); }),
+      HasSubstr("[per_sample_grad_norms] the inputs must have the examples along dim 0"));
+  EXPECT_THAT(error_of<TransformError>([&] { dp_gradients(net, vector, {.max_norm = -1.0}); }),
+              HasSubstr("max_norm must be above 0"));
 }
 
 }  // namespace

@@ -31,6 +31,11 @@ const SubstitutionScope*& innermost() {
   return scope;
 }
 
+OperatorObserver*& current_observer() {
+  static thread_local OperatorObserver* observer = nullptr;
+  return observer;
+}
+
 template <class List>
 bool has_substitute(const List& list) {
   for (const at::Tensor& t : list) {
@@ -73,14 +78,19 @@ void substitute(IValue& arg) {
   }
 }
 
+void substitute_arguments(const OperatorHandle& op, Stack* stack) {
+  const size_t count = op.schema().arguments().size();
+  for (size_t i = stack->size() - count; i < stack->size(); ++i) substitute((*stack)[i]);
+}
+
 void substitution_kernel(const OperatorHandle& op, Stack* stack) {
   const SubstitutionScope* scope = SubstitutionScope::current();
+  const c10::impl::ExcludeDispatchKeyGuard below(kSubstitutionKeys);
   // There is none on a thread that inherited the key: a worker of libtorch.
   if (scope != nullptr && scope->active()) {
-    const size_t count = op.schema().arguments().size();
-    for (size_t i = stack->size() - count; i < stack->size(); ++i) substitute((*stack)[i]);
+    if (current_observer() != nullptr) return current_observer()->call(op, stack);
+    substitute_arguments(op, stack);
   }
-  const c10::impl::ExcludeDispatchKeyGuard below(kSubstitutionKeys);
   op.callBoxed(stack);
 }
 
@@ -119,6 +129,16 @@ uint64_t filter_bit(const c10::TensorImpl* impl) {
 }
 
 }  // namespace
+
+void OperatorObserver::run_substituted(const OperatorHandle& op, Stack* stack) {
+  substitute_arguments(op, stack);
+  op.callBoxed(stack);
+}
+
+ObserverScope::ObserverScope(OperatorObserver* observer)
+    : outer_(std::exchange(current_observer(), observer)) {}
+
+ObserverScope::~ObserverScope() { current_observer() = outer_; }
 
 SubstitutionScope::SubstitutionScope(std::vector<Substitution> substitutions)
     : substitutions_(std::move(substitutions)),

@@ -29,6 +29,14 @@
 #include <cstdint>
 #include <vector>
 
+namespace c10 {
+class OperatorHandle;
+struct IValue;
+}  // namespace c10
+namespace torch::jit {
+using Stack = std::vector<c10::IValue>;
+}
+
 namespace torchlift {
 
 // `own` is replaced by `value`.
@@ -61,6 +69,32 @@ class SubstitutionScope {
   const SubstitutionScope* outer_;
   const void* node_;  // of autograd, being evaluated when the scope was opened
   c10::impl::ForceDispatchKeyGuard keys_;
+};
+
+// Sees the operators that a module calls, with the module's own tensors as arguments. Its code runs
+// below the substitution.
+class OperatorObserver {
+ public:
+  virtual ~OperatorObserver() = default;
+  // In place of op, whose arguments lie on the stack: calls run_substituted(op, stack), or leaves
+  // other results there.
+  virtual void call(const c10::OperatorHandle& op, torch::jit::Stack* stack) = 0;
+
+ protected:
+  // Replaces the arguments and calls the operator.
+  static void run_substituted(const c10::OperatorHandle& op, torch::jit::Stack* stack);
+};
+
+// The observer of this thread while it lives.
+class ObserverScope {
+ public:
+  explicit ObserverScope(OperatorObserver* observer);
+  ~ObserverScope();
+  ObserverScope(const ObserverScope&) = delete;
+  ObserverScope& operator=(const ObserverScope&) = delete;
+
+ private:
+  OperatorObserver* outer_;
 };
 
 }  // namespace torchlift

@@ -16,7 +16,6 @@
 #include <tuple>
 #include <vector>
 
-#include "core/error.h"
 #include "core/registry.h"
 #include "core/tensor_operators.h"
 
@@ -30,13 +29,12 @@ using OptionalTensor = std::optional<Tensor>;
 // libtorch's number for a mask NS. Others are LS or NHLS.
 constexpr int64_t kPaddingMask = 1;
 
-// True where nothing is looked at, to broadcast to NHLS.
-Tensor mask_of_scores(const Tensor& mask, std::optional<int64_t> mask_type) {
-  if (mask.scalar_type() != at::kBool) {
-    unsupported_error("vmap", "attention's fast path takes a mask of bool, but got one of ",
-                      mask.scalar_type(), ". Use mask.isinf(), or model.train().");
-  }
-  return mask_type == kPaddingMask ? mask.unsqueeze(1).unsqueeze(1) : mask;
+// The scores NHLS with a mask: true where nothing is looked at, or numbers to add. (torch.nn hands
+// over numbers, 0 and -inf, whatever it was given.)
+Tensor masked(const Tensor& scores, const Tensor& mask, std::optional<int64_t> mask_type) {
+  const Tensor broadcast = mask_type == kPaddingMask ? mask.unsqueeze(1).unsqueeze(1) : mask;
+  if (mask.scalar_type() != at::kBool) return scores + broadcast.to(scores.scalar_type());
+  return scores.masked_fill(broadcast, -std::numeric_limits<double>::infinity());
 }
 
 // NLE -> NHLD
@@ -64,8 +62,7 @@ Attended attend(const Tensor& query, const Tensor& key, const Tensor& value, int
   const Tensor q = project(query, 0), k = project(key, 1), v = project(value, 2);
   Tensor scores = (q / std::sqrt(static_cast<double>(q.size(-1)))).matmul(k.mT());
   if (mask.has_value() && mask->defined()) {
-    scores = scores.masked_fill(mask_of_scores(*mask, mask_type),
-                                -std::numeric_limits<double>::infinity());
+    scores = masked(scores, *mask, mask_type);
   }
   const Tensor chosen = scores.softmax(-1);
   const Tensor joined = chosen.matmul(v).transpose(1, 2).flatten(-2);

@@ -8,6 +8,8 @@
 #include <unordered_set>
 #include <vector>
 
+#include "core/error.h"
+
 namespace torchlift::python {
 namespace {
 
@@ -113,24 +115,44 @@ class Swap {
           checked(PyUnicode_FromStringAndSize(rest.data(), static_cast<Py_ssize_t>(dot)));
       const ModuleDicts dicts(module.ptr());
       PyObject* child = dicts.children ? PyDict_GetItem(dicts.children.ptr(), key.ptr()) : nullptr;
-      if (child == nullptr) return;
+      if (child == nullptr || child == Py_None) fail_unknown(root, name);
       module = borrow(child);
       rest.remove_prefix(dot + 1);
     }
     const py::object key =
         checked(PyUnicode_FromStringAndSize(rest.data(), static_cast<Py_ssize_t>(rest.size())));
-    add_slot(module.ptr(), key, source, name, tensor);
+    if (!add_slot(module.ptr(), key, source, name, tensor)) fail_unknown(root, name);
+    keep_flat_weights(module.ptr());
   }
 
-  void add_slot(PyObject* module, const py::object& key, PyObject* source, PyObject* name,
+  [[noreturn]] static void fail_unknown(PyObject* root, PyObject* name) {
+    transform_error("functional_call", Py_TYPE(root)->tp_name, " has no parameter or buffer '",
+                    PyUnicode_AsUTF8(name),
+                    "'. Give names that named_parameters() or named_buffers() has.");
+  }
+
+  // Whether there is one of that name.
+  bool add_slot(PyObject* module, const py::object& key, PyObject* source, PyObject* name,
                 PyObject* tensor) {
     const ModuleDicts dicts(module);
-    if (!dicts.complete()) return;
+    if (!dicts.complete()) return false;
     for (const py::object& dict : {dicts.parameters, dicts.buffers, plain_attributes(module)}) {
       PyObject* own = dict ? PyDict_GetItem(dict.ptr(), key.ptr()) : nullptr;
       if (own == nullptr || (own != Py_None && !is_tensor(own))) continue;
       slots_.push_back({dict, key, borrow(own), borrow(tensor), borrow(source), borrow(name)});
-      return;
+      return true;
+    }
+    return false;
+  }
+
+  // A recurrent module makes a list of its parameters when it is called. It shall have its own
+  // again afterwards.
+  void keep_flat_weights(PyObject* module) {
+    static PyObject* const names[] = {interned("_flat_weights"), interned("_flat_weight_refs")};
+    const py::object attributes = plain_attributes(module);
+    for (PyObject* const name : names) {
+      PyObject* value = attributes ? PyDict_GetItem(attributes.ptr(), name) : nullptr;
+      if (value != nullptr) kept_.push_back({attributes, borrow(name), borrow(value), {}, {}, {}});
     }
   }
 
@@ -182,10 +204,14 @@ class Swap {
     for (auto slot = slots_.rbegin(); slot != slots_.rend(); ++slot) {
       if (PyDict_SetItem(slot->dict.ptr(), slot->key.ptr(), slot->own.ptr()) != 0) PyErr_Clear();
     }
+    for (auto slot = kept_.rbegin(); slot != kept_.rend(); ++slot) {
+      if (PyDict_SetItem(slot->dict.ptr(), slot->key.ptr(), slot->own.ptr()) != 0) PyErr_Clear();
+    }
   }
 
   bool active_ = false;
   std::vector<Slot> slots_;
+  std::vector<Slot> kept_;  // what is only put back
 };
 
 // NOTE [one caller at a time]

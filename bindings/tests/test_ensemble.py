@@ -202,7 +202,27 @@ def test_errors():
         Ensemble.create(mlp, 0)
     with pytest.raises(TransformError, match='init must be "call" or "vmap"'):
         Ensemble.create(mlp, 2, init="fast")
-    with pytest.raises(TransformError, match="MultiheadAttention '' has parameters but no reset"):
-        Ensemble.create(lambda: nn.MultiheadAttention(4, 2), 2, init="vmap")
+    with pytest.raises(TransformError, match="Scale '' has parameters but no reset"):
+        Ensemble.create(Scale, 2, init="vmap")
     with pytest.raises(TransformError, match=r"first dim of 2 members, got shape \[3, 3\]"):
         Ensemble([mlp(), mlp()]).map_members(torch.randn(3, 3))
+
+
+class Scale(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3))
+
+    def forward(self, x):
+        return x * self.scale
+
+
+def test_attention_is_initialised_as_by_its_constructor():
+    ensemble = Ensemble.create(lambda: nn.TransformerEncoderLayer(8, 2, 16), 4, init="vmap")
+    stacked = dict(ensemble.groups[0].named_parameters())
+    weight = stacked["self_attn.in_proj_weight"]
+    bound = (6 / (8 + 24)) ** 0.5  # Xavier's
+    assert weight.shape == (4, 24, 8) and bound * 0.9 < weight.abs().max() <= bound
+    assert not torch.equal(weight[0], weight[1])
+    assert stacked["self_attn.out_proj.bias"].abs().max() == 0
+    assert ensemble(torch.randn(5, 2, 8)).shape == (4, 5, 2, 8)

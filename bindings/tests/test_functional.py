@@ -1,5 +1,6 @@
 """functional_call and stack_module_state."""
 
+import re
 import threading
 
 import pytest
@@ -104,6 +105,35 @@ class TestFunctionalCall:
             functional_call(model, {"weight": torch.ones(2, 3), "c": x}, x, strict=True)
         functional_call(model, state_of(model), x, strict=True)
 
+    def test_unknown_names(self):
+        model, x = net(), torch.randn(5, 3)
+        for name in ("0.wieght", "weight", "7.weight", "0.weight.data", ""):
+            with pytest.raises(TransformError, match=f"Sequential has no parameter or buffer '{name}'"):
+                functional_call(model, {name: torch.zeros(4, 3)}, x)
+
+    def test_errors_name_tensors_unlike_the_modules(self):
+        model, x = net(), torch.randn(5, 3)
+        cases = [
+            (torch.zeros(2, 4, 3), r"'0.weight' is a tensor of shape \[4, 3\], torch.float32"),
+            (torch.zeros(4, 3).double(), r"given was one of shape \[4, 3\], torch.float64"),
+        ]
+        for value, text in cases:
+            with pytest.raises(RuntimeError) as caught:
+                functional_call(model, {"0.weight": value}, x)
+            said = "\n".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
+            assert re.search(text, said), said
+
+    def test_recurrent_modules_keep_their_own_weights(self):
+        model, x = nn.LSTM(3, 4), torch.randn(5, 2, 3)
+        before = list(model._flat_weights)
+        states = [{k: torch.randn_like(p) for k, p in model.named_parameters()} for _ in range(2)]
+        stacked = {k: torch.stack([s[k] for s in states]) for k in states[0]}
+        vmap(lambda s: functional_call(model, s, x)[0])(stacked)
+        assert all(a is b for a, b in zip(before, model._flat_weights))
+        with pytest.raises(RuntimeError):
+            functional_call(model, states[0], torch.randn(5, 2, 7))
+        assert all(a is b for a, b in zip(before, model._flat_weights))
+
     def test_bad_states(self):
         model, x = nn.Linear(3, 2), torch.randn(3)
         with pytest.raises(TransformError, match="'bias' is in more than one"):
@@ -187,6 +217,13 @@ class TestStackModuleState:
             stack_module_state([nn.Linear(1, 1), nn.Linear(2, 1)])
         with pytest.raises(TransformError, match="training mode"):
             stack_module_state([nn.Linear(1, 1), nn.Linear(1, 1).eval()])
+        with pytest.raises(TransformError, match="'weight' has dtypes"):
+            stack_module_state([nn.Linear(1, 1), nn.Linear(1, 1).double()])
+        more = nn.Linear(1, 1)
+        more.register_parameter("extra", nn.Parameter(torch.ones(2)))
+        for models in ([more, nn.Linear(1, 1)], [nn.Linear(1, 1), more]):
+            with pytest.raises(TransformError, match="'extra' has shapes"):
+                stack_module_state(models)
 
 
 def test_torchlift_is_used_not_torch_func(monkeypatch):

@@ -226,6 +226,21 @@ class TestBatchNormHelpers:
             torchlift.patch_batch_norm_with(bn_net(), lambda bn: None)
 
 
+def test_load_state_of_another_dtype_or_in_conflict():
+    model = nn.Linear(2, 2)
+    before = model.weight.detach().clone()
+    with pytest.raises(TransformError, match="'weight' has dtype torch.float32, got torch.float64"):
+        torchlift.load_state(model, {"weight": torch.zeros(2, 2).double()}, strict=False)
+    tied = nn.Sequential(model, nn.Linear(2, 2))
+    tied[1].weight = model.weight
+    state = {"0.weight": torch.zeros(2, 2), "1.weight": torch.ones(2, 2)}
+    with pytest.raises(TransformError, match="'0.weight' and '1.weight' are one tensor"):
+        torchlift.load_state(tied, state, strict=False)
+    assert torch.equal(model.weight, before)
+    torchlift.load_state(tied, {**state, "1.weight": torch.zeros(2, 2)}, strict=False)
+    assert not model.weight.any()
+
+
 def test_strict_names_shapes_and_dtypes():
     model, x = nn.Linear(3, 2), torch.randn(3)
     state = {"weight": torch.zeros(2, 3), "bias": torch.zeros(3)}

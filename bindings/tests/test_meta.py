@@ -144,3 +144,8 @@ def test_errors():
         torchlift.adapt(regression, *task()[:1], steps=-1)
     with pytest.raises(TransformError, match="regularization must be above 0"):
         torchlift.implicit_maml_grad(regression, steps=1, regularization=0.0)
+    none = torch.ones(0)
+    with pytest.raises(TransformError, match="fisher_diagonal: the batch has no examples"):
+        torchlift.fisher_diagonal(lambda w, x: w * x, torch.tensor(1.0), none)
+    with pytest.raises(TransformError, match="ggn_diagonal: the batch has no examples"):
+        torchlift.ggn_diagonal(lambda w, x: w * x, lambda y: y * y, torch.tensor(1.0), none)

@@ -151,8 +151,59 @@ hessian1 = jacfwd(jacrev(f))(x)
 hess = hessian(f)(x)
 """
 
-BOTH = [GRAD, VMAP, SANITY_CHECK, PER_SAMPLE, VJP, JVP, JACREV, JACFWD, HESSIAN]
-FUNCTORCH = [*BOTH, MAKE_FUNCTIONAL, MAKE_FUNCTIONAL_WITH_BUFFERS, COMBINE_STATE]
+DISABLE_TRACKING = """
+from {library} import make_functional, make_functional_with_buffers
+model = torch.nn.Linear(3, 3)
+func_model, params = make_functional(model, disable_autograd_tracking=True)
+assert not any(p.requires_grad for p in params)
+func_model2, params2, buffers2 = make_functional_with_buffers(model, disable_autograd_tracking=False)
+assert all(p.requires_grad for p in params2)
+data = torch.randn(2, 3)
+out, out2 = func_model(params, data), func_model2(params2, buffers2, data)
+"""
+
+BY_MODULE = """
+import {library} as functorch
+functorch._C._set_vmap_fallback_warning_enabled(False)
+x = torch.randn(4, 5)
+def f(x):
+    return x.sin().sum()
+grads, value = functorch.grad_and_value(f)(x)
+per_row = functorch.vmap(functorch.grad(f))(x)
+hess = functorch.hessian(f)(x[0])
+_, vjp_fn = functorch.vjp(torch.sin, x)
+(pulled,) = vjp_fn(torch.ones(4, 5))
+_, pushed = functorch.jvp(torch.sin, (x,), (torch.ones(4, 5),))
+jac = functorch.jacfwd(torch.sin)(x[0]) + functorch.jacrev(torch.sin)(x[0])
+functorch._C.dump_tensor(x)
+"""
+
+EXPERIMENTAL = """
+from {library}.experimental import hessian, jacfwd, jvp, replace_all_batch_norm_modules_
+from {library} import vmap
+net = replace_all_batch_norm_modules_(torch.nn.Sequential(torch.nn.BatchNorm1d(3)))
+out = vmap(net)(torch.randn(4, 8, 3))
+hess = hessian(lambda x: x.pow(3).sum())(torch.randn(3))
+"""
+
+README_MODEL = """
+from {library} import vmap
+batch_size, feature_size = 3, 5
+weights = torch.randn(feature_size, requires_grad=True)
+def model(feature_vec):
+    # Very simple linear model with activation
+    assert feature_vec.dim() == 1
+    return feature_vec.dot(weights).relu()
+examples = torch.randn(batch_size, feature_size)
+result = vmap(model)(examples)
+moved = vmap(model, in_dims=1)(examples.t())
+"""
+
+BOTH = [GRAD, VMAP, SANITY_CHECK, PER_SAMPLE, VJP, JVP, JACREV, JACFWD, HESSIAN, README_MODEL]
+FUNCTORCH = [
+    *[*BOTH, MAKE_FUNCTIONAL, MAKE_FUNCTIONAL_WITH_BUFFERS, COMBINE_STATE],
+    *[DISABLE_TRACKING, EXPERIMENTAL],
+]
 TORCH_FUNC = [*BOTH, FUNCTIONAL_CALL, BATCH_NORM]
 CASES = [("functorch", p) for p in FUNCTORCH] + [("torch.func", p) for p in TORCH_FUNC]
 
@@ -180,6 +231,16 @@ def test_program(library, program):
     assert want.keys() == got.keys() and want
     for name in want:
         assert type(want[name]) is type(got[name]), name
+        torch.testing.assert_close(got[name], want[name], msg=name)
+
+
+def test_names_by_module():
+    """functorch._C is not part of torch any more; the rest must be as in torch.func."""
+    got = run(BY_MODULE, "torchlift")
+    plain = "\n".join(line for line in BY_MODULE.splitlines() if "_C" not in line)
+    want = run(plain, "torch.func")
+    assert want.keys() == got.keys() and len(want) > 6
+    for name in want:
         torch.testing.assert_close(got[name], want[name], msg=name)
 
 

@@ -443,3 +443,32 @@ def test_dropout_draws_for_each_row():
     out = vmap(drop, randomness="different")(torch.ones(4, 50))
     assert out.unique().tolist() == [0.0, 2.0]
     assert len({tuple(row.tolist()) for row in out}) == 4
+
+
+def masks():
+    """Of padding, of attention, of bool and of numbers."""
+    padding = torch.zeros(N, 2, 5, dtype=torch.bool)
+    padding[:, 1, 3:] = True
+    causal = torch.ones(5, 5, dtype=torch.bool).triu(1)
+    infinite = torch.zeros(5, 5).masked_fill(causal, float("-inf"))
+    return [
+        dict(src_key_padding_mask=padding),
+        dict(src_mask=causal.expand(N, 5, 5)),
+        dict(src_mask=infinite.expand(N, 5, 5)),
+        dict(src_mask=causal.expand(N, 5, 5), src_key_padding_mask=padding),
+    ]
+
+
+@pytest.mark.parametrize("mask", masks(), ids=lambda m: "+".join(m))
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_masks_on_the_fast_path_of_attention(mask, norm_first):
+    layer = nn.TransformerEncoderLayer(4, 2, 6, batch_first=True, norm_first=norm_first).to(f64).eval()
+    xs = torch.randn(N, 2, 5, 4, dtype=f64)
+    names = list(mask)
+    run = lambda v, *m: layer(v, **dict(zip(names, m)))  # noqa: E731
+    rows = [run(v, *m) for v, *m in zip(xs, *mask.values())]  # not fast: tracked by autograd
+    with torch.no_grad():
+        got = vmap(run)(xs, *mask.values())
+        fast = [run(v, *m) for v, *m in zip(xs, *mask.values())]
+    close(got, torch.stack(rows))
+    close(got, torch.stack(fast))

@@ -290,3 +290,6 @@ def test_errors():
         torchlift.per_sample_grad(model, F.cross_entropy, memory_budget=0)(xs, ys)
     with pytest.raises(TransformError, match="noise_multiplier at least 0"):
         torchlift.dp_gradients(model, F.cross_entropy, max_norm=1.0, noise_multiplier=-1.0)
+    for transform in (torchlift.per_sample_grad, torchlift.per_sample_grad_norms):
+        with pytest.raises(TransformError, match="no parameter of ReLU requires grad"):
+            transform(nn.ReLU(), lambda out: out.sum())(torch.ones(2, 3))

@@ -169,6 +169,9 @@ __all__ = [
     "while_loop",
 ]
 
+# Where functorch has it. (_C.dump_tensor is there, too.)
+_C._set_vmap_fallback_warning_enabled = _set_vmap_fallback_warning_enabled
+
 _printing.install()
 _autograd.install()
 _autograd_function.install()

@@ -268,7 +268,7 @@ def _rows(arg: Any, indices: "list[int]", num_members: int) -> Any:
 def _check_resettable(model: nn.Module) -> None:
     """Every parameter must belong to a module with reset_parameters."""
     for name, module in model.named_modules():
-        if module._parameters and not callable(getattr(module, "reset_parameters", None)):
+        if module._parameters and _reset_of(module) is None:
             raise TransformError(
                 f"Ensemble.create: {type(module).__name__} {name!r} has parameters but no "
                 f'reset_parameters(), so init="vmap" cannot make them anew. Use init="call".'
@@ -279,15 +279,26 @@ def _check_resettable(model: nn.Module) -> None:
         )
 
 
+def _reset_of(module: nn.Module) -> "Callable[[], None] | None":
+    """What draws the module's initial values. Attention and Transformer call theirs by another name."""
+    for name in ("reset_parameters", "_reset_parameters"):
+        reset = getattr(module, name, None)
+        if callable(reset):
+            return reset
+    return None
+
+
 class _Reset(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self) -> None:
-        for module in self.model.modules():
-            if module._parameters:
-                module.reset_parameters()  # type: ignore[operator]
+        # Inner modules first, as constructors do: attention makes zeros of a bias that its Linear drew.
+        for module in reversed(list(self.model.modules())):
+            reset = _reset_of(module)
+            if reset is not None:
+                reset()
 
 
 def _initialised(model: nn.Module, num_members: int) -> nn.Module:

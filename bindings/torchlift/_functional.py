@@ -32,7 +32,8 @@ def functional_call(
         kwargs: keyword arguments.
         tie_weights: a tensor that the module holds under several names is replaced under all of
             them when one is given.
-        strict: every parameter and buffer must be given, with its shape and dtype, and no other name.
+        strict: every parameter and buffer must be given, with its shape and dtype. Names that the module
+            does not have are always errors.
         mutate_buffers: "return" leaves the given buffers alone and returns (output, buffers), with a dict
             of all buffers as they are after the call. Under vmap every example has its own, also of a
             buffer that is not mapped over: BatchNorm in training mode works.
@@ -41,6 +42,9 @@ def functional_call(
             "frozen", what was given. One of these for all buffers, or a dict from names of buffers
             ("bn1.running_mean") or of modules ("bn1", or "" for the whole) to them; the longest name that
             fits decides.
+
+    Where the module fails and a given tensor has another shape or dtype than the module's own, the error
+    has a note that names it.
 
     In-place changes that the module makes to its buffers reach the given tensors; a buffer it
     assigns anew is put in the dict. The module may be used from several threads through
@@ -69,13 +73,43 @@ def functional_call(
         args = (args,)
     if strict:
         _check_strict(module, sources, tie_weights)
-    result = _C.functional_call(module, sources, args, kwargs, tie_weights)
+    try:
+        result = _C.functional_call(module, sources, args, kwargs, tie_weights)
+    except Exception as error:
+        _note_unlike(error, module, sources)
+        raise
     if result is not NotImplemented:
         return result
     merged = {name: tensor for source in sources for name, tensor in source.items()}
     return torch.nn.utils.stateless._functional_call(
         module, merged, args, kwargs, tie_weights=tie_weights, strict=strict
     )
+
+
+def _note_unlike(
+    error: Exception, module: nn.Module, sources: "tuple[dict[str, Tensor], ...]"
+) -> None:
+    """Says in an error which of the given tensors are not like the module's own."""
+    lines = []
+    own: "dict[str, Tensor]" = dict(module.named_parameters(remove_duplicate=False))
+    own.update(module.named_buffers(remove_duplicate=False))
+    for source in sources:
+        for name, value in source.items():
+            mine = own.get(name)
+            if not isinstance(value, Tensor) or mine is None or nn.parameter.is_lazy(mine):
+                continue
+            if (value.shape, value.dtype) != (mine.shape, mine.dtype):
+                lines.append(
+                    f"{name!r} is a tensor of shape {list(mine.shape)}, {mine.dtype}, in the module; given was "
+                    f"one of shape {list(value.shape)}, {value.dtype}."
+                )
+    if lines and "given was" not in str(error):
+        text = f"functional_call of {type(module).__name__}: " + " ".join(lines)
+        if hasattr(error, "add_note"):
+            if text not in getattr(error, "__notes__", ()):
+                error.add_note(text)
+        else:  # Python 3.10
+            error.args = (f"{error}\n{text}", *error.args[1:])
 
 
 def _as_dicts(given: Any) -> "tuple[dict[str, Tensor], ...]":
@@ -156,13 +190,18 @@ def stack_module_state(
 
 def _stack(kind: str, states: "list[dict[str, Tensor]]") -> "dict[str, Tensor]":
     stacked = {}
-    for name in states[0]:
+    for name in dict.fromkeys(name for state in states for name in state):
         tensors = [state.get(name) for state in states]
         shapes = [None if t is None else list(t.shape) for t in tensors]
         if any(shape != shapes[0] for shape in shapes):
             raise TransformError(
                 f"stack_module_state: {kind} {name!r} has shapes {shapes} in the models. They must "
                 f"be built alike."
+            )
+        dtypes = [t.dtype for t in tensors]  # type: ignore[union-attr]
+        if any(dtype != dtypes[0] for dtype in dtypes):
+            raise TransformError(
+                f"stack_module_state: {kind} {name!r} has dtypes {dtypes} in the models. Convert them to one."
             )
         requires_grad = [bool(t.requires_grad) for t in tensors]  # type: ignore[union-attr]
         if any(r is not requires_grad[0] for r in requires_grad):

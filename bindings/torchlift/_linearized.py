@@ -67,6 +67,12 @@ def empirical_ntk(
     return total
 
 
+def _mean_over_examples(transform: str, rows: Tensor) -> Tensor:
+    if rows.shape[0] == 0:
+        raise TransformError(f"{transform}: the batch has no examples, so there is no mean over them.")
+    return rows.mean(0)
+
+
 def fisher_diagonal(
     loss: "Callable[..., Tensor]",
     params: Any,
@@ -88,7 +94,7 @@ def fisher_diagonal(
     grads = vmap(grad(loss), in_dims=in_dims, randomness=randomness, chunk_size=chunk_size)(
         params, *batch
     )
-    return _pytree.tree_map(lambda g: g.square().mean(0), grads)
+    return _pytree.tree_map(lambda g: _mean_over_examples("fisher_diagonal", g.square()), grads)
 
 
 def ggn_diagonal(
@@ -121,4 +127,5 @@ def ggn_diagonal(
     in_dims = (None, *[0] * (1 + len(targets)))
     rows = vmap(one, in_dims=in_dims, chunk_size=chunk_size)(params, inputs, *targets)
     leaves, spec = _pytree.flatten(params)
-    return spec.unflatten([r.mean(0).reshape(leaf.shape) for r, leaf in zip(rows, leaves)])
+    means = [_mean_over_examples("ggn_diagonal", r) for r in rows]
+    return spec.unflatten([m.reshape(leaf.shape) for m, leaf in zip(means, leaves)])

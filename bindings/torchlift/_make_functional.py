@@ -167,7 +167,8 @@ def load_state(
 ) -> None:
     """Copies a state (a dict of names, or several) into the module's own tensors, in place.
 
-    Nothing is changed when a name is unknown, missing (with strict), or has another shape: TransformError.
+    Nothing is changed when a name is unknown, missing (with strict), of another shape or dtype, or when two names
+    of one tensor have different values: TransformError.
 
     >>> import torch, torchlift
     >>> model = torch.nn.Linear(1, 1)
@@ -193,6 +194,18 @@ def load_state(
             raise TransformError(
                 f"load_state of {kind}: {name!r} has shape {list(own[name].shape)}, got "
                 f"{list(value.shape)}."
+            )
+        if value.dtype != own[name].dtype:
+            raise TransformError(
+                f"load_state of {kind}: {name!r} has dtype {own[name].dtype}, got {value.dtype}. Convert it by to()."
+            )
+    given_as: "dict[int, str]" = {}
+    for name, value in merged.items():
+        first = given_as.setdefault(id(own[name]), name)
+        if merged[first] is not value and not torch.equal(merged[first], value):
+            raise TransformError(
+                f"load_state of {kind}: {first!r} and {name!r} are one tensor in the module, but got different "
+                f"values. Give one of them."
             )
     with torch.no_grad():
         for name, value in merged.items():

@@ -29,6 +29,14 @@ def trainable(module: nn.Module) -> "tuple[dict[str, Tensor], dict[str, Tensor]]
     return {name: params[name] for name in params if name in chosen}, {**rest, **buffers}
 
 
+def check_trainable(transform: str, module: nn.Module, params: "Mapping[str, Tensor]") -> None:
+    if not params:
+        raise TransformError(
+            f"{transform}: no parameter of {type(module).__name__} requires grad, so there is nothing to "
+            f"differentiate. Call requires_grad_() on those that are trained."
+        )
+
+
 def as_batch_of_one(example: Any) -> Any:
     return _pytree.tree_map(lambda t: t.unsqueeze(0) if isinstance(t, Tensor) else t, example)
 
@@ -144,6 +152,7 @@ def per_sample_grad(
 
     def grads_of(inputs: Any, *targets: Any) -> "dict[str, Tensor]":
         params, rest = trainable(module)
+        check_trainable("per_sample_grad", module, params)
         batch = (inputs, *targets)
         size = batch_size_of("per_sample_grad", batch)
         chunk = chunk_size
@@ -188,6 +197,7 @@ def per_sample_grad_norms(
 
     def norms_of(inputs: Any, *targets: Any) -> Tensor:
         params, rest = trainable(module)
+        check_trainable("per_sample_grad_norms", module, params)
         batch = (inputs, *targets)
         size = batch_size_of("per_sample_grad_norms", batch)
         if size == 0:
