@@ -41,6 +41,7 @@
 
 #include "autodiff/forward_pass.h"
 #include "core/keys.h"
+#include "core/lifted_tensor.h"
 
 namespace torchlift::forward_internal {
 namespace {
@@ -89,7 +90,21 @@ bool all_plain(const T&... tensors) {
   return (!tensors.key_set().has(kFrontKey) && ...) && above_autograd();
 }
 
-// What f() returns, computed as if no argument had a tangent. For plain arguments only.
+// Whether t is a sparse tensor in a level: one from outside of it, and so a constant. libtorch would
+// make an alias of it, and a sparse tensor has none.
+bool holds_sparse(const Tensor& t) {
+  if (C10_LIKELY(!t.key_set().has(kFrontKey))) return false;
+  Tensor value = t;
+  while (const LiftedTensorImpl* impl = as_lifted(value)) value = Tensor(impl->value());
+  return value.layout() != at::kStrided;
+}
+
+// Whether the constant among two factors may be left out of the tangent's formula.
+bool may_leave_out(const Tensor& a, const Tensor& b) {
+  return all_plain(a, b) || ((holds_sparse(a) || holds_sparse(b)) && above_autograd());
+}
+
+// What f() returns, computed as if no argument had a tangent in this domain.
 template <class F>
 Tensor without_forward(F f) {
   const at::AutoFwGradMode off(false);
@@ -109,7 +124,7 @@ Tensor bilinear(DispatchKeySet keys, const Tensor& a, const Tensor& b) {
     return Pass<Op>::call(keys, a, b);
   }
   const DispatchKeySet below = keys & kBelowForward;
-  if (!all_plain(a, b)) return Op::redispatch(below, a, b);
+  if (!may_leave_out(a, b)) return Op::redispatch(below, a, b);
   const Tensor ta = tangent_of(a), tb = tangent_of(b);
   if (ta.defined() == tb.defined()) return Op::redispatch(below, a, b);
   Tensor result = without_forward([&] { return Op::redispatch(below, a, b); });
@@ -182,7 +197,7 @@ Tensor addmm(DispatchKeySet keys, const Tensor& self, const Tensor& a, const Ten
   if (C10_UNLIKELY(forward_mode_cut())) return Pass<Op>::call(keys, self, a, b, beta, alpha);
   const DispatchKeySet below = keys & kBelowForward;
   const auto plain = [&] { return Op::redispatch(below, self, a, b, beta, alpha); };
-  if (!all_plain(self, a, b)) return plain();
+  if (!all_plain(self, a, b) && !(holds_sparse(a) && above_autograd())) return plain();
   const Tensor ta = tangent_of(a), tb = tangent_of(b);
   if (tangent_of(self).defined() || ta.defined() == tb.defined()) return plain();
   Tensor result = without_forward(plain);
