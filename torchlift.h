@@ -15,6 +15,7 @@
 
 #include "autodiff/check_grads.h"
 #include "autodiff/checkpoint.h"
+#include "autodiff/coloring.h"
 #include "autodiff/curvature.h"
 #include "autodiff/custom_batching.h"
 #include "autodiff/custom_rules.h"
@@ -22,6 +23,8 @@
 #include "autodiff/jacobian.h"
 #include "autodiff/jvp.h"
 #include "autodiff/linear_solvers.h"
+#include "autodiff/sparse_jacobian.h"
+#include "autodiff/sparsity.h"
 #include "autodiff/stop_gradient.h"
 #include "autodiff/vjp.h"
 #include "batching/batch_dims.h"

@@ -90,8 +90,8 @@ bool all_plain(const T&... tensors) {
   return (!tensors.key_set().has(kFrontKey) && ...) && above_autograd();
 }
 
-// Whether t is a sparse tensor in a level: one from outside of it, and so a constant. libtorch would
-// make an alias of it, and a sparse tensor has none.
+// Whether t is a sparse tensor in a level: one from outside of it, and so a constant. libtorch
+// would make an alias of it, and a sparse tensor has none.
 bool holds_sparse(const Tensor& t) {
   if (C10_LIKELY(!t.key_set().has(kFrontKey))) return false;
   Tensor value = t;
