@@ -75,6 +75,11 @@ def dense_operators() -> "list[str]":
 
     Where one is met, every number it returns is taken to depend on all that its arguments depend on:
     right, but a pattern may have more elements than it needs.
+
+    >>> import torch, torchlift
+    >>> pattern = torchlift.sparsity(torch.sin)(torch.zeros(3))
+    >>> torchlift.dense_operators()
+    []
     """
     return list(getattr(_state, "dense", []))
 
@@ -91,6 +96,11 @@ class Coloring:
         crow_indices, col_indices: its pattern, as those of a CSR tensor.
         column_colors, row_colors: the colour of each column and row; -1 where no product needs it.
         forward, reverse: how many colours there are.
+
+    >>> import torch, torchlift
+    >>> found = torchlift.coloring(torch.tensor([[1, 1, 0], [0, 1, 1]]), "forward")
+    >>> found.colors, found.column_colors.tolist(), found.col_indices.tolist()
+    (2, [0, 1, 0], [0, 1, 1, 2])
     """
 
     mode: str
