@@ -2,7 +2,6 @@
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/cat.h>
-#include <ATen/ops/ones.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 
@@ -12,6 +11,7 @@
 #include "autodiff/forward.h"
 #include "autodiff/jacobian_rows.h"
 #include "autodiff/reverse.h"
+#include "autodiff/scalar_gradient.h"
 #include "core/error.h"
 #include "core/lifted_tensor.h"
 
@@ -24,32 +24,6 @@ at::Tensor or_zeros(at::Tensor t, const at::Tensor& like) {
   if (t.defined()) return t;
   const c10::NoGradGuard no_grad;
   return at::zeros_like(like);
-}
-
-// The gradients of f's one value by the inputs; `out` gets what f returned, as the caller of this
-// differentiation may see it.
-Tensors gradients(const char* transform, LeafFunction f, const Tensors& inputs, LeafOutputs& out) {
-  ReverseScope scope;
-  Tensors primals;
-  for (const at::Tensor& input : inputs) primals.push_back(scope.primal(input));
-  out = f(primals);
-  if (out.values != 1 || !out.leaves[0].defined() || out.leaves[0].dim() != 0 ||
-      !out.leaves[0].is_floating_point()) {
-    transform_error(transform,
-                    "the function must return one real number, a floating-point tensor of shape "
-                    "[], but it returned ",
-                    out.values, " tensors",
-                    out.values == 1 && out.leaves[0].defined()
-                        ? c10::str(", of shape ", out.leaves[0].sizes(), " and dtype ",
-                                   out.leaves[0].scalar_type())
-                        : std::string(),
-                    ". Reduce it, as in loss.sum().");
-  }
-  const Pullback pullback = scope.finish(out.leaves);
-  Tensors cotangents(out.leaves.size());
-  cotangents[0] = at::ones({}, out.leaves[0].options());
-  out.leaves = pullback.outputs();
-  return pullback(std::move(cotangents), /*free_graph=*/true);
 }
 
 Tensors make_duals(ForwardScope& scope, const Tensors& inputs, const Tensors& tangents) {
@@ -67,7 +41,7 @@ Products hessian_vector_product(LeafFunction f, const Tensors& inputs, const Ten
   ForwardScope scope;
   const Tensors duals = make_duals(scope, inputs, tangents);
   LeafOutputs out;
-  Tensors all = gradients("hvp", f, duals, out);
+  Tensors all = scalar_gradient("hvp", f, duals, out);
   all.insert(all.end(), out.leaves.begin(), out.leaves.end());
   std::vector<ForwardOutput> results = scope.finish(all);
   Products result;
@@ -86,7 +60,7 @@ Products vector_hessian_product(LeafFunction f, const Tensors& inputs, const Ten
   Tensors primals;
   for (const at::Tensor& input : inputs) primals.push_back(scope.primal(input));
   LeafOutputs out;
-  Tensors all = gradients("vhp", f, primals, out);
+  Tensors all = scalar_gradient("vhp", f, primals, out);
   all.insert(all.end(), out.leaves.begin(), out.leaves.end());
   const Pullback pullback = scope.finish(all);
   Tensors padded = cotangents;

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "autodiff/dependence.h"
 #include "autodiff/forward_mode.h"
 #include "autodiff/interpreted_arguments.h"
 #include "autodiff/leaf_pullback.h"
@@ -471,6 +472,7 @@ Leaves call_differentiated(const std::shared_ptr<Call>& call, const std::vector<
 }  // namespace
 
 Leaves call(Rules rules, const Leaves& given) {
+  check_no_dependence(given);
   // Under no_grad in a jvp the result is a constant, as that of operators is.
   if (forward_mode_cut()) return rules.value(given);
   for (const Tensor& t : given) check_not_interpreted(rules.transform, t);

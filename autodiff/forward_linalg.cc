@@ -1,10 +1,12 @@
 // Forward mode of factorizations whose formula libtorch lacks, or has for one order only.
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/_sparse_addmm_ops.h>
 #include <ATen/ops/cholesky_inverse_ops.h>
 #include <ATen/ops/eye.h>
 #include <ATen/ops/linalg_householder_product_ops.h>
 #include <ATen/ops/linalg_solve_triangular.h>
+#include <ATen/ops/mm.h>
 #include <ATen/ops/ormqr_ops.h>
 #include <ATen/ops/triangular_solve_ops.h>
 
@@ -103,12 +105,22 @@ std::tuple<Tensor, Tensor> triangular_solve(const Tensor& self, const Tensor& a,
   return {std::move(solution), a.expand(sizes).clone()};
 }
 
+// --- products with a sparse matrix ---------------------------------------------------------------
+
+// beta self + alpha mat1 mat2
+Tensor sparse_addmm(const Tensor& self, const Tensor& mat1, const Tensor& mat2,
+                    const at::Scalar& beta, const at::Scalar& alpha) {
+  const Tensor product = at::mm(mat1, mat2).mul(alpha);
+  return beta.equal(0) ? product : self.mul(beta).add(product);
+}
+
 }  // namespace
 
 std::vector<ForwardKernel> linalg_formulas() {
   std::vector<ForwardKernel> kernels;
   kernels.push_back(made<ops::linalg_householder_product, &householder_product>());
   kernels.push_back(made<ops::ormqr, &ormqr>());
+  kernels.push_back(made<ops::_sparse_addmm, &sparse_addmm>());
   kernels.push_back(made<ops::cholesky_inverse, &cholesky_inverse>());
   kernels.push_back(made<ops::triangular_solve, &triangular_solve>());
   return kernels;

@@ -132,16 +132,23 @@ at::Tensor first_dim_last(const at::Tensor& t) { return t.dim() == 1 ? t : t.mov
 Tensors pull_rows(const Pullback& pullback, const Tensors& values, size_t outputs, int64_t start,
                   int64_t count, bool last) {
   Tensors cotangents(outputs);
-  // Rows are of the domain that the graph is in: what its formulas write into is made from them.
-  Level* domain = current_level();
   int64_t offset = 0;
   for (size_t i = 0; i < values.size(); ++i) {
-    at::Tensor rows = basis_rows(values[i], offset, start, count);
+    cotangents[i] = basis_rows(values[i], offset, start, count);
     offset += values[i].numel();
+  }
+  return pull_cotangents(pullback, std::move(cotangents), count, last);
+}
+
+}  // namespace
+
+Tensors pull_cotangents(const Pullback& pullback, Tensors cotangents, int64_t count, bool last) {
+  // Rows are of the domain that the graph is in: what its formulas write into is made from them.
+  Level* domain = current_level();
+  for (at::Tensor& rows : cotangents) {
     if (rows.defined() && domain != nullptr && depth_of(rows) < domain->depth()) {
       rows = lift(std::move(rows), std::nullopt, LevelPtr::reclaim_copy(domain));
     }
-    cotangents[i] = std::move(rows);
   }
   // One row needs no level.
   std::optional<LevelScope> scope;
@@ -156,6 +163,8 @@ Tensors pull_rows(const Pullback& pullback, const Tensors& values, size_t output
   }
   return grads;
 }
+
+namespace {
 
 // The gradients of the one number that the function returns: its Jacobian has one row.
 Tensors pull_one(const Pullback& pullback, const at::Tensor& value, size_t outputs) {
@@ -224,7 +233,18 @@ Tensors push_columns(LeafFunction f, const Tensors& inputs, int64_t start, int64
   for (const at::Tensor& input : inputs) {
     tangents.push_back(basis_rows(input, offset, start, count));
     offset += input.numel();
-    if (tangents.back().defined() && count == 1) tangents.back() = tangents.back().squeeze(0);
+  }
+  return push_tangents("jacfwd", f, inputs, std::move(tangents), count, out, numbers);
+}
+
+}  // namespace
+
+Tensors push_tangents(const char* transform, LeafFunction f, const Tensors& inputs,
+                      Tensors tangents, int64_t count, LeafOutputs& out, ComplexNumbers numbers) {
+  if (count == 1) {
+    for (at::Tensor& tangent : tangents) {
+      if (tangent.defined()) tangent = tangent.squeeze(0);
+    }
   }
   ForwardScope scope(count > 1 ? std::optional(count) : std::nullopt);
   Tensors duals;
@@ -233,7 +253,7 @@ Tensors push_columns(LeafFunction f, const Tensors& inputs, int64_t start, int64
                                           : scope.constant(inputs[i]));
   }
   out = f(duals);
-  check("jacfwd", out, inputs, numbers);
+  check(transform, out, inputs, numbers);
   Tensors columns;
   std::vector<ForwardOutput> results = scope.finish(out.leaves);
   for (size_t i = 0; i < results.size(); ++i) {
@@ -249,6 +269,8 @@ Tensors push_columns(LeafFunction f, const Tensors& inputs, int64_t start, int64
   }
   return columns;
 }
+
+namespace {
 
 JacobianBlocks forward_blocks(const LeafOutputs& out, const Tensors& columns,
                               const Tensors& inputs) {
@@ -268,6 +290,10 @@ JacobianBlocks forward_blocks(const LeafOutputs& out, const Tensors& columns,
 }
 
 }  // namespace
+
+void check_differentiable(const char* transform, const LeafOutputs& out, const Tensors& inputs) {
+  check(transform, out, inputs, ComplexNumbers::kRefuse);
+}
 
 ComplexNumbers complex_numbers(const char* transform, bool holomorphic, bool real_view) {
   if (holomorphic && real_view) {

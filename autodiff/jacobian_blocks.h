@@ -14,6 +14,7 @@
 #include <optional>
 #include <vector>
 
+#include "autodiff/reverse.h"
 #include "batching/chunk_plan.h"
 
 namespace torchlift {
@@ -59,6 +60,28 @@ JacobianBlocks forward_jacobian(LeafFunction f, const std::vector<at::Tensor>& i
 JacobianBlocks any_jacobian(LeafFunction f, const std::vector<at::Tensor>& inputs,
                             const ChunkOptions& chunks,
                             ComplexNumbers numbers = ComplexNumbers::kRefuse);
+
+// --- one pass ------------------------------------------------------------------------------------
+
+// Runs f with `count` tangents at once for each input: [count, ...its shape], or undefined for a
+// constant; they must not be used otherwise. `out` gets what f returned. Returns the tangents of
+// the values, [count, ...]. Errors are in the name of `transform`.
+std::vector<at::Tensor> push_tangents(const char* transform, LeafFunction f,
+                                      const std::vector<at::Tensor>& inputs,
+                                      std::vector<at::Tensor> tangents, int64_t count,
+                                      LeafOutputs& out,
+                                      ComplexNumbers numbers = ComplexNumbers::kRefuse);
+
+// Pulls `count` cotangents at once back: for each output [count, ...its shape], or undefined for
+// zeros. Returns the gradients of the inputs, [count, ...]. With `last` the graph is freed.
+std::vector<at::Tensor> pull_cotangents(const Pullback& pullback,
+                                        std::vector<at::Tensor> cotangents, int64_t count,
+                                        bool last);
+
+// Throws TransformError or UnsupportedError, in the name of `transform`, if inputs or values have
+// no derivative.
+void check_differentiable(const char* transform, const LeafOutputs& out,
+                          const std::vector<at::Tensor>& inputs);
 
 }  // namespace torchlift
 

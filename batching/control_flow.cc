@@ -8,6 +8,7 @@
 
 #include "batching/row_set.h"
 #include "core/error.h"
+#include "core/lifted_tensor.h"
 
 namespace torchlift::control_flow_internal {
 namespace {
@@ -22,6 +23,17 @@ void check_pred(const char* transform, const Tensor& pred) {
   transform_error(transform, "the condition must be a bool tensor without dims, got ", got,
                   ". Compare (x > 0), and reduce it by .all() or .any(); for a choice element by "
                   "element use torch.where.");
+}
+
+// Levels whose batch dims hold no examples, but parts of one value.
+void check_examples(const char* transform, const Tensor& pred) {
+  for (const LiftedTensorImpl* impl = as_lifted(pred); impl != nullptr;
+       impl = as_lifted(impl->value())) {
+    if (!impl->bdim() || impl->level().interpreter() == nullptr) continue;
+    unsupported_error(impl->level().transform(), "the condition of ", transform,
+                      " depends on the inputs, and which branch is taken is not known here. Choose "
+                      "by torch.where, which has both.");
+  }
 }
 
 Leaves moved(const Leaves& leaves, const RowMover& mover) {
@@ -140,6 +152,7 @@ class RowLoop {
 Leaves cond_leaves(const char* transform, const Tensor& pred, const Step& true_fn,
                    const Step& false_fn, const Leaves& operands) {
   check_pred(transform, pred);
+  check_examples(transform, pred);
   const std::vector<LevelPtr> levels = batched_levels(pred);
   if (levels.empty()) return read_shared(pred) ? true_fn(operands) : false_fn(operands);
   const RowSet all(levels_of(levels), pred.device());
@@ -159,6 +172,7 @@ Leaves while_leaves(const char* transform, const Test& test, const Step& body, L
   while (true) {
     const Tensor pred = test(carry);
     check_pred(transform, pred);
+    check_examples(transform, pred);
     if (batched_levels(pred).empty()) {
       if (!read_shared(pred)) return carry;
       carry = body(carry);

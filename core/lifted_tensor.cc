@@ -138,6 +138,11 @@ LiftedTensorImpl::LiftedTensorImpl(at::Tensor value, std::optional<int64_t> bdim
 }
 
 void LiftedTensorImpl::refresh_metadata() {
+  if (C10_UNLIKELY(value_.layout() != c10::kStrided)) {
+    // It has no strides: those of a contiguous tensor stand in.
+    set_sizes_contiguous(value_.sizes());
+    return;
+  }
   const auto sizes = value_.sizes();
   const auto strides = value_.strides();
   const auto rank = static_cast<int64_t>(sizes.size());
@@ -268,7 +273,10 @@ at::Tensor lift_shared(at::Tensor value, const LevelPtr& level) {
   // the value itself will do, as for tensors from outside.
   const auto excluded = c10::impl::tls_local_dispatch_key_set().excluded_;
   if (value.layout() != c10::kStrided && !excluded.has(c10::DispatchKey::AutogradFunctionality)) {
-    return value;
+    // Autograd may be about to make a view of it in the level's domain, which one of its own has no
+    // room for.
+    const bool is_view = value.unsafeGetTensorImpl()->autograd_meta() != nullptr;
+    return is_view && !value.requires_grad() ? value.detach() : value;
   }
   at::Tensor lifted = lift(std::move(value), std::nullopt, level);
   // It may become the value, and must be as old as it then.

@@ -107,6 +107,11 @@ at::Tensor shared_numbers(const char* op, const at::Tensor& t) {
                            : at::Tensor(impl->value());
       continue;
     }
+    if (impl->level().interpreter() != nullptr) {
+      unsupported_error(impl->level().transform(), op,
+                        ": the shapes of its results depend on numbers that are computed from the "
+                        "inputs, and are not known here. Pass numbers that are no such tensor.");
+    }
     const at::Tensor rows = impl->value().movedim(*impl->bdim(), 0);
     if (!innermost(rows.eq(rows.narrow(0, 0, 1))).all().item<bool>()) {
       unsupported_error("vmap", op, " of a tensor of ", impl->level().describe(),

@@ -101,6 +101,32 @@ Batched mm_columns(const at::Tensor& a, const BatchedArg& b) {
   return {at::bmm(a.expand({batch, a.size(0), a.size(1)}), columns.transpose(0, 1)), 0};
 }
 
+// --- sparse matrices -----------------------------------------------------------------------------
+//
+// One that all examples share: a single product with what they have, side by side.
+
+bool is_sparse(const at::Tensor& value) {
+  at::Tensor own = value;
+  while (const LiftedTensorImpl* impl = as_lifted(own)) own = at::Tensor(impl->value());
+  return own.layout() != at::kStrided;
+}
+
+// [M, K] times [B, K, N]: [K, B * N] -> [B, M, N].
+Batched sparse_columns(const at::Tensor& a, const BatchedArg& b) {
+  const at::Tensor columns = batch_first(b).transpose(0, 1);
+  const int64_t batch = columns.size(1), n = columns.size(2);
+  const at::Tensor out = at::mm(a, columns.reshape({columns.size(0), batch * n}));
+  return {out.view({a.size(0), batch, n}).transpose(0, 1).contiguous(), 0};
+}
+
+// [B, M, K] times [K, N]: [B * M, K] -> [B, M, N].
+Batched sparse_rows(const BatchedArg& a, const at::Tensor& b) {
+  const at::Tensor rows = batch_first(a);
+  const int64_t batch = rows.size(0), m = rows.size(1);
+  const at::Tensor out = at::mm(rows.reshape({batch * m, rows.size(2)}), b);
+  return {out.reshape({batch, m, b.size(1)}), 0};
+}
+
 // --- bmm -----------------------------------------------------------------------------------------
 
 // [B, N, M, K] times [B, N, K, P]. The two batch dims become one, in the order that is a view.
@@ -237,7 +263,13 @@ void check_mv(const BatchedArg& a, const BatchedArg& v, const char* op) {
               at::IntArrayRef(left), " and a vector of ", right[0], " elements");
 }
 
+bool has_sparse(const BatchedArg& a, const BatchedArg& b) {
+  return is_sparse(a.value) || is_sparse(b.value);
+}
+
 Batched mm_product(const BatchedArg& a, const BatchedArg& b) {
+  if (C10_UNLIKELY(!a.bdim && is_sparse(a.value))) return sparse_columns(a.value, b);
+  if (C10_UNLIKELY(!b.bdim && is_sparse(b.value))) return sparse_rows(a, b.value);
   const at::Tensor left = batch_first(a);
   const at::Tensor right = batch_first(b);
   if (left.size(-1) == 1) return {left.mul(right), 0};
@@ -258,6 +290,9 @@ Batched bmm_product(const BatchedArg& a, const BatchedArg& b) {
 Batched mv_product(const BatchedArg& a, const BatchedArg& v) {
   const at::Tensor matrix = batch_first(a);
   const at::Tensor vector = batch_first(v);
+  if (C10_UNLIKELY(!a.bdim && is_sparse(matrix))) {
+    return {at::mm(matrix, vector.t()).t().contiguous(), 0};
+  }
   if (!v.bdim) return {at::matmul(matrix, vector), 0};
   if (!a.bdim) return {at::mm(vector, matrix.t()), 0};
   return {at::bmm(matrix, vector.unsqueeze(2)).squeeze(2), 0};

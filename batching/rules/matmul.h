@@ -26,6 +26,9 @@ void check_mm(const BatchedArg& a, const BatchedArg& b, const char* op);
 void check_bmm(const BatchedArg& a, const BatchedArg& b, const char* op);
 void check_mv(const BatchedArg& a, const BatchedArg& v, const char* op);
 
+// Whether one of them is a sparse matrix. The products above take one that all examples share.
+bool has_sparse(const BatchedArg& a, const BatchedArg& b);
+
 // Whether two neighbouring dims of a strided value are one dim in memory, `slow` outside `fast`.
 bool can_merge(const at::Tensor& value, int64_t slow, int64_t fast);
 

@@ -1,6 +1,7 @@
 // addmm, baddbmm, addmv, addbmm, addr: beta * self + alpha * (a product), and their in-place forms.
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/_sparse_addmm_ops.h>
 #include <ATen/ops/_trilinear.h>
 #include <ATen/ops/_trilinear_ops.h>
 #include <ATen/ops/add_ops.h>
@@ -83,6 +84,9 @@ bool is_shared_row(const BatchedArg& self) {
 Batched addmm_rule(BatchedArg self, BatchedArg a, BatchedArg b, const at::Scalar& beta,
                    const at::Scalar& alpha) {
   const Sizes shape = addmm_shape(self, a, b, "addmm");
+  if (C10_UNLIKELY((a.bdim || b.bdim) && has_sparse(a, b))) {
+    return add_to(self, mm_product(a, b), beta, alpha);
+  }
   if (a.bdim && b.bdim && logical_sizes(a)[1] != 1) {
     return {at::baddbmm(aligned(self, 2), batch_first(a), batch_first(b), beta, alpha), 0};
   }
@@ -117,6 +121,7 @@ void addmm_in_place(BatchedArg self, BatchedArg a, BatchedArg b, const at::Scala
   if (!a.bdim && !b.bdim) {
     return add_into(self, {at::mm(a.value, b.value), std::nullopt}, beta, alpha);
   }
+  if (C10_UNLIKELY(has_sparse(a, b))) return add_into(self, mm_product(a, b), beta, alpha);
   const int64_t batch = batch_size_of({&self});
   batch_first(self).baddbmm_(expanded(a, batch), expanded(b, batch), beta, alpha);
 }
@@ -232,17 +237,12 @@ Batched trilinear_rule(const Level& level, BatchedArg a, BatchedArg b, BatchedAr
 }
 
 [[maybe_unused]] const RuleSet kRules{
-    rule<ops::addmm, &addmm_rule>(),
-    rule<ops::addmm_, &addmm_in_place>(),
-    rule<ops::baddbmm, &baddbmm_rule>(),
-    rule<ops::baddbmm_, &baddbmm_in_place>(),
-    rule<ops::addbmm, &addbmm_rule>(),
-    rule<ops::addbmm_, &addbmm_in_place>(),
-    rule<ops::addmv, &addmv_rule>(),
-    rule<ops::addmv_, &addmv_in_place>(),
-    rule<ops::addr, &addr_rule>(),
-    rule<ops::addr_, &addr_in_place>(),
-    rule<ops::_trilinear, &trilinear_rule>(),
+    rule<ops::addmm, &addmm_rule>(),          rule<ops::_sparse_addmm, &addmm_rule>(),
+    rule<ops::addmm_, &addmm_in_place>(),     rule<ops::baddbmm, &baddbmm_rule>(),
+    rule<ops::baddbmm_, &baddbmm_in_place>(), rule<ops::addbmm, &addbmm_rule>(),
+    rule<ops::addbmm_, &addbmm_in_place>(),   rule<ops::addmv, &addmv_rule>(),
+    rule<ops::addmv_, &addmv_in_place>(),     rule<ops::addr, &addr_rule>(),
+    rule<ops::addr_, &addr_in_place>(),       rule<ops::_trilinear, &trilinear_rule>(),
 };
 
 }  // namespace

@@ -20,6 +20,7 @@
 #include "bindings/_C/functional_call.h"
 #include "bindings/_C/py_util.h"
 #include "bindings/_C/reverse.h"
+#include "bindings/_C/sparse.h"
 #include "bindings/_C/vmap.h"
 #include "core/dump_tensor.h"
 #include "core/keys.h"
@@ -68,6 +69,9 @@ PyMethodDef methods[] = {
     fast("jet_leaves", jet_leaves),
     fast("jacobian_leaves", jacobian_leaves),
     fast("second_leaves", second_leaves),
+    fast("pattern_leaves", pattern_leaves),
+    fast("color_pattern", color_pattern),
+    fast("sparse_leaves", sparse_leaves),
     fast("run_backward", run_backward),
     fast("checkpoint_leaves", checkpoint_leaves),
     fast("checkpoint_name", checkpoint_name_of),

@@ -17,7 +17,7 @@ void set_python_error(PyObject* type, const c10::Error& error) {
 // What messages of ours start with: see core/error.h.
 bool has_tag(std::string_view message) {
   for (const std::string_view tag :
-       {"[vmap] ", "[torchlift] ", "[grad] ", "[vjp] ", "[jvp] ", "[jacfwd] "}) {
+       {"[vmap] ", "[torchlift] ", "[grad] ", "[vjp] ", "[jvp] ", "[jacfwd] ", "[sparsity] "}) {
     if (message.substr(0, tag.size()) == tag) return true;
   }
   return false;

@@ -101,6 +101,24 @@ def second_leaves(
     directions: list[torch.Tensor] | None,
     /,
 ) -> tuple[list[torch.Tensor], list[Any]]: ...
+def pattern_leaves(
+    second: bool,
+    call: Callable[[list[torch.Tensor]], tuple[list[Any], int]],
+    inputs: list[torch.Tensor],
+    chunk_size: int | None,
+    /,
+) -> tuple[torch.Tensor, list[str]]: ...
+def color_pattern(pattern: torch.Tensor, mode: int, /) -> tuple[Any, ...]: ...
+def sparse_leaves(
+    second: bool,
+    call: Callable[[list[torch.Tensor]], tuple[list[Any], int]],
+    inputs: list[torch.Tensor],
+    coloring: tuple[Any, ...],
+    layout: int,
+    chunk_size: int | None,
+    memory_budget: int | None,
+    /,
+) -> torch.Tensor: ...
 def run_backward(
     tensors: tuple[Any, ...],
     grads: tuple[Any, ...],

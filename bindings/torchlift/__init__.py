@@ -4,6 +4,7 @@
     grad, vjp         differentiate it; value_and_grad, grad_and_value return its value too
     jvp, linearize    differentiate it along a direction; jet to any order (Taylor mode)
     jacrev, jacfwd    compute its Jacobian; jacobian chooses, hessian differentiates twice
+    sparsity          and coloring, sparse_jacobian, sparse_hessian: those that are mostly zero
     hvp, laplacian    and vhp, ggn_vp, hessian_diag: second derivatives without a Hessian
     cond, while_loop  branches and loops on values, and scan, fori_loop; nonzero(size=) and its kin
     checkpoint        computes a function again in the backward pass: memory for time
@@ -88,12 +89,22 @@ from torchlift._report import (  # noqa: E402
     reset_fallback_report,
     strict,
 )
+from torchlift._sparse import (  # noqa: E402
+    Coloring,
+    coloring,
+    dense_operators,
+    hessian_sparsity,
+    sparse_hessian,
+    sparse_jacobian,
+    sparsity,
+)
 from torchlift._vmap import vmap  # noqa: E402
 from torchlift import optim  # noqa: E402
 
 __version__: str = _C.build_info()["version"]
 
 __all__ = [
+    "Coloring",
     "Ensemble",
     "FallbackRecord",
     "FunctionalModule",
@@ -109,12 +120,14 @@ __all__ = [
     "checkpoint",
     "checkpoint_name",
     "clip_and_sum",
+    "coloring",
     "combine_state_for_ensemble",
     "cond",
     "custom_batching",
     "custom_jvp",
     "custom_root",
     "custom_vjp",
+    "dense_operators",
     "dp_gradients",
     "dp_sgd_step",
     "dump_tensor",
@@ -133,6 +146,7 @@ __all__ = [
     "has_rule",
     "hessian",
     "hessian_diag",
+    "hessian_sparsity",
     "hvp",
     "implicit_maml_grad",
     "jacfwd",
@@ -158,6 +172,9 @@ __all__ = [
     "reset_fallback_report",
     "save_names",
     "scan",
+    "sparse_hessian",
+    "sparse_jacobian",
+    "sparsity",
     "stack_module_state",
     "stop_gradient",
     "strict",
