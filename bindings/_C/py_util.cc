@@ -14,13 +14,11 @@ void set_python_error(PyObject* type, const c10::Error& error) {
       type, torch::get_cpp_stacktraces_enabled() ? error.what() : error.what_without_backtrace());
 }
 
-// What messages of ours start with: see core/error.h.
+// Whether a message starts with the name of a transform in brackets, as ours do: see core/error.h.
 bool has_tag(std::string_view message) {
-  for (const std::string_view tag :
-       {"[vmap] ", "[torchlift] ", "[grad] ", "[vjp] ", "[jvp] ", "[jacfwd] ", "[sparsity] "}) {
-    if (message.substr(0, tag.size()) == tag) return true;
-  }
-  return false;
+  const size_t end = message.find_first_not_of("abcdefghijklmnopqrstuvwxyz_", 1);
+  return message.substr(0, 1) == "[" && end != std::string_view::npos && end > 1 &&
+         message.substr(end, 2) == "] ";
 }
 
 bool is_untagged_error_of_ours(PyObject* value) {
