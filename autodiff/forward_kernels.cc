@@ -226,9 +226,13 @@ Tensor sum_of(DispatchKeySet keys, const Tensor& a, const Tensor& b, const at::S
   }
   Tensor tangent = ta.defined() ? ta : scaled(tb);
   if (tangent.scalar_type() != result.scalar_type()) tangent = tangent.to(result.scalar_type());
-  if (tangent.sizes() != result.sizes()) tangent = tangent.expand(result.sizes());
-  // A tangent of its own: the argument's may be written in place.
-  if (tangent.is_same(ta.defined() ? ta : tb) || tangent.is_view()) tangent = tangent.clone();
+  const bool wider = tangent.sizes() != result.sizes();
+  if (wider) tangent = tangent.expand(result.sizes());
+  // A tangent of its own: the argument's may be written in place. (A view of a tensor of a level may
+  // not know that it is one.)
+  if (wider || tangent.is_same(ta.defined() ? ta : tb) || tangent.is_view()) {
+    tangent = tangent.clone();
+  }
   return with_tangent(std::move(result), tangent);
 }
 

@@ -96,6 +96,21 @@ std::vector<int64_t> moved_dims(int64_t rank, int64_t from, int64_t to) {
   return order;
 }
 
+// See NOTE [nested and quantized tensors] in core/lifted_tensor.cc.
+void check_ordinary(const Path& path, const at::Tensor& leaf) {
+  if (leaf.is_nested()) {
+    transform_error(kVmap, describe(&path),
+                    " is a nested tensor, over which vmap cannot map: its examples differ in "
+                    "shape. Pass at::nested_to_padded_tensor of it, or loop over its unbind().");
+  }
+  if (leaf.is_quantized()) {
+    transform_error(kVmap, describe(&path), " is a quantized tensor (", leaf.scalar_type(),
+                    "), over which vmap cannot map: operators on quantized tensors have no "
+                    "batching rules. Pass its dequantize(), or give kNone if all examples share "
+                    "it.");
+  }
+}
+
 at::Tensor repeat_for_examples(const at::Tensor& value, int64_t dim, int64_t size) {
   std::vector<int64_t> sizes = value.sizes().vec();
   sizes.insert(sizes.begin() + dim, size);
@@ -163,6 +178,7 @@ void MappedInputs::add(const Path& path, at::Tensor& leaf) {
   const LeafDim found = find_dim(in_dims_, path, "in_dims");
   if (!found.dim.has_value()) return;
   if (!leaf.defined()) return check_constant(path);
+  check_ordinary(path, leaf);
   const int64_t rank = leaf.dim();
   const int64_t dim = wrapped(*found.dim, rank);
   if (dim < 0 || dim >= rank) {
@@ -226,6 +242,11 @@ void MappedOutputs::check_constant(const Path& path) const {
 void MappedOutputs::take_out(const Path& path, at::Tensor& leaf) const {
   const LeafDim found = find_dim(out_dims_, path, "out_dims");
   if (!leaf.defined()) return;
+  if (leaf.is_nested()) {
+    transform_error(kVmap, describe(&path),
+                    " is a nested tensor, which has no dim for the examples. Return "
+                    "at::nested_to_padded_tensor of it.");
+  }
   Lowered lowered = lower(leaf, level_);
   if (!found.dim.has_value()) {
     if (lowered.bdim.has_value()) {

@@ -148,6 +148,7 @@ bool is_strided(const at::Tensor& t) {
 class ResultStack {
  public:
   void add(const OperatorHandle& op, const IValue& result) {
+    for_each_tensor(result, [&](const at::Tensor& t) { check_stackable(op, t); });
     if (result.isTensor()) {
       examples_.push_back({result.toTensor()});
     } else if (result.isTensorList()) {
@@ -166,6 +167,18 @@ class ResultStack {
   }
 
  private:
+  // See NOTE [nested and quantized tensors] in core/lifted_tensor.cc.
+  static void check_stackable(const OperatorHandle& op, const at::Tensor& t) {
+    const bool nested = t.is_nested();
+    if (!nested && !t.is_quantized()) return;
+    unsupported_error(
+        "vmap", toString(op.operator_name()), " returns a ", nested ? "nested" : "quantized",
+        " tensor, which cannot differ between the examples of a batch. ",
+        nested ? "Pad the examples to one shape, and mask."
+               : "Use fake_quantize_per_tensor_affine, which rounds as it does and returns an "
+                 "ordinary tensor, or quantize the result of vmap.");
+  }
+
   at::Tensor lifted_at(size_t position, const LevelPtr& level, int64_t* bytes) const {
     std::vector<at::Tensor> column;
     for (const auto& each : examples_) column.push_back(each.at(position));

@@ -1,9 +1,13 @@
 #include "batching/vmap.h"
 
+#include <ATen/ops/_nested_tensor_from_tensor_list.h>
+#include <ATen/ops/alias.h>
 #include <ATen/ops/allclose.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/equal.h>
+#include <ATen/ops/nested_to_padded_tensor.h>
 #include <ATen/ops/ones.h>
+#include <ATen/ops/quantize_per_tensor.h>
 #include <ATen/ops/rand.h>
 #include <ATen/ops/randn.h>
 #include <ATen/ops/randn_like.h>
@@ -405,6 +409,44 @@ TEST_F(VmapTest, BadSizes) {
       HasSubstr("[vmap] chunk_size is 0, but it is the number of examples to run at a time"));
   EXPECT_THAT(error_of([&] { vmap(identity, {.axis_size = -2}); }),
               HasSubstr("[vmap] axis_size is -2"));
+}
+
+// NOTE [nested and quantized tensors] in core/lifted_tensor.cc.
+TEST_F(VmapTest, QuantizedTensors) {
+  const auto identity = [](const at::Tensor& t) { return at::alias(t); };
+  const at::Tensor xs = at::rand({3, 2});
+  const at::Tensor q = at::quantize_per_tensor(xs, 0.1, 0, at::kQInt8);
+  EXPECT_THAT(error_of([&] { vmap(identity)(q); }),
+              HasSubstr("[vmap] argument 0 is a quantized tensor (QInt8), over which vmap cannot "
+                        "map: operators on quantized tensors have no batching rules. Pass its "
+                        "dequantize(), or give kNone if all examples share it."));
+  const auto quantize = [](const at::Tensor& t) {
+    return at::quantize_per_tensor(t, 0.1, 0, at::kQInt8);
+  };
+  EXPECT_THAT(error_of([&] { vmap(quantize)(xs); }),
+              HasSubstr("quantize_per_tensor of a tensor of vmap level 1 (size 3) would give a "
+                        "quantized tensor that differs between the examples"));
+  const auto shared = [&](const at::Tensor& t) { return t + q.dequantize()[0]; };
+  EXPECT_TRUE(at::equal(vmap(shared)(xs), xs + q.dequantize()[0]));
+}
+
+TEST_F(VmapTest, NestedTensors) {
+  const at::Tensor xs = at::rand({2, 4});
+  const at::Tensor n = at::_nested_tensor_from_tensor_list({at::ones({2, 4}), at::ones({3, 4})});
+  const auto identity = [](const at::Tensor& t) { return at::alias(t); };
+  EXPECT_THAT(error_of([&] { vmap(identity)(n); }),
+              HasSubstr("[vmap] argument 0 is a nested tensor, over which vmap cannot map: its "
+                        "examples differ in shape. Pass at::nested_to_padded_tensor of it, or "
+                        "loop over its unbind()."));
+  EXPECT_THAT(error_of([&] { vmap([&](const at::Tensor&) { return n; })(xs); }),
+              HasSubstr("[vmap] the result is a nested tensor, which has no dim for the examples"));
+  EXPECT_THAT(error_of([&] { vmap([&](const at::Tensor& t) { return n.mul(t); })(xs); }),
+              HasSubstr("an operand is a nested tensor"));
+  EXPECT_THAT(error_of([&] { vmap([&](const at::Tensor& t) { return n.matmul(t); })(xs); }),
+              HasSubstr("matmul: one operand is a nested tensor"));
+  const auto shared = [&](const at::Tensor& t) { return t + at::nested_to_padded_tensor(n, 0); };
+  EXPECT_TRUE(at::equal(vmap(shared)(xs),
+                        xs.unsqueeze(1).unsqueeze(1) + at::nested_to_padded_tensor(n, 0)));
 }
 
 TEST_F(VmapTest, ErrorsComeBeforeTheFunctionRuns) {

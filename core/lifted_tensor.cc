@@ -255,7 +255,36 @@ void LiftedTensorImpl::release_resources() {
   group_.reset();
 }
 
+namespace {
+
+// NOTE [nested and quantized tensors]
+// The sizes of a nested tensor differ from example to example, so it has none that a tensor of a
+// level could show. Few operators take quantized tensors, and each its own: a batched one would get
+// no further than the operator that dequantizes it. Either is refused where it would become a
+// tensor of a level; a quantized one that all examples share may.
+[[noreturn]] void throw_cannot_lift(const at::Tensor& value, const Level& level) {
+  if (value.is_nested()) {
+    unsupported_error(level.transform(), "a nested tensor meets or becomes a tensor of ",
+                      level.describe(),
+                      ", but its examples differ in shape and it has no sizes to show. Use "
+                      "to_padded_tensor() on it before ",
+                      level.transform(), ", or loop over its unbind().");
+  }
+  unsupported_error(level.transform(), "a quantized tensor (", value.scalar_type(),
+                    ") would differ between the examples of ", level.describe(),
+                    ", but operators on quantized tensors have no batching rules. Compute with "
+                    "dequantize() of it; fake_quantize_per_tensor_affine rounds as quantization "
+                    "does, and returns an ordinary tensor.");
+}
+
+}  // namespace
+
 at::Tensor lift(at::Tensor value, std::optional<int64_t> bdim, const LevelPtr& level) {
+  constexpr c10::DispatchKeySet kSpecial(
+      {c10::DispatchKey::NestedTensor, c10::DispatchKey::Quantized});
+  if (C10_UNLIKELY(value.key_set().has_any(kSpecial)) && (value.is_nested() || bdim.has_value())) {
+    throw_cannot_lift(value, *level);
+  }
   return at::detail::make_tensor<LiftedTensorImpl>(std::move(value), bdim, level);
 }
 
@@ -269,10 +298,11 @@ void share_version_counter(const at::Tensor& lifted, const at::Tensor& value) {
 }  // namespace
 
 at::Tensor lift_shared(at::Tensor value, const LevelPtr& level) {
-  // A lifted tensor shows no sparse layout. Unless autograd is to record it in the level's domain,
-  // the value itself will do, as for tensors from outside.
+  // A lifted tensor shows no sparse layout, and no nested sizes. Unless autograd is to record it in
+  // the level's domain, the value itself will do, as for tensors from outside.
   const auto excluded = c10::impl::tls_local_dispatch_key_set().excluded_;
-  if (value.layout() != c10::kStrided && !excluded.has(c10::DispatchKey::AutogradFunctionality)) {
+  if ((value.layout() != c10::kStrided || value.is_nested()) &&
+      !excluded.has(c10::DispatchKey::AutogradFunctionality)) {
     // Autograd may be about to make a view of it in the level's domain, which one of its own has no
     // room for.
     const bool is_view = value.unsafeGetTensorImpl()->autograd_meta() != nullptr;

@@ -69,6 +69,19 @@ Site inspect(const OperatorHandle& op, Stack* stack, bool at_front) {
   return {level, found.tracked(), found.batched()};
 }
 
+// See NOTE [nested and quantized tensors] in core/lifted_tensor.cc: no rule knows one, nor does a
+// loop, which would hand the same nested tensor to every example of another shape.
+void check_none_nested(const OperatorHandle& op, const Level& level, Stack* stack) {
+  for_each_argument_tensor(op, stack, [&](const at::Tensor& t) {
+    if (C10_LIKELY(!t.is_nested())) return;
+    unsupported_error(level.transform(), toString(op.operator_name()),
+                      " has a nested tensor among its arguments and one that differs between the "
+                      "examples of ",
+                      level.describe(),
+                      ". Use to_padded_tensor() on the nested one, or work on its unbind().");
+  });
+}
+
 void apply(const OperatorHandle& op, BoxedRule rule, const Site& site, Stack* stack) {
   if (OuterGradScope::suspicious(*site.level)) {
     for_each_argument_tensor(op, stack, [&](const at::Tensor& t) {
@@ -77,6 +90,7 @@ void apply(const OperatorHandle& op, BoxedRule rule, const Site& site, Stack* st
   }
   const OuterGradScope outer_grad(*site.level);
   if (!site.batched) return apply_unbatched(op, site.level, stack);
+  check_none_nested(op, *site.level, stack);
   if (C10_UNLIKELY(site.level->interpreter() != nullptr) && interpret(op, site.level, stack)) {
     return;
   }

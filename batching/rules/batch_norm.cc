@@ -2,8 +2,13 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/_batch_norm_no_update_ops.h>
+#include <ATen/ops/_batch_norm_with_update_ops.h>
+#include <ATen/ops/_native_batch_norm_legit.h>
 #include <ATen/ops/_native_batch_norm_legit_no_training_ops.h>
 #include <ATen/ops/_native_batch_norm_legit_ops.h>
+#include <ATen/ops/batch_norm_backward_ops.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/native_batch_norm.h>
 #include <ATen/ops/native_batch_norm_backward.h>
 #include <ATen/ops/native_batch_norm_backward_ops.h>
@@ -205,19 +210,18 @@ std::tuple<Batched, Batched, Batched, Batched, Batched> batch_norm_functional(
   const OptionalArg m(mean);
   const OptionalArg v(var);
   const int64_t size = size_among({&x, &weight, &bias, &m, &v});
-  const at::Tensor new_mean = expanded(mean, size).clone(at::MemoryFormat::Contiguous);
-  const at::Tensor new_var = expanded(var, size).clone(at::MemoryFormat::Contiguous);
-  auto [out, save_mean, save_invstd] = batch_norm(input, weight, bias, BatchedArg{new_mean, 0},
-                                                  BatchedArg{new_var, 0}, training, momentum, eps);
-  return {out, save_mean, save_invstd, Batched{new_mean, 0}, Batched{new_var, 0}};
+  auto [out, save_mean, save_invstd, new_mean, new_var] = at::_native_batch_norm_legit_functional(
+      channels(input, size), per_channel(weight, size), per_channel(bias, size),
+      *per_channel(m, size), *per_channel(v, size), training, momentum, eps);
+  return {examples(out, size), per_example(save_mean, size), per_example(save_invstd, size),
+          per_example(new_mean, size), per_example(new_var, size)};
 }
 
-// _native_batch_norm_legit(input, weight, bias, running_mean!, running_var!, training, momentum,
-// eps). Boxed, as it writes arguments after the first.
-void batch_norm_legit(const c10::OperatorHandle& op, const LevelPtr& level,
-                      torch::jit::Stack* stack) {
-  const std::vector<c10::IValue> args = torch::jit::pop(*stack, op.schema().arguments().size());
-  const bool training = args[5].toBool();
+// Operators (input, weight, bias, running_mean!, running_var!, ...), boxed, as they write arguments
+// after the first.
+BatchedTriple batch_norm_writing(const c10::OperatorHandle& op, const LevelPtr& level,
+                                 const std::vector<c10::IValue>& args, bool training,
+                                 double momentum, double eps) {
   for (const size_t statistic : {3, 4}) {
     if (training) promote(op.schema().name().c_str(), args[statistic].toTensor(), level);
   }
@@ -228,12 +232,64 @@ void batch_norm_legit(const c10::OperatorHandle& op, const LevelPtr& level,
     lowered[i] = lower(args[i].toTensor(), *level);
     tensors[i].emplace(as_arg(lowered[i]));
   }
-  const auto [out, save_mean, save_invstd] =
-      batch_norm(*tensors[0], tensors[1], tensors[2], tensors[3], tensors[4], training,
-                 args[6].toDouble(), args[7].toDouble());
+  return batch_norm(*tensors[0], tensors[1], tensors[2], tensors[3], tensors[4], training, momentum,
+                    eps);
+}
+
+void push(const BatchedTriple& results, const LevelPtr& level, torch::jit::Stack* stack) {
+  const auto& [out, save_mean, save_invstd] = results;
   for (const Batched& result : {out, save_mean, save_invstd}) {
     stack->emplace_back(lift(result.value, result.bdim, level));
   }
+}
+
+// ..., training, momentum, eps)
+void batch_norm_legit(const c10::OperatorHandle& op, const LevelPtr& level,
+                      torch::jit::Stack* stack) {
+  const std::vector<c10::IValue> args = torch::jit::pop(*stack, op.schema().arguments().size());
+  push(
+      batch_norm_writing(op, level, args, args[5].toBool(), args[6].toDouble(), args[7].toDouble()),
+      level, stack);
+}
+
+// What a backend keeps for its gradient (cuDNN does): nothing, as ours is native_batch_norm's.
+at::Tensor no_reserve(const at::Tensor& like) {
+  return at::empty({0}, like.options().dtype(at::kByte));
+}
+
+// ..., momentum, eps), in training
+void batch_norm_with_update(const c10::OperatorHandle& op, const LevelPtr& level,
+                            torch::jit::Stack* stack) {
+  const std::vector<c10::IValue> args = torch::jit::pop(*stack, op.schema().arguments().size());
+  const BatchedTriple results = batch_norm_writing(op, level, args, /*training=*/true,
+                                                   args[5].toDouble(), args[6].toDouble());
+  push(results, level, stack);
+  stack->emplace_back(lift(no_reserve(std::get<0>(results).value), std::nullopt, level));
+}
+
+std::tuple<Batched, Batched, Batched, Batched> batch_norm_no_update(
+    BatchedArg input, OptionalArg weight, OptionalArg bias, OptionalArg mean, OptionalArg var,
+    double momentum, double eps) {
+  auto [out, save_mean, save_invstd] =
+      batch_norm(input, weight, bias, mean, var, /*training=*/false, momentum, eps);
+  return {out, save_mean, save_invstd, Batched{no_reserve(out.value), std::nullopt}};
+}
+
+std::tuple<Batched, Batched, Batched, Batched, Batched, Batched> batch_norm_with_update_functional(
+    BatchedArg input, OptionalArg weight, OptionalArg bias, BatchedArg mean, BatchedArg var,
+    double momentum, double eps) {
+  auto [out, save_mean, save_invstd, new_mean, new_var] =
+      batch_norm_functional(input, weight, bias, mean, var, /*training=*/true, momentum, eps);
+  return {out,      save_mean, save_invstd, Batched{no_reserve(out.value), std::nullopt},
+          new_mean, new_var};
+}
+
+BatchedTriple batch_norm_backward_reserved(BatchedArg grad, BatchedArg input, BatchedArg weight,
+                                           OptionalArg mean, OptionalArg var, OptionalArg save_mean,
+                                           OptionalArg save_invstd, bool update, double eps,
+                                           std::array<bool, 3> mask, BatchedArg /*reserve*/) {
+  return batch_norm_backward(grad, input, weight, mean, var, save_mean, save_invstd, update, eps,
+                             mask);
 }
 
 [[maybe_unused]] const RuleSet kRules{
@@ -243,6 +299,10 @@ void batch_norm_legit(const c10::OperatorHandle& op, const LevelPtr& level,
     rule<ops::_native_batch_norm_legit_no_stats, &batch_norm_no_stats>(),
     rule<ops::_native_batch_norm_legit_no_training, &batch_norm_no_training>(),
     rule<ops::_native_batch_norm_legit_functional, &batch_norm_functional>(),
+    boxed_rule("aten::_batch_norm_with_update", "", &batch_norm_with_update),
+    rule<ops::_batch_norm_with_update_functional, &batch_norm_with_update_functional>(),
+    rule<ops::_batch_norm_no_update, &batch_norm_no_update>(),
+    rule<ops::batch_norm_backward, &batch_norm_backward_reserved>(),
 };
 
 }  // namespace

@@ -1,4 +1,6 @@
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/_batch_norm_no_update.h>
+#include <ATen/ops/_batch_norm_with_update.h>
 #include <ATen/ops/batch_norm.h>
 #include <ATen/ops/instance_norm.h>
 #include <gmock/gmock.h>
@@ -78,6 +80,61 @@ TEST(BatchNormRules, TrainingUpdatesBatchedStatistics) {
               .always_batched = {1, 2},
               .differentiable = false,
               .empty_batch = false});
+}
+
+// The forms that exported graphs use, with what a backend keeps for the gradient.
+TEST(BatchNormRules, WithUpdate) {
+  check_rule(
+      {.name = "with update",
+       .f =
+           [](const Tensors& in) {
+             at::Tensor mean = in[3].detach().clone(), var = in[4].detach().clone();
+             const auto out =
+                 at::_batch_norm_with_update(in[0], in[1], in[2], mean, var, 0.1, 1e-5);
+             return Tensors{std::get<0>(out), mean, var};
+           },
+       .make =
+           [](int64_t) {
+             return Tensors{randn({2, 3, 4}), randn({3}), randn({3}), randn({3}), positive({3})};
+           },
+       .always_batched = {3, 4},
+       .empty_batch = false,
+       .tolerance = 1e-7});
+}
+
+TEST(BatchNormRules, WithUpdateFunctional) {
+  check_rule({.name = "with update, functional",
+              .f =
+                  [](const Tensors& in) {
+                    const auto out = at::_batch_norm_with_update_functional(
+                        in[0], {}, {}, in[1].detach(), in[2].detach(), 0.1, 1e-5);
+                    return Tensors{std::get<0>(out), std::get<4>(out), std::get<5>(out)};
+                  },
+              .make =
+                  [](int64_t) {
+                    return Tensors{randn({2, 3, 4}), randn({3}), positive({3})};
+                  },
+              .differentiable = false,
+              .empty_batch = false,
+              .tolerance = 1e-7});
+}
+
+TEST(BatchNormRules, NoUpdate) {
+  check_rule(
+      {.name = "no update",
+       .f =
+           [](const Tensors& in) {
+             return Tensors{std::get<0>(at::_batch_norm_no_update(
+                 in[0], in[1], in[2], in[3].detach(), in[4].detach(), 0.1, 1e-5))};
+           },
+       .make =
+           [](int64_t) {
+             return Tensors{randn({2, 3, 4}), randn({3}), randn({3}), randn({3}), positive({3})};
+           },
+       .unbatched = {2, 4},
+       .differentiable = false,
+       .empty_batch = false,
+       .tolerance = 1e-7});
 }
 
 TEST(BatchNormRules, SharedStatisticsCannotBeTrained) {

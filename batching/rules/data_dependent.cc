@@ -13,6 +13,8 @@
 #include <ATen/ops/isclose.h>
 #include <ATen/ops/one_hot_ops.h>
 #include <ATen/ops/ones.h>
+#include <ATen/ops/repeat_interleave_ops.h>
+#include <ATen/ops/searchsorted.h>
 #include <ATen/ops/tensor_split_compositeimplicitautograd_dispatch.h>
 #include <ATen/ops/tensor_split_ops.h>
 #include <ATen/ops/zeros.h>
@@ -196,10 +198,32 @@ Batched bincount_rule(const Level& level, BatchedArg self, std::optional<Batched
   return {zeros.scatter_add(1, x.to(at::kLong), added), 0};
 }
 
-[[noreturn]] void throw_repeats(const c10::OperatorHandle& op, const LevelPtr& level,
-                                torch::jit::Stack* /*stack*/) {
-  throw_shape(op, level,
-              "Pass repeats that all examples share (an int, or a tensor from outside).");
+// BN -> BM, where M numbers are wanted: the place p comes from the first i whose end lies above p,
+// the ends being the running sums of the repeats.
+Batched repeat_interleave_rule(const Level& level, BatchedArg repeats,
+                               std::optional<int64_t> output_size) {
+  TORCH_CHECK(repeats.logical_dim() == 1, "repeat_interleave only accept 1D vector as repeat");
+  if (!output_size.has_value()) {
+    throw_shape("aten::repeat_interleave", level,
+                "Pass output_size, if the repeats of every example have one sum; or repeats that "
+                "all examples share (an int, or a tensor from outside).");
+  }
+  const at::Tensor each = batch_first(repeats);
+  const at::Tensor ends = each.cumsum(1);
+  const at::Tensor all = innermost(each);
+  const at::Tensor sums = innermost(each.sum(1));
+  if (sums.numel() > 0) {
+    TORCH_CHECK(all.numel() == 0 || all.min().item<int64_t>() >= 0, "repeats can not be negative");
+    TORCH_CHECK(sums.eq(*output_size).all().item<bool>(),
+                "[vmap] repeat_interleave: output_size is ", *output_size,
+                ", but the repeats of some example have another sum. Give their sum, which has to "
+                "be the same for all examples.");
+  }
+  const at::Tensor places =
+      at::arange(*output_size, all.options().dtype(at::kLong)).expand({level.size(), *output_size});
+  const at::Tensor index = at::searchsorted(ends, places.contiguous(), /*out_int32=*/false,
+                                            /*right=*/true);
+  return {index.to(repeats.value.scalar_type()), 0};
 }
 
 // --- all right, once asked of each example -----------------------------------------------------
@@ -217,20 +241,26 @@ void assert_async_rule(const c10::OperatorHandle& op, const LevelPtr& level,
   op.callBoxed(*stack);
 }
 
+// One more than the largest class of every example, if it is the same for all.
+int64_t number_of_classes(const at::Tensor& self) {
+  TORCH_CHECK(self.numel() > 0, "Can not infer total number of classes from empty tensor.");
+  const at::Tensor largest = innermost(self.flatten().amax(0));
+  if (largest.numel() == 0) return 0;  // there is no example
+  const auto least = largest.min().item<int64_t>();
+  if (least != largest.max().item<int64_t>()) {
+    unsupported_error("vmap",
+                      "one_hot: the number of classes would depend on the values, and the examples "
+                      "differ. Give it: one_hot(x, num_classes=10).");
+  }
+  return least + 1;
+}
+
 // libtorch's reads the largest class and writes ones into plain zeros.
 at::Tensor one_hot(const at::Tensor& self, int64_t num_classes) {
   TORCH_CHECK(self.scalar_type() == at::kLong,
               "one_hot is only applicable to index tensor of type LongTensor.");
   const at::Tensor all = innermost(self);
-  if (num_classes < 0 && !batched_anywhere(self)) {
-    TORCH_CHECK(all.numel() > 0, "Can not infer total number of classes from empty tensor.");
-    num_classes = all.max().item<int64_t>() + 1;
-  }
-  if (num_classes < 0) {
-    unsupported_error("vmap",
-                      "one_hot: the number of classes would depend on the values, and the examples "
-                      "may differ. Give it: one_hot(x, num_classes=10).");
-  }
+  if (num_classes < 0) num_classes = number_of_classes(self);
   if (all.is_cpu() && all.numel() > 0) {
     TORCH_CHECK(all.min().item<int64_t>() >= 0, "Class values must be non-negative.");
     TORCH_CHECK(all.max().item<int64_t>() < num_classes,
@@ -250,13 +280,13 @@ at::Tensor one_hot(const at::Tensor& self, int64_t num_classes) {
     boxed_rule("aten::unique_dim_consecutive", "", &throw_unique),
     boxed_rule("aten::_assert_async", "", &assert_async_rule),
     boxed_rule("aten::_assert_async", "msg", &assert_async_rule),
-    boxed_rule("aten::repeat_interleave", "Tensor", &throw_repeats),
 };
 
 [[maybe_unused]] const RuleSet kRules{
     rule<ops::equal, &equal_rule>(),
     rule<ops::allclose, &allclose_rule>(),
     rule<ops::bincount, &bincount_rule>(),
+    rule<ops::repeat_interleave_Tensor, &repeat_interleave_rule>(),
     composite<ops::tensor_split_tensor_indices_or_sections, &tensor_split>(),
     rule<ops::_is_all_true, &is_all_true_rule>(),
     rule<ops::_is_any_true, &is_any_true_rule>(),

@@ -94,8 +94,10 @@ TEST_F(DataDependent, Shapes) {
   EXPECT_THAT(message_of([&] { at::_unique2(x); }), HasSubstr("torchlift.unique(x, size=n)"));
   EXPECT_THAT(message_of([&] { at::unique_consecutive(x); }),
               HasSubstr("torchlift.unique(x, size=n)"));
-  EXPECT_THAT(message_of([&] { at::repeat_interleave(whole); }), HasSubstr("Pass repeats"));
-  EXPECT_THAT(message_of([&] { at::one_hot(whole); }), HasSubstr("num_classes=10"));
+  EXPECT_THAT(message_of([&] { at::repeat_interleave(whole); }), HasSubstr("Pass output_size"));
+  const at::Tensor counted = lift_alias(at::arange(4, at::kLong), 0, scope.level());
+  EXPECT_THAT(message_of([&] { at::one_hot(counted); }), HasSubstr("num_classes=10"));
+  EXPECT_EQ(at::one_hot(whole.add(3)).size(1), 4);  // where the examples agree
 }
 
 TEST_F(DataDependent, Bincount) {
@@ -115,6 +117,34 @@ TEST_F(DataDependent, AssertAsyncChecksAllExamples) {
 TEST_F(DataDependent, OneHotChecksTheClasses) {
   EXPECT_THAT(message_of([&] { at::one_hot(whole.add(3), 3); }),
               HasSubstr("smaller than num_classes"));
+}
+
+TEST_F(DataDependent, RepeatsWithAKnownSum) {
+  const at::Tensor counted = lift_alias(at::arange(4, at::kLong), 0, scope.level());
+  EXPECT_THAT(
+      message_of([&] { at::repeat_interleave(counted.unsqueeze(0), std::optional<int64_t>(3)); }),
+      HasSubstr("output_size is 3, but the repeats of some example have another sum"));
+  EXPECT_THAT(message_of([&] {
+                at::repeat_interleave(counted.unsqueeze(0).sub(1), std::optional<int64_t>(3));
+              }),
+              HasSubstr("repeats can not be negative"));
+}
+
+// Permutations, so that every example repeats to the same size.
+TEST(DataDependentRules, RepeatInterleave) {
+  check_rule({.name = "repeat_interleave",
+              .f =
+                  [](const Tensors& in) {
+                    return Tensors{at::repeat_interleave(in[1], std::optional<int64_t>(6)),
+                                   at::repeat_interleave(in[0], in[2], 0, 6)};
+                  },
+              .make =
+                  [](int64_t i) {
+                    const at::Tensor repeats = at::arange(4, at::kLong).roll(i);
+                    return Tensors{randn({4, 2}), repeats, repeats.flip(0)};
+                  },
+              .empty_batch = false,
+              .tolerance = 1e-12});
 }
 
 TEST(DataDependentRules, OfEachExample) {

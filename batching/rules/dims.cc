@@ -3,7 +3,23 @@
 #include <ATen/WrapDimUtils.h>
 #include <c10/util/SmallVector.h>
 
+#include "core/error.h"
+
 namespace torchlift {
+namespace {
+
+// The sizes of a value. See NOTE [nested and quantized tensors] in core/lifted_tensor.cc.
+at::IntArrayRef sizes_of(const at::Tensor& value) {
+  if (C10_UNLIKELY(value.is_nested())) {
+    unsupported_error("vmap",
+                      "an operator has a nested tensor among its arguments, and one that differs "
+                      "between the examples of a batch. Use to_padded_tensor() on the nested one, "
+                      "or work on its unbind().");
+  }
+  return value.sizes();
+}
+
+}  // namespace
 
 int64_t wrap_dim(int64_t dim, int64_t rank) {
   return c10::maybe_wrap_dim(dim, rank, /*wrap_scalar=*/true);
@@ -35,12 +51,14 @@ at::Tensor aligned(const BatchedArg& arg, int64_t rank) {
 at::Tensor expanded(const BatchedArg& arg, int64_t size) {
   if (arg.bdim) return batch_first(arg);
   c10::SmallVector<int64_t, 8> sizes{size};
-  sizes.append(arg.value.sizes().begin(), arg.value.sizes().end());
+  const at::IntArrayRef own = sizes_of(arg.value);
+  sizes.append(own.begin(), own.end());
   return arg.value.expand(sizes);
 }
 
 c10::SmallVector<int64_t, 6> logical_sizes(const BatchedArg& arg) {
-  c10::SmallVector<int64_t, 6> sizes(arg.value.sizes().begin(), arg.value.sizes().end());
+  const at::IntArrayRef own = sizes_of(arg.value);
+  c10::SmallVector<int64_t, 6> sizes(own.begin(), own.end());
   if (arg.bdim) sizes.erase(sizes.begin() + *arg.bdim);
   return sizes;
 }

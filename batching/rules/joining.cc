@@ -1,6 +1,7 @@
 // Tensors put together: cat, stack, block_diag.
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/_chunk_cat_ops.h>
 #include <ATen/ops/block_diag_ops.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/cat_ops.h>
@@ -96,10 +97,33 @@ at::Tensor block_diag(at::TensorList tensors) {
   return at::cat(blocks, 0);
 }
 
+// Every tensor cut into num_chunks along dim, padded so that they are equal, and flattened from
+// there on; the chunks of the same number side by side.
+at::Tensor chunk_cat(at::TensorList tensors, int64_t dim, int64_t num_chunks) {
+  TORCH_CHECK(num_chunks >= 1, "_chunk_cat expects positive num_chunks");
+  TORCH_CHECK(!tensors.empty(), "_chunk_cat expects a non-empty input tensor list");
+  dim = wrap_dim(dim, tensors[0].dim());
+  std::vector<at::Tensor> chunks;
+  for (const at::Tensor& t : tensors) {
+    TORCH_CHECK(t.dim() > dim && t.sizes().slice(0, dim) == tensors[0].sizes().slice(0, dim),
+                "_chunk_cat expects same sizes of 0,...,dim-1 dimensions for all tensors");
+    const int64_t missing = (num_chunks - t.size(dim) % num_chunks) % num_chunks;
+    std::vector<int64_t> pad(2 * (t.dim() - dim), 0);
+    pad.back() = missing;
+    const at::Tensor padded = missing == 0 ? t : at::constant_pad_nd(t, pad, 0);
+    std::vector<int64_t> sizes(t.sizes().begin(), t.sizes().begin() + dim);
+    sizes.push_back(num_chunks);
+    sizes.push_back(padded.numel() == 0 ? 0 : -1);
+    chunks.push_back(padded.reshape(sizes));
+  }
+  return at::cat(chunks, dim + 1);
+}
+
 [[maybe_unused]] const RuleSet kRules{
     rule<ops::cat, &cat_rule>(),
     rule<ops::stack, &stack_rule>(),
     composite<ops::block_diag, &block_diag>(),
+    composite<ops::_chunk_cat, &chunk_cat>(),
 };
 
 }  // namespace

@@ -28,6 +28,7 @@
 #include <ATen/ops/tensordot_ops.h>
 #include <ATen/ops/vdot_ops.h>
 
+#include "core/error.h"
 #include "core/registry.h"
 
 namespace torchlift {
@@ -210,14 +211,34 @@ Batched vdot_rule(BatchedArg a, BatchedArg b) {
 
 namespace implicit = at::compositeimplicitautograd;
 
+// libtorch's look at sizes first, which a nested tensor has none of. See NOTE [nested and quantized
+// tensors] in core/lifted_tensor.cc.
+void check_not_nested(const char* op, const at::Tensor& a, const at::Tensor& b) {
+  if (C10_LIKELY(!a.is_nested() && !b.is_nested())) return;
+  unsupported_error("vmap", op,
+                    ": one operand is a nested tensor, and another differs between the examples of "
+                    "a batch. Use to_padded_tensor() on the nested one, or work on its unbind().");
+}
+
+at::Tensor matmul(const at::Tensor& a, const at::Tensor& b) {
+  check_not_nested("matmul", a, b);
+  return implicit::matmul(a, b);
+}
+
+at::Tensor linear(const at::Tensor& input, const at::Tensor& weight,
+                  const std::optional<at::Tensor>& bias) {
+  check_not_nested("linear", input, weight);
+  return implicit::linear(input, weight, bias);
+}
+
 [[maybe_unused]] const RuleSet kRules{
     rule<ops::mm, &mm_rule>(),
     rule<ops::bmm, &bmm_rule>(),
     rule<ops::mv, &mv_rule>(),
     rule<ops::dot, &dot_rule>(),
     rule<ops::vdot, &vdot_rule>(),
-    composite<ops::linear, &implicit::linear>(),
-    composite<ops::matmul, &implicit::matmul>(),
+    composite<ops::linear, &linear>(),
+    composite<ops::matmul, &matmul>(),
     composite<ops::outer, &implicit::outer>(),
     composite<ops::ger, &implicit::ger>(),
     composite<ops::inner, &implicit::inner>(),

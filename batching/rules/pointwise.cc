@@ -3,10 +3,25 @@
 #include <ATen/record_function.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
+#include "core/error.h"
 #include "core/keys.h"
 
 namespace torchlift {
 namespace pointwise_internal {
+
+namespace {
+
+// See NOTE [nested and quantized tensors] in core/lifted_tensor.cc. Only an operand that all
+// examples share can be one.
+void check_ordinary(c10::DispatchKeySet keys) {
+  const bool nested = keys.has(c10::DispatchKey::NestedTensor);
+  if (C10_LIKELY(!nested && !keys.has(c10::DispatchKey::Quantized))) return;
+  unsupported_error("vmap", "an operand is a ", nested ? "nested" : "quantized",
+                    " tensor, and another differs between the examples of a batch. Use ",
+                    nested ? "to_padded_tensor(), or work on its unbind()." : "its dequantize().");
+}
+
+}  // namespace
 
 c10::DispatchKeySet DirectKeys::get() const {
   constexpr c10::DispatchKeySet kBackend =
@@ -17,6 +32,7 @@ c10::DispatchKeySet DirectKeys::get() const {
       kBackend | c10::DispatchKeySet({c10::DispatchKey::AutogradFunctionality,
                                       c10::DispatchKey::ADInplaceOrView,
                                       c10::DispatchKey::BackendSelect, kModeKey});
+  check_ordinary(keys_);
   if (!constant_) return {};
   const auto tls = c10::impl::tls_local_dispatch_key_set();
   const c10::DispatchKeySet keys = (keys_ | tls.included_) - tls.excluded_;

@@ -1,4 +1,5 @@
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/_chunk_cat.h>
 #include <ATen/ops/block_diag.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/channel_shuffle.h>
@@ -231,6 +232,19 @@ TEST(ShapeRules, Joining) {
                     return Tensors{randn({}), randn({})};
                   }});
   check_rule({.name = "hstack", .f = [](In in) { return Tensors{at::hstack(in)}; }, .make = pair});
+  for (const int64_t dim : {0, 1}) {  // 5 and 3 rows or columns, of which 2 chunks are padded
+    check_rule({.name = "_chunk_cat",
+                .f =
+                    [=](In in) {
+                      return Tensors{at::_chunk_cat({in[0], in[1]}, dim, 2)};
+                    },
+                .make =
+                    [=](int64_t) {
+                      return dim == 0 ? Tensors{randn({5, 2}), randn({3})}
+                                      : Tensors{randn({2, 5, 2}), randn({2, 3})};
+                    },
+                .differentiable = false});
+  }
   check_rule({.name = "block_diag",
               .f =
                   [](In in) {

@@ -17,6 +17,9 @@ std::vector<at::Tensor> call_op(const std::string& name, std::vector<c10::IValue
   std::vector<at::Tensor> results;
   for (const c10::IValue& result : args) {
     if (result.isTensor()) results.push_back(result.toTensor());
+    if (result.isTensorList()) {
+      for (const at::Tensor& each : result.toTensorVector()) results.push_back(each);
+    }
   }
   return results;
 }

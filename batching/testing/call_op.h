@@ -15,7 +15,8 @@
 
 namespace torchlift::testing {
 
-// The tensors that the operator returns. Arguments left out take their defaults.
+// The tensors that the operator returns, those of a list one by one. Arguments left out take their
+// defaults.
 std::vector<at::Tensor> call_op(const std::string& name, std::vector<c10::IValue> args);
 
 }  // namespace torchlift::testing

@@ -106,7 +106,7 @@ class Scan {
 
  private:
   bool tensor(PyObject* dims, const at::Tensor& t) {
-    if (!PyLong_CheckExact(dims)) return false;
+    if (!PyLong_CheckExact(dims) || t.is_nested() || t.is_quantized()) return false;
     const auto dim = wrap_dim(to_int(dims), t.dim());
     if (!dim) return false;
     const int64_t size = t.size(*dim);
@@ -177,6 +177,7 @@ class Lower {
   py::object operator()(PyObject* dims, PyObject* object) const {
     if (THPVariable_CheckExact(object)) {
       if (dims != Py_None && !PyLong_CheckExact(dims)) return {};
+      if (tensor_of(object).is_nested()) return {};
       const Output output = lower_output(tensor_of(object), to_optional_int(dims), level_);
       return output.misfit == Misfit::kNone ? wrap(output.value) : py::object();
     }

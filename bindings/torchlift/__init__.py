@@ -31,7 +31,7 @@ _load.check_torch(_load.built_for_torch(_extension), _torch.__version__)
 
 from torchlift import _C  # noqa: E402
 from torchlift._errors import TransformError, UnsupportedError  # noqa: E402
-from torchlift import _autograd, _autograd_function, _printing  # noqa: E402
+from torchlift import _autograd, _autograd_function, _printing, _value_checks  # noqa: E402
 from torchlift._batch_norm import (  # noqa: E402
     patch_batch_norm_with,
     replace_all_batch_norm_modules_,

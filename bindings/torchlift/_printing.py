@@ -24,6 +24,25 @@ def install() -> None:
 
     _str.__torchlift__ = True  # type: ignore[attr-defined]
     torch._tensor_str._str = _str  # type: ignore[assignment]
+    torch_format = torch.Tensor.__format__
+
+    @functools.wraps(torch_format)
+    def _format(self: torch.Tensor, format_spec: str) -> str:
+        # f"{x}" of a 0-d tensor is its number; of one with a number for each example, what it holds.
+        if not format_spec and self.dim() == 0 and _differs(self):
+            return str(self)
+        return torch_format(self, format_spec)
+
+    torch.Tensor.__format__ = _format  # type: ignore[method-assign]
+
+
+def _differs(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has a batch dim at any level."""
+    while _C.is_lifted(tensor):
+        tensor, bdim, _, _ = _C.lower_lifted(tensor)
+        if bdim is not None:
+            return True
+    return False
 
 
 def _lifted_str(tensor: torch.Tensor) -> str:

@@ -262,6 +262,8 @@ class _Vmap:
         dim: int,
         implicit: bool,
     ) -> int:
+        if leaf.is_nested or leaf.is_quantized:
+            self.refuse(args, kwargs, self.label(argument, path), leaf)
         rank = leaf.dim()
         if -rank <= dim < rank and not isinstance(dim, bool):
             return dim % rank
@@ -284,6 +286,30 @@ class _Vmap:
             f"to share it by all examples.",
         )
         raise AssertionError
+
+    def refuse(
+        self,
+        args: "tuple[Any, ...]",
+        kwargs: "dict[str, Any]",
+        where: str,
+        leaf: torch.Tensor,
+    ) -> None:
+        """See NOTE [nested and quantized tensors] in core/lifted_tensor.cc."""
+        if leaf.is_nested:
+            self.fail(
+                args,
+                kwargs,
+                f"{where} is a nested tensor, over which vmap cannot map: its examples differ in "
+                f"shape. Pass its to_padded_tensor(0.0), with their lengths or a mask, or loop over "
+                f"its unbind().",
+            )
+        self.fail(
+            args,
+            kwargs,
+            f"{where} is a quantized tensor ({leaf.dtype}), over which vmap cannot map: operators on "
+            f"quantized tensors have no batching rules. Pass its dequantize(), or give "
+            f"in_dims=None for it if all examples share it.",
+        )
 
     def batch_size(
         self, args: "tuple[Any, ...]", kwargs: "dict[str, Any]", leaves: "list[_Leaf]"
@@ -390,6 +416,11 @@ class _Vmap:
                 self.fail_output(
                     f"the output{_pytree.format_path(path)} is {describe(leaf)}. The function must "
                     f"return tensors; make it one with torch.as_tensor, or leave it out."
+                )
+            if leaf.is_nested:
+                self.fail_output(
+                    f"the output{_pytree.format_path(path)} is a nested tensor, which has no dim "
+                    f"for the examples. Return its to_padded_tensor(0.0)."
                 )
 
         def fail(index: int, batched: bool) -> None:

@@ -3,10 +3,14 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
 import pytest
+
+from opcov.refusals import REFUSALS
+from opcov.report import op_label
 
 TOOLS = pathlib.Path(__file__).resolve().parent.parent
 STORED = TOOLS / "opcov" / "torch_func.jsonl.gz"
@@ -14,7 +18,8 @@ OPERATORS = "^(sin|mul|sum)$"
 
 
 def opcov(*arguments, mutant=""):
-    environment = os.environ | {"PYTHONPATH": str(TOOLS), "OPCOV_MUTANT": mutant}
+    path = os.pathsep.join(filter(None, [str(TOOLS), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"PYTHONPATH": path, "OPCOV_MUTANT": mutant}
     command = [sys.executable, "-m", "opcov", *map(str, arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -62,6 +67,22 @@ def test_the_page_of_stored_rows(tmp_path):
     text = page.read_text()
     assert "| all | 5920 | 5645 | 284 | 33 | 242 | 0 | 95.4 % |" in text
     assert "\n| `sin` | pass | pass | pass | pass | pass | pass | pass | pass | pass | pass | pass |\n" in text
+
+
+def test_refusals_are_what_is_refused(tmp_path):
+    """An operator of the list that passes has no place in it; and it fails by an error, no more than listed."""
+    out, page = tmp_path / "rows.jsonl", tmp_path / "page.md"
+    operators = "^(" + "|".join(map(re.escape, REFUSALS)) + ")$"
+    opcov("--impl", "torchlift", "--ops", operators, "--timeout", 300, "--jobs", 2, "--out", out, "--page", page)
+    failed: dict[str, set[str]] = {}
+    for row in map(json.loads, out.read_text().splitlines()):
+        if row["status"] in ("pass", "skip"):
+            continue
+        assert row["status"] == "error", row
+        failed.setdefault(op_label(row), set()).add(row["transform"])
+    assert failed == {op: set(entry.transforms) for op, entry in REFUSALS.items()}
+    assert sum(not entry.data_dependent for entry in REFUSALS.values()) < 10
+    assert "Every other row passes." in page.read_text()
 
 
 def test_loops_of_torchlift_are_counted():

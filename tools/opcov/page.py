@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+from opcov.refusals import refusal
 from opcov.report import op_label, variations
 from opcov.transforms import TRANSFORMS
 
@@ -61,10 +62,23 @@ def reason(row: dict) -> str:
     return text if len(text) <= 160 else text[:157] + "..."
 
 
+def refusals(rows: list[dict]) -> str:
+    """What is an error on purpose: one line an operator, with the reason."""
+    found: dict[str, tuple[list[dict], str]] = {}
+    for r in rows:
+        if entry := refusal(r):
+            found.setdefault(op_label(r), ([], entry.reason))[0].append(r)
+    lines = [[f"`{op}`", ", ".join(dict.fromkeys(r["transform"] for r in of)), why] for op, (of, why) in found.items()]
+    if not lines:
+        return ""
+    text = "## What is refused\n\nErrors on purpose, of `tools/opcov/refusals.py`; [limits.md](limits.md) has the fix.\n\n"
+    return text + markdown_table(["operator", "transforms", "reason"], lines)
+
+
 def failures(rows: list[dict]) -> str:
-    failed = [r for r in rows if r["status"] not in ("pass", "skip")]
+    failed = [r for r in rows if r["status"] not in ("pass", "skip") and not refusal(r)]
     if not failed:
-        return "Every row passes.\n\n"
+        return "Every other row passes.\n\n" if any(map(refusal, rows)) else "Every row passes.\n\n"
     grouped: dict[tuple, list[str]] = {}
     for r in failed:
         where = r["transform"] + (f" ({r['variation']})" if "variation" in r else "")
@@ -99,7 +113,7 @@ def page(rows: list[dict]) -> str:
     title = "# Operator coverage, other inputs\n\n" if extended else "# Operator coverage\n\n"
     command = "tools/coverage --extended" if extended else "tools/coverage"
     text = title + INTRODUCTION.format(command=command, version=torch.__version__.split("+")[0]) + summary(rows)
-    text += "## What does not pass\n\n" + failures(rows)
+    text += refusals(rows) + "## What does not pass\n\n" + failures(rows)
     text += "## Operator by operator\n\n"
     text += "`-`: nothing to check (not differentiable, no in-place form, no reference).\n\n" + by_operator(rows)
     return text.rstrip("\n") + "\n"
