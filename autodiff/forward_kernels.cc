@@ -142,9 +142,12 @@ bool holds_zero(const Tensor& t) {
   return impl != nullptr && holds_zero(impl->value());
 }
 
-// Gives a new tensor its tangent: _set_fw_grad, whose checks cost two operators. No ZeroTensor,
-// which comes of a tangent that libtorch made: what has a tangent may be written in place.
+// Gives a new tensor its tangent: _set_fw_grad, whose checks cost two operators. Neither is left a
+// ZeroTensor, which comes of a tangent that libtorch made in another domain: what has a tangent may
+// be written in place, and libtorch lays tangents out like their primals, of which that has no
+// memory.
 Tensor with_tangent(Tensor result, const Tensor& computed) {
+  if (C10_UNLIKELY(holds_zero(result))) result = result.clone();
   const Tensor tangent = C10_UNLIKELY(holds_zero(computed)) ? computed.clone() : computed;
   torch::autograd::AutogradMeta* meta = torch::autograd::impl::materialize_autograd_meta(result);
   if (meta->is_view_ || meta->fw_grad_ != nullptr || !same_layout(result, tangent)) {
@@ -228,8 +231,8 @@ Tensor sum_of(DispatchKeySet keys, const Tensor& a, const Tensor& b, const at::S
   if (tangent.scalar_type() != result.scalar_type()) tangent = tangent.to(result.scalar_type());
   const bool wider = tangent.sizes() != result.sizes();
   if (wider) tangent = tangent.expand(result.sizes());
-  // A tangent of its own: the argument's may be written in place. (A view of a tensor of a level may
-  // not know that it is one.)
+  // A tangent of its own: the argument's may be written in place. (A view of a tensor of a level
+  // may not know that it is one.)
   if (wider || tangent.is_same(ta.defined() ? ta : tb) || tangent.is_view()) {
     tangent = tangent.clone();
   }

@@ -123,7 +123,16 @@ def test_a_number_for_each_example_prints_as_what_it_is():
     assert f"{torch.tensor(1.5)}" == "1.5" and f"{torch.tensor(1.5):.2f}" == "1.50"
 
 
-def test_distributions_refuse_one_bad_example():
+@pytest.fixture
+def checked_arguments():
+    """Distributions check their arguments, unless torch._dynamo has been imported."""
+    previous = D.Distribution._validate_args
+    D.Distribution.set_default_validate_args(True)
+    yield
+    D.Distribution.set_default_validate_args(previous)
+
+
+def test_distributions_refuse_one_bad_example(checked_arguments):
     scales = torch.tensor([1.0, -1.0, 1.0])
     with pytest.raises(ValueError, match="Expected parameter scale"):
         vmap(lambda s: D.Normal(0.0, s).log_prob(torch.zeros(())))(scales)
