@@ -63,6 +63,7 @@
 #include <utility>
 
 #include "autodiff/forward_pass.h"
+#include "core/level.h"
 #include "core/lifted_tensor.h"
 
 namespace torchlift::forward_internal {
@@ -90,12 +91,19 @@ Tensor broadcast_zeros(const Tensor& a, const Tensor& b) {
   return zeros(at::infer_size(a.sizes(), b.sizes()), a, b);
 }
 
+// A copy that is of the level of t. What a user's function clones while a level is open is of that
+// (NOTE [factories] in core/factory.cc), and a tangent would outlive it.
+Tensor copy_of(const Tensor& t) {
+  const RuleDepthScope within(1);
+  return t.clone();
+}
+
 // t + 0, a tensor of its own.
 Tensor plus_zero(const Tensor& t, const Tensor& zero) {
   const Tensor like = broadcast_zeros(t, zero);
   const Tensor cast = t.scalar_type() == like.scalar_type() ? t : t.to(like.scalar_type());
-  if (cast.sizes() == like.sizes()) return cast.is_same(t) ? t.clone() : cast;
-  return cast.expand(like.sizes()).clone();
+  if (cast.sizes() == like.sizes()) return cast.is_same(t) ? copy_of(t) : cast;
+  return copy_of(cast.expand(like.sizes()));
 }
 
 // --- tangents ------------------------------------------------------------------------------------
@@ -147,8 +155,8 @@ bool holds_zero(const Tensor& t) {
 // be written in place, and libtorch lays tangents out like their primals, of which that has no
 // memory.
 Tensor with_tangent(Tensor result, const Tensor& computed) {
-  if (C10_UNLIKELY(holds_zero(result))) result = result.clone();
-  const Tensor tangent = C10_UNLIKELY(holds_zero(computed)) ? computed.clone() : computed;
+  if (C10_UNLIKELY(holds_zero(result))) result = copy_of(result);
+  const Tensor tangent = C10_UNLIKELY(holds_zero(computed)) ? copy_of(computed) : computed;
   torch::autograd::AutogradMeta* meta = torch::autograd::impl::materialize_autograd_meta(result);
   if (meta->is_view_ || meta->fw_grad_ != nullptr || !same_layout(result, tangent)) {
     result._set_fw_grad(tangent, /*level=*/0, /*is_inplace_op=*/false);
@@ -234,7 +242,7 @@ Tensor sum_of(DispatchKeySet keys, const Tensor& a, const Tensor& b, const at::S
   // A tangent of its own: the argument's may be written in place. (A view of a tensor of a level
   // may not know that it is one.)
   if (wider || tangent.is_same(ta.defined() ? ta : tb) || tangent.is_view()) {
-    tangent = tangent.clone();
+    tangent = copy_of(tangent);
   }
   return with_tangent(std::move(result), tangent);
 }

@@ -211,3 +211,15 @@ def test_hessian_of_trees() -> None:
     torch.testing.assert_close(torchlift.hessian(square, holomorphic=True)(z), torch.diag(6 * z))
     real = torchlift.hessian(lambda z: (z.abs() ** 2).sum(), real_view=True)(z)
     torch.testing.assert_close(real.reshape(4, 4), 2 * torch.eye(4, dtype=torch.float64))
+
+
+def test_tangents_outlive_an_inner_vmap():
+    """The tangent of a sum with a constant is a copy, of the level of the tangent it is copied from."""
+    x, w, b = torch.rand(4, 3, dtype=torch.float64), torch.rand(3, dtype=torch.float64), torch.rand((), dtype=torch.float64)
+
+    def f(w, b):
+        return torchlift.vmap(lambda row: (row * w).sum() + (b * 3 + (b - 1).detach()))(x)
+
+    value, tangent = torchlift.jvp(f, (w, b), (w.cos(), b.cos()))
+    torch.testing.assert_close(tangent, x @ w.cos() + 3 * b.cos())
+    torch.testing.assert_close(value, x @ w + 4 * b - 1)
