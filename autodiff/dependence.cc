@@ -412,9 +412,21 @@ std::vector<IValue> write_results(const Plan& plan, const DependenceCall& call,
   return results;
 }
 
+bool has_dependent_argument(const OperatorHandle& op, const Level& level, const Stack& stack) {
+  bool found = false;
+  for (const IValue& arg : torch::jit::last(stack, op.schema().arguments().size())) {
+    for_each_tensor(arg, [&](const Tensor& t) {
+      const LiftedTensorImpl* impl = as_lifted(t);
+      found = found || (impl != nullptr && &impl->level() == &level && impl->bdim().has_value());
+    });
+  }
+  return found;
+}
+
 }  // namespace
 
 bool Dependence::run(const OperatorHandle& op, const LevelPtr& level, Stack* stack) const {
+  if (!has_dependent_argument(op, *level, *stack)) return false;  // Random numbers of no tensor.
   const std::string name = plain_name(op);
   const bool constant = !c10::GradMode::is_enabled();
   if (constant && OuterGradScope::suspicious(*level)) throw_function();

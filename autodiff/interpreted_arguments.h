@@ -12,15 +12,19 @@
 #include "core/error.h"
 #include "core/level.h"
 #include "core/lifted_tensor.h"
+#include "core/recorder.h"
 
 namespace torchlift {
 
-// The level at which t, or a value in it, has a batch dim of parts; or null.
+// The level at which t, or a value in it, has a batch dim of parts; or null. (A recording level
+// has one part, which is the value.)
 inline const Level* interpreted_level(const at::Tensor& t) {
   if (!t.defined()) return nullptr;
   for (const LiftedTensorImpl* impl = as_lifted(t); impl != nullptr;
        impl = as_lifted(impl->value())) {
-    if (impl->level().kind() == LevelKind::kInterpreted && impl->bdim()) return &impl->level();
+    const Level& level = impl->level();
+    if (level.kind() != LevelKind::kInterpreted || recorder_of(level) != nullptr) continue;
+    if (impl->bdim()) return &level;
   }
   return nullptr;
 }

@@ -585,6 +585,7 @@ class JetInterpreter final : public Interpreter {
     const OperatorInfo& info = find_info(op);
     Call call{op, level, *info.rule,
               Args(stack->end() - static_cast<int64_t>(count), stack->end())};
+    if (!first_series(call).defined()) return false;  // Random numbers of no tensor at all.
     const bool cut = is_cut(*level) && !info.changes_view;
     if (C10_UNLIKELY(cut && unnoted_nodes())) throw_function(op);
     const bool constant = asks_for_integers(info, call.args) || is_integral_target(info, call);

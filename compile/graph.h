@@ -86,13 +86,16 @@ struct ValueRef {
 //   ValueRef                 Tensor, Tensor?
 //   vector<ValueRef>         Tensor[], Tensor?[]
 //   IValue                   a constant without tensors: a number, bool, string, dtype, device,
-//                            layout, memory format, or a list of numbers or bools
+//                            layout, memory format, or a list of numbers or bools. A number where
+//                            the schema says Tensor is a wrapped number, as in x + 2.0: it has no
+//                            say in the dtype of the result.
 //   SizeExpr, vector of it   int and int[] that depend on dynamic dims
 //   SizeRatio                a float, or a Scalar, that does
 using Argument = std::variant<std::monostate, ValueRef, std::vector<ValueRef>, c10::IValue,
                               SizeExpr, std::vector<SizeExpr>, SizeRatio>;
 
-// One result of a node: a tensor (kNoValue where the operator returned none), or a list of them.
+// One result of a node: a tensor, or a list of them. kNoValue where the operator returned none, or
+// something else than a tensor.
 struct Result {
   std::vector<ValueId> ids;
   bool is_list = false;

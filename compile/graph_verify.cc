@@ -78,6 +78,7 @@ bool fits_constant(const c10::Type& type, const c10::IValue& value) {
       return value.isDouble();
     case TypeKind::BoolType:
       return value.isBool();
+    case TypeKind::TensorType:  // x + 2.0: a number as a tensor
     case TypeKind::NumberType:
       return is_number(value);
     case TypeKind::StringType:

@@ -16,6 +16,7 @@
 #include "batching/rules/reproducible.h"
 #include "core/boxed.h"
 #include "core/error.h"
+#include "core/interpreter.h"
 #include "core/keys.h"
 #include "core/level.h"
 #include "core/lifted_tensor.h"
@@ -42,8 +43,8 @@
 //              (NOTE [reproducible numbers] in core/random_stream.h), so that the levels around are
 //              dealt with as well. An operator that cannot do so runs once a row.
 //
-// When no level is left, the operator runs as always. So the levels of nested vmaps each have their
-// say.
+// When no level is left, the operator runs as always, unless an interpreted level takes it. So the
+// levels of nested vmaps each have their say.
 
 namespace torchlift {
 namespace {
@@ -510,6 +511,21 @@ void bring_arguments(const Call& call) {
   }
 }
 
+// --- interpreted levels --------------------------------------------------------------------------
+
+// To those that a user's function is at work in, from the innermost, so that a trace writes down
+// what is drawn on plain tensors, too; interpreters that have no use for it leave it alone. From
+// tensors of the level an operator gets there by the front.
+bool offer_to_interpreters(const Call& call) {
+  const std::vector<LevelPtr>& levels = level_stack();
+  const int64_t depth = deepest_argument(call);
+  for (auto level = levels.rbegin(); level != levels.rend() && depth < (*level)->depth(); ++level) {
+    if ((*level)->depth() >= rule_depth() || (*level)->interpreter() == nullptr) continue;
+    if ((*level)->interpreter()->run(call.op, *level, call.stack)) return true;
+  }
+  return false;
+}
+
 // --- the kernel ----------------------------------------------------------------------------------
 
 void random_rule(const OperatorHandle& op, DispatchKeySet keys, Stack* stack) {
@@ -519,6 +535,7 @@ void random_rule(const OperatorHandle& op, DispatchKeySet keys, Stack* stack) {
   const Call call{op, below, stack, level == nullptr ? LevelPtr() : LevelPtr::reclaim_copy(level)};
   if (level == nullptr) {
     if (rows != nullptr && !draws_nothing(call)) return draw_seeded(call, *rows);
+    if (offer_to_interpreters(call)) return;
     return op.redispatchBoxed(below, stack);
   }
   if (C10_UNLIKELY(!level->usual())) bring_arguments(call);

@@ -1,0 +1,381 @@
+#include "compile/replay.h"
+
+#include <ATen/Context.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/ivalue.h>
+#include <ATen/core/stack.h>
+#include <ATen/ops/scalar_tensor.h>
+#include <ATen/ops/stack.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+
+#include <mutex>
+#include <string>
+#include <utility>
+
+#include "compile/graph.h"
+#include "core/dispatch.h"
+#include "core/error.h"
+#include "core/lifted_tensor.h"
+#include "core/random_state.h"
+
+namespace torchlift::compile {
+namespace {
+
+using c10::IValue;
+using torch::jit::Stack;
+
+// The tensors of a run, by the id of their value.
+using Slots = std::vector<at::Tensor>;
+
+// An argument that is not the same in every run.
+struct Variable {
+  size_t index;  // among the arguments
+  Argument source;
+};
+
+struct Step {
+  std::optional<c10::OperatorHandle> op;  // none: control flow
+  std::vector<IValue> arguments;          // with room for the variables
+  std::vector<Variable> variables;
+  std::vector<Result> results;
+  std::vector<ValueId> dead;  // values nobody reads after this step
+  std::string control_flow;
+  std::vector<Program> subprograms;
+};
+
+bool is_tensor(const c10::OperatorHandle& op, size_t i) {
+  return op.schema().arguments()[i].type()->kind() == c10::TypeKind::TensorType;
+}
+
+at::Tensor wrapped_number(const at::Scalar& number) {
+  at::Tensor t = at::scalar_tensor(number, at::device(at::kCPU).dtype(number.type()));
+  t.unsafeGetTensorImpl()->set_wrapped_number(true);
+  return t;
+}
+
+bool is_optional_list(const c10::Type& type) {
+  return type.kind() == c10::TypeKind::ListType &&
+         type.castRaw<c10::ListType>()->getElementType()->kind() == c10::TypeKind::OptionalType;
+}
+
+IValue list_of(const std::vector<ValueRef>& refs, const Slots& slots, bool optional) {
+  if (optional) {
+    c10::List<std::optional<at::Tensor>> list;
+    list.reserve(refs.size());
+    for (const ValueRef& ref : refs) {
+      list.push_back(ref.id == kNoValue ? std::optional<at::Tensor>()
+                                        : slots[static_cast<size_t>(ref.id)]);
+    }
+    return list;
+  }
+  c10::List<at::Tensor> list;
+  list.reserve(refs.size());
+  for (const ValueRef& ref : refs) list.push_back(slots[static_cast<size_t>(ref.id)]);
+  return list;
+}
+
+std::vector<at::Tensor> tensors_of(const Argument& argument, const Slots& slots) {
+  std::vector<at::Tensor> tensors;
+  for (const ValueId id : values_in(argument)) tensors.push_back(slots[static_cast<size_t>(id)]);
+  return tensors;
+}
+
+std::vector<int64_t> evaluated(const std::vector<SizeExpr>& sizes,
+                               const std::vector<int64_t>& symbols) {
+  std::vector<int64_t> result;
+  result.reserve(sizes.size());
+  for (const SizeExpr& size : sizes) result.push_back(size.evaluate(symbols));
+  return result;
+}
+
+// Past autograd, for tensors that it does not see.
+constexpr c10::DispatchKeySet kBelow = c10::autograd_dispatch_keyset_with_ADInplaceOrView;
+
+// Whether autograd, or a level, must see the operators on t.
+bool needs_dispatch(const at::Tensor& t) { return t.defined() && (is_lifted(t) || is_tracked(t)); }
+
+// Draws from given seeds, and puts the generators back.
+class SeedScope {
+ public:
+  SeedScope(uint64_t seed, const std::vector<c10::Device>& devices) : before_(devices) {
+    set(c10::kCPU, seed);
+    for (const c10::Device& device : devices) {
+      if (device.is_cuda()) set(device, seed);
+    }
+  }
+  ~SeedScope() { before_.restore(); }
+  SeedScope(const SeedScope&) = delete;
+  SeedScope& operator=(const SeedScope&) = delete;
+
+ private:
+  static void set(c10::Device device, uint64_t seed) {
+    at::Generator generator = at::globalContext().defaultGenerator(device);
+    const std::lock_guard<std::mutex> lock(generator.mutex());
+    generator.set_current_seed(seed);
+  }
+
+  const RandomState before_;
+};
+
+std::string shape_str(const at::Tensor& t) {
+  return c10::str(c10::toString(t.scalar_type()), t.sizes(), " on ", t.device());
+}
+
+}  // namespace
+
+struct Program::Plan {
+  Graph graph;
+  std::vector<Step> steps;
+  bool tracked_constants = false;
+
+  explicit Plan(Graph given) : graph(std::move(given)) {
+    verify(graph);
+    for (const Node& node : graph.nodes) steps.push_back(step_of(node));
+    find_dead();
+    for (const Constant& constant : graph.constants) {
+      tracked_constants = tracked_constants || constant.tensor.requires_grad();
+    }
+  }
+
+  static Step step_of(const Node& node) {
+    Step step{.op = find_operator(node),
+              .arguments = {},
+              .variables = {},
+              .results = node.results,
+              .dead = {},
+              .control_flow = node.is_control_flow() ? node.op : "",
+              .subprograms = {}};
+    for (size_t i = 0; i < node.args.size(); ++i) {
+      const auto* constant = std::get_if<IValue>(&node.args[i]);
+      step.arguments.push_back(constant != nullptr ? *constant : IValue());
+      if (constant != nullptr && step.op.has_value() && is_tensor(*step.op, i)) {
+        step.arguments.back() = wrapped_number(constant->toScalar());
+      }
+      if (std::holds_alternative<std::monostate>(node.args[i])) {
+        // Where a schema says "Tensor", an undefined one.
+        if (step.op.has_value() && is_tensor(*step.op, i)) step.arguments.back() = at::Tensor();
+      } else if (constant == nullptr) {
+        step.variables.push_back({i, node.args[i]});
+      }
+    }
+    for (const auto& subgraph : node.subgraphs) step.subprograms.emplace_back(*subgraph);
+    return step;
+  }
+
+  void find_dead() {
+    std::vector<bool> read(graph.values.size(), false);
+    const auto note = [&](ValueId id, std::vector<ValueId>* dead) {
+      if (id == kNoValue || read[static_cast<size_t>(id)]) return;
+      read[static_cast<size_t>(id)] = true;
+      if (dead != nullptr) dead->push_back(id);
+    };
+    for (const ValueId id : graph.outputs) note(id, nullptr);
+    for (size_t i = steps.size(); i-- > 0;) {
+      for (const ValueId id : results_of(graph.nodes[i])) note(id, &steps[i].dead);
+      for (const ValueId id : arguments_of(graph.nodes[i])) note(id, &steps[i].dead);
+    }
+  }
+
+  std::vector<c10::Device> devices(at::ArrayRef<at::Tensor> inputs) const {
+    std::vector<at::Tensor> tensors = inputs.vec();
+    for (const Constant& constant : graph.constants) tensors.push_back(constant.tensor);
+    return devices_of(tensors);
+  }
+
+  // --- checks ------------------------------------------------------------------------------------
+
+  std::vector<int64_t> symbols(at::ArrayRef<at::Tensor> inputs) const {
+    std::vector<int64_t> sizes;
+    sizes.reserve(graph.symbols.size());
+    for (const Symbol& symbol : graph.symbols) {
+      const at::Tensor& input = inputs[static_cast<size_t>(symbol.input)];
+      if (symbol.dim >= input.dim()) throw_input(static_cast<size_t>(symbol.input), input);
+      sizes.push_back(input.size(symbol.dim));
+    }
+    return sizes;
+  }
+
+  void check(at::ArrayRef<at::Tensor> inputs) const {
+    if (inputs.size() != graph.inputs.size()) {
+      transform_error("compile", "the program takes ", graph.inputs.size(), " tensors, and got ",
+                      inputs.size(), ".");
+    }
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      if (!inputs[i].defined()) {
+        transform_error("compile", "input ", i, " (", graph.value(graph.inputs[i]).name,
+                        ") is an undefined tensor.");
+      }
+    }
+    const std::vector<int64_t> sizes = symbols(inputs);
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      if (!fits(graph.type(graph.inputs[i]), inputs[i], sizes)) throw_input(i, inputs[i]);
+    }
+  }
+
+  static bool fits(const TensorType& type, const at::Tensor& input,
+                   const std::vector<int64_t>& symbols) {
+    if (input.scalar_type() != type.dtype || input.device() != type.device ||
+        input.dim() != type.dim()) {
+      return false;
+    }
+    for (int64_t d = 0; d < input.dim(); ++d) {
+      if (input.size(d) != type.sizes[static_cast<size_t>(d)].evaluate(symbols)) return false;
+    }
+    return true;
+  }
+
+  [[noreturn]] void throw_input(size_t i, const at::Tensor& input) const {
+    transform_error("compile", "input ", i, " (", graph.value(graph.inputs[i]).name, ") is ",
+                    shape_str(input), "; the program was traced with ",
+                    graph.type(graph.inputs[i]).str(graph.symbol_names()),
+                    ". Trace it anew with such inputs, or mark the dims that differ as dynamic.");
+  }
+
+  // --- running -----------------------------------------------------------------------------------
+
+  std::vector<at::Tensor> execute(at::ArrayRef<at::Tensor> inputs) const {
+    const std::vector<int64_t> sizes = symbols(inputs);
+    Slots slots(graph.values.size());
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      slots[static_cast<size_t>(graph.inputs[i])] = inputs[i];
+    }
+    for (const Constant& constant : graph.constants) {
+      slots[static_cast<size_t>(constant.id)] = constant.tensor;
+    }
+    Stack stack;
+    for (const Step& step : steps) {
+      if (step.op.has_value()) {
+        call(step, sizes, &stack, &slots);
+      } else {
+        run_control_flow(step, &slots);
+      }
+      for (const ValueId id : step.dead) slots[static_cast<size_t>(id)].reset();
+    }
+    std::vector<at::Tensor> outputs;
+    outputs.reserve(graph.outputs.size());
+    for (const ValueId id : graph.outputs) {
+      outputs.push_back(id == kNoValue ? at::Tensor() : slots[static_cast<size_t>(id)]);
+    }
+    return outputs;
+  }
+
+  static void call(const Step& step, const std::vector<int64_t>& symbols, Stack* stack,
+                   Slots* slots) {
+    stack->assign(step.arguments.begin(), step.arguments.end());
+    for (const Variable& variable : step.variables) {
+      (*stack)[variable.index] = value_of(step, variable, symbols, *slots);
+    }
+    step.op->callBoxed(*stack);
+    for (size_t i = 0; i < step.results.size(); ++i) keep(step.results[i], (*stack)[i], slots);
+  }
+
+  static IValue value_of(const Step& step, const Variable& variable,
+                         const std::vector<int64_t>& symbols, const Slots& slots) {
+    if (const auto* ref = std::get_if<ValueRef>(&variable.source)) {
+      return slots[static_cast<size_t>(ref->id)];
+    }
+    if (const auto* refs = std::get_if<std::vector<ValueRef>>(&variable.source)) {
+      const c10::Type& type = *step.op->schema().arguments()[variable.index].type();
+      return list_of(*refs, slots, is_optional_list(type));
+    }
+    if (const auto* size = std::get_if<SizeExpr>(&variable.source)) {
+      return size->evaluate(symbols);
+    }
+    if (const auto* all = std::get_if<std::vector<SizeExpr>>(&variable.source)) {
+      return evaluated(*all, symbols);
+    }
+    return std::get<SizeRatio>(variable.source).evaluate(symbols);
+  }
+
+  static void keep(const Result& result, IValue& value, Slots* slots) {
+    if (!result.is_list) {
+      if (result.ids[0] != kNoValue) {
+        (*slots)[static_cast<size_t>(result.ids[0])] = std::move(value).toTensor();
+      }
+      return;
+    }
+    keep_all(result, value.toTensorVector(), slots);
+  }
+
+  static void keep_all(const Result& result, std::vector<at::Tensor> tensors, Slots* slots) {
+    if (tensors.size() != result.ids.size()) {
+      transform_error("compile", "an operator gave a list of ", tensors.size(),
+                      " tensors, and gave ", result.ids.size(), " when it was traced.");
+    }
+    for (size_t k = 0; k < tensors.size(); ++k) {
+      if (result.ids[k] == kNoValue) continue;
+      (*slots)[static_cast<size_t>(result.ids[k])] = std::move(tensors[k]);
+    }
+  }
+
+  static void run_control_flow(const Step& step, Slots* slots) {
+    std::vector<at::Tensor> results;
+    if (step.control_flow == kCondOp) {
+      results = run_cond(step, *slots);
+    } else if (step.control_flow == kWhileOp) {
+      results = run_while(step, *slots);
+    } else {
+      results = run_scan(step, *slots);
+    }
+    keep_all(step.results[0], std::move(results), slots);
+  }
+
+  static std::vector<at::Tensor> run_cond(const Step& step, const Slots& slots) {
+    const at::Tensor predicate = tensors_of(step.variables[0].source, slots)[0];
+    const std::vector<at::Tensor> operands = tensors_of(step.variables[1].source, slots);
+    return step.subprograms[predicate.item().toBool() ? 0 : 1].run(operands);
+  }
+
+  static std::vector<at::Tensor> run_while(const Step& step, const Slots& slots) {
+    std::vector<at::Tensor> carried = tensors_of(step.variables[0].source, slots);
+    const std::vector<at::Tensor> captured = tensors_of(step.variables[1].source, slots);
+    const auto with_captured = [&] {
+      std::vector<at::Tensor> all = carried;
+      all.insert(all.end(), captured.begin(), captured.end());
+      return all;
+    };
+    while (step.subprograms[0].run(with_captured())[0].item().toBool()) {
+      carried = step.subprograms[1].run(with_captured());
+    }
+    return carried;
+  }
+
+  static std::vector<at::Tensor> run_scan(const Step& step, const Slots& slots) {
+    std::vector<at::Tensor> carried = tensors_of(step.variables[0].source, slots);
+    const std::vector<at::Tensor> xs = tensors_of(step.variables[1].source, slots);
+    const std::vector<at::Tensor> captured = tensors_of(step.variables[2].source, slots);
+    const size_t count = carried.size();
+    std::vector<std::vector<at::Tensor>> rows(step.results[0].ids.size() - count);
+    const int64_t length = xs.empty() ? 0 : xs[0].size(0);
+    for (int64_t t = 0; t < length; ++t) {
+      std::vector<at::Tensor> all = carried;
+      for (const at::Tensor& x : xs) all.push_back(x.select(0, t));
+      all.insert(all.end(), captured.begin(), captured.end());
+      std::vector<at::Tensor> results = step.subprograms[0].run(all);
+      for (size_t k = 0; k < count; ++k) carried[k] = std::move(results[k]);
+      for (size_t k = 0; k < rows.size(); ++k) rows[k].push_back(std::move(results[count + k]));
+    }
+    for (const auto& each : rows) carried.push_back(at::stack(each));
+    return carried;
+  }
+};
+
+Program::Program(Graph graph) : plan_(std::make_shared<const Plan>(std::move(graph))) {}
+
+const Graph& Program::graph() const { return plan_->graph; }
+
+std::vector<at::Tensor> Program::run(at::ArrayRef<at::Tensor> inputs,
+                                     const RunOptions& options) const {
+  plan_->check(inputs);
+  bool dispatch = plan_->tracked_constants && c10::GradMode::is_enabled();
+  for (const at::Tensor& input : inputs) dispatch = dispatch || needs_dispatch(input);
+  std::optional<c10::impl::ExcludeDispatchKeyGuard> below;
+  if (!dispatch) below.emplace(kBelow);
+  // The casts were recorded.
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+  std::optional<SeedScope> seeded;
+  if (options.seed.has_value()) seeded.emplace(*options.seed, plan_->devices(inputs));
+  return plan_->execute(inputs);
+}
+
+}  // namespace torchlift::compile

@@ -1,0 +1,54 @@
+#ifndef TORCHLIFT_COMPILE_REPLAY_H_
+#define TORCHLIFT_COMPILE_REPLAY_H_
+
+// File: compile/replay.h
+//
+// Runs a graph: one call of libtorch's kernel a node, without the function that was traced, without
+// Python, and without autograd's bookkeeping where nothing is tracked.
+//
+//   const Program program(graph);
+//   std::vector<at::Tensor> outputs = program.run({x, w});
+//
+// A program can be copied, and run from several threads at once. The inputs may be lifted tensors,
+// or tracked by autograd: then every node is an operator like any other, so a program can be
+// transformed as the function was.
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/ArrayRef.h>
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "compile/graph.h"
+
+namespace torchlift::compile {
+
+struct RunOptions {
+  // For the random operators: with a seed, a run always gives the same numbers, and leaves the
+  // default generators as they were. Without one they draw on.
+  std::optional<uint64_t> seed;
+};
+
+class Program {
+ public:
+  // Throws what verify() does.
+  explicit Program(Graph graph);
+
+  // One tensor for each input of the graph; gives one for each output. Throws TransformError,
+  // before anything runs, if these are not as many, or of another dtype, shape or device than the
+  // graph was traced with (a dynamic dim may have any size).
+  std::vector<at::Tensor> run(at::ArrayRef<at::Tensor> inputs,
+                              const RunOptions& options = {}) const;
+
+  const Graph& graph() const;
+
+ private:
+  struct Plan;
+  std::shared_ptr<const Plan> plan_;
+};
+
+}  // namespace torchlift::compile
+
+#endif  // TORCHLIFT_COMPILE_REPLAY_H_

@@ -1,0 +1,68 @@
+#ifndef TORCHLIFT_COMPILE_TRACE_H_
+#define TORCHLIFT_COMPILE_TRACE_H_
+
+// File: compile/trace.h
+//
+// trace: runs a function once and writes down which operators it was, transforms and all.
+//
+//   auto loss = [](const Params& p, const at::Tensor& x) { ... };
+//   compile::Graph graph = tl::trace(tl::vmap(tl::grad(loss), {.in_dims = ...}), params, xs);
+//   std::cout << graph.str();
+//   std::vector<at::Tensor> outputs = compile::Program(graph).run(tree_flatten(...));
+//
+// The inputs of the graph are the tensors among the arguments, in the order of tree_flatten; its
+// outputs are those of the result. Numbers, and tensors that the function captures, are constants
+// of the graph. See NOTE [tracing] in compile/trace_scope.h.
+//
+// Throws UnsupportedError for what a graph cannot say: a number computed from the inputs (item(),
+// if), a shape that depends on one (nonzero), sparse results. Nothing is recorded of f's side
+// effects beyond tensors; f gets copies of the inputs.
+
+#include <ATen/core/Tensor.h>
+
+#include <string>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "compile/graph.h"
+#include "compile/trace_scope.h"
+#include "core/tree.h"
+
+namespace torchlift {
+namespace compile {
+
+// A graph, and what f returned, whose tensors mean nothing any more: the structure of the result.
+template <class R>
+struct Traced {
+  Graph graph;
+  R structure;
+};
+
+// f of a tuple of arguments. `transform` is the name in error messages.
+template <class F, class Args>
+auto trace_tuple(const F& f, const Args& args, const char* transform = "trace") {
+  using R = std::decay_t<decltype(std::apply(f, args))>;
+  static_assert(is_tree_v<R>,
+                "torchlift: the function must return a tensor, or a tree of them (core/tree.h).");
+  TraceScope scope(transform);
+  Args traced = args;
+  for_each_leaf(traced, [&](at::Tensor& leaf, const Path& path) {
+    if (leaf.defined()) leaf = scope.input(leaf.detach().clone(), input_name(path.str()));
+  });
+  R result = std::apply(f, traced);
+  Graph graph = scope.finish(tree_flatten(result));
+  return Traced<R>{std::move(graph), std::move(result)};
+}
+
+}  // namespace compile
+
+template <class F, class... Args>
+compile::Graph trace(const F& f, const Args&... args) {
+  return compile::trace_tuple(f, std::tuple<Args...>(args...)).graph;
+}
+
+}  // namespace torchlift
+
+#endif  // TORCHLIFT_COMPILE_TRACE_H_

@@ -1,0 +1,474 @@
+#include "compile/trace_scope.h"
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/enum_tag.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/core/ivalue.h>
+#include <ATen/core/stack.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <c10/util/intrusive_ptr.h>
+
+#include <cctype>
+#include <functional>
+#include <unordered_map>
+#include <utility>
+
+#include "core/boxed.h"
+#include "core/dispatch.h"
+#include "core/error.h"
+#include "core/interpreter.h"
+#include "core/lifted_tensor.h"
+#include "core/promotion.h"
+#include "core/recorder.h"
+
+namespace torchlift::compile {
+namespace {
+
+using c10::IValue;
+using c10::OperatorHandle;
+using torch::jit::Stack;
+
+// "aten::mul_" -> "mul".
+std::string base_name(const std::string& op) {
+  std::string name = op.substr(op.rfind(':') + 1);
+  while (name.size() > 1 && name.back() == '_') name.pop_back();
+  return name;
+}
+
+bool is_tensor_list(const IValue& value) {
+  return value.isTensorList() || value.isOptionalTensorList();
+}
+
+bool aliases(const c10::OperatorHandle& op, size_t result, bool write) {
+  const auto* alias = op.schema().returns()[result].alias_info();
+  return alias != nullptr && alias->isWrite() == write;
+}
+
+}  // namespace
+
+// What has been written down so far.
+class Recording {
+ public:
+  explicit Recording(std::string transform) : transform_(std::move(transform)) {}
+
+  Graph graph;
+
+  const std::string& transform() const { return transform_; }
+
+  // Values are known by the tensors inside of the level's own ones, [1, ...]: those stay the same
+  // where autograd makes another tensor of the level of the same value.
+  void know(const at::Tensor& inner, ValueId id) {
+    known_.insert_or_assign(inner.unsafeGetTensorImpl(), Known{weak(inner), id});
+    if (inner.has_storage()) {
+      const c10::StorageImpl* storage = inner.storage().unsafeGetStorageImpl();
+      const auto found = owners_.find(storage);
+      if (found == owners_.end() || found->second.tensor.expired()) {
+        owners_.insert_or_assign(storage, Known{weak(inner), id});
+      }
+    }
+  }
+
+  ValueId find(const at::Tensor& inner) {
+    const auto found = known_.find(inner.unsafeGetTensorImpl());
+    if (found != known_.end() && !found->second.tensor.expired()) return found->second.id;
+    return view_of_owner(inner);
+  }
+
+  ValueId constant(const at::Tensor& t) {
+    const auto [found, added] = constants_.try_emplace(t.unsafeGetTensorImpl(), kNoValue);
+    if (added) found->second = graph.add_constant(t);
+    return found->second;
+  }
+
+  ValueId result(const OperatorHandle& op, const at::Tensor& real) {
+    return graph.add_value(type_of(real), base_name(op.schema().name()));
+  }
+
+ private:
+  using Weak = c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>;
+  struct Known {
+    Weak tensor;
+    ValueId id;
+  };
+
+  static Weak weak(const at::Tensor& t) { return Weak(t.getIntrusivePtr()); }
+
+  // What promotion makes of the views of a tensor that gets memory of its own (core/promotion.h)
+  // are views of that memory, whose value is known.
+  ValueId view_of_owner(const at::Tensor& inner) {
+    const auto owner =
+        inner.has_storage() ? owners_.find(inner.storage().unsafeGetStorageImpl()) : owners_.end();
+    if (owner == owners_.end() || !spread_.count(owner->second.id)) {
+      unsupported_error(transform_, "met a tensor of shape ", inner.sizes().slice(1),
+                        " that depends on the inputs, but was computed past the operators: by a "
+                        "rule that takes tensors apart by itself, or in a callback. It cannot be "
+                        "traced.");
+    }
+    const at::Tensor real = inner.squeeze(0);
+    Node node{.op = "aten::as_strided",
+              .overload = "",
+              .args = {ValueRef{owner->second.id}, IValue(real.sizes()), IValue(real.strides()),
+                       IValue(real.storage_offset())},
+              .results = {},
+              .subgraphs = {},
+              .source = ""};
+    const ValueId id = graph.add_value(type_of(real), "as_strided");
+    node.results.push_back({.ids = {id}});
+    graph.nodes.push_back(std::move(node));
+    know(inner, id);
+    return id;
+  }
+
+ public:
+  // Values whose memory begins at the start of its storage.
+  void note_spread(ValueId id) { spread_.emplace(id, true); }
+
+ private:
+  const std::string transform_;
+  std::unordered_map<const c10::TensorImpl*, Known> known_;
+  std::unordered_map<const c10::StorageImpl*, Known> owners_;
+  std::unordered_map<const c10::TensorImpl*, ValueId> constants_;
+  std::unordered_map<ValueId, bool> spread_;
+};
+
+namespace {
+
+// One call of an operator that is being recorded.
+class Call {
+ public:
+  Call(const OperatorHandle& op, const LevelPtr& level, Recording& recording)
+      : op_(op), level_(level), recording_(recording) {
+    node_.op = op.schema().name();
+    node_.overload = op.schema().overload_name();
+  }
+
+  void run(Stack* stack) {
+    const size_t count = op_.schema().arguments().size();
+    args_.assign(stack->end() - static_cast<int64_t>(count), stack->end());
+    torch::jit::drop(*stack, count);
+    refuse();
+    for (size_t i = 0; i < count; ++i) stack->push_back(take(i));
+    const WriteScopes writing(op_, args_);
+    compute(stack);
+    settle_targets();
+    keep_results(stack);
+    recording_.graph.nodes.push_back(std::move(node_));
+  }
+
+ private:
+  std::string name() const { return toString(op_.operator_name()); }
+
+  // --- what cannot be recorded -------------------------------------------------------------------
+
+  void refuse() const {
+    bool tensors = false;
+    for (const auto& result : op_.schema().returns()) {
+      tensors = tensors || result.type()->str().find("Tensor") != std::string::npos;
+    }
+    bool writes = false;
+    for (size_t i = 0; i < args_.size(); ++i) writes = writes || writes_argument(op_, i);
+    if ((!tensors && !writes) || op_.hasTag(at::Tag::data_dependent_output)) throw_number();
+    if (op_.hasTag(at::Tag::dynamic_output_shape) && shape_depends_on_numbers()) throw_shape();
+    if (op_.schema().name() == "aten::resize_" || op_.schema().name() == "aten::set_") {
+      unsupported_error(recording_.transform(), name(),
+                        ": gives a tensor other memory, which a graph cannot say. Make a new "
+                        "tensor instead.");
+    }
+  }
+
+  bool shape_depends_on_numbers() const {
+    if (op_.schema().name().rfind("aten::index", 0) != 0) return true;
+    bool masks = false;
+    for (size_t i = 1; i < args_.size(); ++i) {
+      if (!args_[i].isOptionalTensorList() && !args_[i].isTensorList()) continue;
+      for_each_tensor(args_[i], [&](const at::Tensor& t) {
+        masks = masks || t.scalar_type() == at::kBool || t.scalar_type() == at::kByte;
+      });
+    }
+    return masks;
+  }
+
+  [[noreturn]] void throw_number() const {
+    unsupported_error(
+        recording_.transform(), "a number was asked for (", name(),
+        "; .item(), float(x), int(x), bool(x), if x:) that is computed from the inputs. It would "
+        "be "
+        "that of this one run for all later ones. Choose by torch.where or torchlift.cond, and "
+        "compute with tensors; a number that does not change can be passed as one, not as a "
+        "tensor.");
+  }
+
+  [[noreturn]] void throw_shape() const {
+    unsupported_error(
+        recording_.transform(), name(),
+        ": the shape of its result depends on numbers that are computed from the inputs. Use "
+        "torchlift.nonzero, masked_select or unique, which take size=, or torch.where in place of "
+        "a mask as an index.");
+  }
+
+  // --- arguments ---------------------------------------------------------------------------------
+
+  // Writes the argument down, and returns it as it is to be computed with.
+  IValue take(size_t i) {
+    const IValue& arg = args_[i];
+    if (is_tensor_list(arg)) return take_list(i);
+    if (arg.isTensor()) return take_tensor(i);
+    if (arg.isNone()) {
+      node_.args.emplace_back(std::monostate{});
+    } else if (arg.isGenerator() || arg.isStorage() || arg.isStream() || arg.isObject() ||
+               arg.isCustomClass()) {
+      unsupported_error(recording_.transform(), name(), ": its argument ",
+                        op_.schema().arguments()[i].name(), " is a ", arg.tagKind(),
+                        ", which a graph cannot hold. (For random numbers use the default "
+                        "generator; a run of the graph takes a seed.)");
+    } else {
+      node_.args.emplace_back(arg);
+    }
+    return arg;
+  }
+
+  IValue take_tensor(size_t i) {
+    const at::Tensor& t = args_[i].toTensor();
+    if (!t.defined()) {
+      node_.args.emplace_back(std::monostate{});
+      return args_[i];
+    }
+    if (!is_lifted(t) && t.dim() == 0 && t.unsafeGetTensorImpl()->is_wrapped_number()) {
+      node_.args.emplace_back(IValue(t.item()));
+      return args_[i];
+    }
+    at::Tensor real;
+    node_.args.emplace_back(ValueRef{take_one(i, t, &real)});
+    return real;
+  }
+
+  IValue take_list(size_t i) {
+    std::vector<ValueRef> refs;
+    IValue real = map_tensors(args_[i], [&](const at::Tensor& t) {
+      at::Tensor each;
+      refs.push_back({take_one(i, t, &each)});
+      return each;
+    });
+    if (args_[i].isOptionalTensorList()) refs = with_gaps(args_[i], refs);
+    node_.args.emplace_back(std::move(refs));
+    return real;
+  }
+
+  static std::vector<ValueRef> with_gaps(const IValue& list, const std::vector<ValueRef>& refs) {
+    std::vector<ValueRef> all;
+    size_t next = 0;
+    for (const std::optional<at::Tensor>& t : list.toOptionalTensorVector()) {
+      all.push_back(t.has_value() && t->defined() ? refs[next++] : ValueRef{});
+    }
+    return all;
+  }
+
+  ValueId take_one(size_t i, const at::Tensor& t, at::Tensor* real) {
+    const bool written = writes_argument(op_, i);
+    const LiftedTensorImpl* impl = as_lifted(t);
+    const bool own = impl != nullptr && &impl->level() == level_.get();
+    if (written) {
+      if (!own) throw_write_to_unbatched(op_.schema().name().c_str(), t, *level_);
+      if (!impl->bdim()) promote(op_.schema().name().c_str(), t, level_);
+      impl = as_lifted(t);
+    }
+    if (!own || !impl->bdim()) {
+      *real = own ? impl->value() : t;
+      return take_constant(*real);
+    }
+    const ValueId id = recording_.find(impl->value());
+    *real = impl->value().squeeze(0);
+    if (written) targets_.push_back({t, *real, id});
+    return id;
+  }
+
+  ValueId take_constant(const at::Tensor& t) {
+    if (is_lifted(t)) {
+      unsupported_error(
+          recording_.transform(), name(), ": one of its arguments belongs to ",
+          as_lifted(t)->level().describe(),
+          ", which is around the function that is traced. Pass the tensor to the function as an "
+          "argument.");
+    }
+    return recording_.constant(t);
+  }
+
+  // --- the operator itself -----------------------------------------------------------------------
+
+  // On values nobody differentiates: what is to be differentiated is inside of the function.
+  void compute(Stack* stack) const {
+    const RuleDepthScope within(1);
+    const c10::AutoGradMode no_grad(false);
+    op_.callBoxed(*stack);
+  }
+
+  struct Target {
+    at::Tensor seen;
+    at::Tensor real;
+    ValueId id;
+  };
+
+  // An operator that changes what a tensor shows (squeeze_) gives it another value.
+  void settle_targets() {
+    const bool other_view = op_.hasTag(at::Tag::inplace_view);
+    for (Target& target : targets_) {
+      LiftedTensorImpl* impl = as_lifted(target.seen);
+      if (target.real.sizes() == impl->sizes() && target.real.strides() == impl->strides() &&
+          !other_view) {
+        continue;
+      }
+      if (!other_view) {
+        unsupported_error(recording_.transform(), name(), ": gave its target the shape ",
+                          target.real.sizes(), " in place of ", impl->sizes(),
+                          ", which a graph cannot say. Make a new tensor instead.");
+      }
+      impl->replace_value(target.real.unsqueeze(0), 0);
+      target.id = recording_.result(op_, target.real);
+      recording_.know(impl->value(), target.id);
+      node_.op.pop_back();  // squeeze_ -> squeeze: a view like any other
+      if (!c10::Dispatcher::singleton().findSchema({node_.op, node_.overload}).has_value()) {
+        unsupported_error(recording_.transform(), name(), " has no form that is not in place.");
+      }
+    }
+  }
+
+  // --- results -----------------------------------------------------------------------------------
+
+  void keep_results(Stack* stack) {
+    size_t next = 0;
+    const size_t count = op_.schema().returns().size();
+    for (size_t r = 0; r < count; ++r) {
+      IValue& value = (*stack)[stack->size() - count + r];
+      if (aliases(op_, r, /*write=*/true) && next < targets_.size() && value.isTensor()) {
+        node_.results.push_back({.ids = {targets_[next].id}});
+        value = targets_[next++].seen;
+        continue;
+      }
+      Result result{.ids = {}, .is_list = value.isTensorList()};
+      const bool view = aliases(op_, r, /*write=*/false);
+      value = map_tensors(value, [&](const at::Tensor& real) { return keep(real, view, &result); });
+      if (!result.is_list && result.ids.empty()) result.ids.push_back(kNoValue);
+      node_.results.push_back(std::move(result));
+    }
+  }
+
+  at::Tensor keep(const at::Tensor& real, bool view, Result* result) {
+    if (real.layout() != c10::kStrided) {
+      unsupported_error(recording_.transform(), name(), ": its result has the layout ",
+                        real.layout(),
+                        ". Only strided tensors can be traced; make it dense, or make the sparse "
+                        "tensor outside and use it in the function.");
+    }
+    const ValueId id = recording_.result(op_, real);
+    result->ids.push_back(id);
+    at::Tensor inner = real.unsqueeze(0);
+    recording_.know(inner, id);
+    at::Tensor lifted = lift(std::move(inner), 0, level_);
+    if (view) share_version(lifted);
+    return lifted;
+  }
+
+  void share_version(const at::Tensor& view) const {
+    if (!args_[0].isTensor()) return;
+    const at::Tensor& base = args_[0].toTensor();
+    const LiftedTensorImpl* impl = as_lifted(base);
+    if (impl == nullptr || &impl->level() != level_.get() || base.is_inference()) return;
+    view.unsafeGetTensorImpl()->set_version_counter(base.unsafeGetTensorImpl()->version_counter());
+  }
+
+  const OperatorHandle& op_;
+  const LevelPtr& level_;
+  Recording& recording_;
+  Node node_;
+  std::vector<IValue> args_;
+  std::vector<Target> targets_;
+};
+
+class TraceRecorder final : public Recorder {
+ public:
+  explicit TraceRecorder(std::shared_ptr<Recording> recording) : recording_(std::move(recording)) {}
+
+  const char* transform() const override { return recording_->transform().c_str(); }
+
+  bool run(const OperatorHandle& op, const LevelPtr& level, Stack* stack) const override {
+    Call(op, level, *recording_).run(stack);
+    return true;
+  }
+
+  at::Tensor spread(const at::Tensor& value, int64_t /*size*/) const override {
+    const at::Tensor real = value.clone(at::MemoryFormat::Contiguous);
+    Node node{.op = "aten::clone",
+              .overload = "",
+              .args = {ValueRef{recording_->constant(value)},
+                       IValue(static_cast<int64_t>(at::MemoryFormat::Contiguous))},
+              .results = {},
+              .subgraphs = {},
+              .source = ""};
+    const ValueId id = recording_->graph.add_value(type_of(real), "clone");
+    node.results.push_back({.ids = {id}});
+    recording_->graph.nodes.push_back(std::move(node));
+    recording_->note_spread(id);
+    at::Tensor inner = real.unsqueeze(0);
+    recording_->know(inner, id);
+    return inner;
+  }
+
+ private:
+  const std::shared_ptr<Recording> recording_;
+};
+
+}  // namespace
+
+std::string input_name(const std::string& path) {
+  std::string name;
+  for (const char c : path) {
+    const bool fits = std::isalnum(static_cast<unsigned char>(c)) != 0;
+    if (fits) name += c;
+    if (!fits && !name.empty() && name.back() != '_') name += '_';
+  }
+  while (!name.empty() && name.back() == '_') name.pop_back();
+  const bool number = name.empty() || std::isdigit(static_cast<unsigned char>(name[0])) != 0;
+  return number ? "x" + name : name;
+}
+
+TraceScope::TraceScope(std::string transform)
+    : recording_(std::make_shared<Recording>(std::move(transform))) {
+  level_scope_.emplace(
+      Level::Options{.kind = LevelKind::kInterpreted,
+                     .size = 1,
+                     .interpreter = std::make_shared<const TraceRecorder>(recording_)});
+}
+
+TraceScope::~TraceScope() = default;
+
+at::Tensor TraceScope::input(const at::Tensor& x, const std::string& name) {
+  if (x.layout() != c10::kStrided) {
+    unsupported_error(recording_->transform(), "the input ", name, " has the layout ", x.layout(),
+                      ". Only strided tensors can be inputs; sparse ones can be constants.");
+  }
+  const at::Tensor real = x.detach();
+  const ValueId id = recording_->graph.add_input(type_of(real), name);
+  at::Tensor inner = real.unsqueeze(0);
+  recording_->know(inner, id);
+  return lift(std::move(inner), 0, level_scope_->level());
+}
+
+Graph TraceScope::finish(const std::vector<at::Tensor>& outputs) {
+  for (const at::Tensor& output : outputs) {
+    if (!output.defined()) {
+      recording_->graph.outputs.push_back(kNoValue);
+      continue;
+    }
+    const Lowered lowered = lower(output, *level_scope_->level());
+    if (!lowered.bdim && is_lifted(lowered.value)) {
+      unsupported_error(recording_->transform(),
+                        "an output belongs to a level around the function that is traced.");
+    }
+    recording_->graph.outputs.push_back(lowered.bdim ? recording_->find(lowered.value)
+                                                     : recording_->constant(lowered.value));
+  }
+  level_scope_.reset();
+  return std::move(recording_->graph);
+}
+
+}  // namespace torchlift::compile

@@ -1,0 +1,228 @@
+#include "compile/trace.h"
+
+#include <ATen/ATen.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <functional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "autodiff/grad.h"
+#include "autodiff/jacobian.h"
+#include "autodiff/jvp.h"
+#include "batching/vmap.h"
+#include "compile/graph.h"
+#include "compile/replay.h"
+#include "core/error.h"
+#include "core/testing.h"
+
+namespace torchlift::compile {
+namespace {
+
+using at::Tensor;
+using ::testing::HasSubstr;
+
+std::vector<std::string> operators(const Graph& graph) {
+  std::vector<std::string> names;
+  for (const Node& node : graph.nodes) names.push_back(node.op);
+  return names;
+}
+
+// Traces f on x, and runs the graph on other numbers.
+template <class F>
+Graph expect_replays(const F& f, const Tensor& x) {
+  Graph graph = torchlift::trace(f, x);
+  verify(graph);
+  const Tensor other = at::rand_like(x) + 0.5;
+  const Tensor got = Program(graph).run({other})[0];
+  const Tensor expected = f(other.clone());
+  EXPECT_EQ(got.sizes(), expected.sizes());
+  EXPECT_EQ(got.strides(), expected.strides());
+  EXPECT_CLOSE(got, expected);
+  return graph;
+}
+
+Tensor input() { return at::rand({3, 4}, at::kDouble); }
+
+TEST(TraceTest, WritesDownOperators) {
+  const Graph graph =
+      expect_replays([](const Tensor& x) { return x.sin().mul(x).sum(0); }, input());
+  EXPECT_EQ(graph.str(),
+            "def graph(x: f64[3, 4]):\n"
+            "    sin = aten.sin(x)  # f64[3, 4]\n"
+            "    mul = aten.mul.Tensor(sin, x)  # f64[3, 4]\n"
+            "    sum = aten.sum.dim_IntList(mul, [0])  # f64[4]\n"
+            "    return sum\n");
+}
+
+TEST(TraceTest, NumbersStayNumbers) {
+  const Graph graph =
+      expect_replays([](const Tensor& x) { return (x + 2.0) * 3 - x / 2; }, input());
+  EXPECT_TRUE(graph.constants.empty()) << graph.str();
+}
+
+TEST(TraceTest, GradGivesPlainOperators) {
+  const Graph graph = expect_replays(grad([](const Tensor& x) { return x.sin().sum(); }), input());
+  EXPECT_EQ(operators(graph),
+            (std::vector<std::string>{"aten::sin", "aten::sum", "aten::cos", "aten::mul"}))
+      << graph.str();
+}
+
+TEST(TraceTest, VmapGivesPlainOperators) {
+  const auto f = vmap([](const Tensor& row) { return row.dot(row); });
+  const Graph graph = expect_replays(f, input());
+  for (const Node& node : graph.nodes) EXPECT_NE(node.op, "aten::dot");
+}
+
+TEST(TraceTest, EveryTransform) {
+  const auto net = [](const Tensor& row) { return (row.tanh().cumsum(0) * row.exp()).sum(); };
+  const auto rows = [](const Tensor& row) { return row.tanh().cumsum(0) * row; };
+  expect_replays(vmap(grad(net)), input());
+  expect_replays(vmap(jacrev(rows)), input());
+  expect_replays(vmap(jacfwd(rows)), input());
+  expect_replays(vmap(hessian(net)), input());
+  expect_replays(grad([&](const Tensor& x) { return vmap(grad(net))(x).pow(2).sum(); }), input());
+  expect_replays(
+      [&](const Tensor& x) {
+        return std::get<1>(jvp(vmap(grad(net)), std::tuple(x), std::tuple(x.cos())));
+      },
+      input());
+}
+
+TEST(TraceTest, InPlaceOperatorsAndViews) {
+  expect_replays(
+      [](const Tensor& x) {
+        Tensor y = x * 2;
+        y[1].add_(x[0]);
+        y.select(1, 0).mul_(3);
+        return y + 1;
+      },
+      input());
+  expect_replays(
+      [](const Tensor& x) {
+        Tensor y = x * 2;
+        y.t_();
+        y.unsqueeze_(0);
+        return y.contiguous();
+      },
+      input());
+}
+
+TEST(TraceTest, WritesIntoWhatTheFunctionMakes) {
+  const auto f = [](const Tensor& x) {
+    Tensor z = at::zeros({5, 4}, x.options());
+    Tensor rows = z.slice(0, 1, 4);
+    z[0] = x[0];
+    rows.mul_(2).add_(x);
+    return z.sum(0) + rows.sum(0);
+  };
+  expect_replays(f, input());
+  expect_replays(vmap([](const Tensor& row) {
+                   Tensor z = at::zeros({6}, row.options());
+                   z.slice(0, 1, 5) += row;
+                   return z;
+                 }),
+                 input());
+}
+
+TEST(TraceTest, CapturedTensorsAreConstants) {
+  const Tensor w = at::rand({4, 2}, at::kDouble);
+  const Graph graph = expect_replays([&](const Tensor& x) { return x.matmul(w); }, input());
+  ASSERT_EQ(graph.constants.size(), 1U);
+  EXPECT_TRUE(graph.constants[0].tensor.is_same(w));
+}
+
+TEST(TraceTest, SeveralResultsAndLists) {
+  expect_replays(
+      [](const Tensor& x) {
+        const auto parts = x.unbind(0);
+        const auto [values, indices] = parts[0].sort();
+        return values + parts[2] + indices;
+      },
+      input());
+}
+
+TEST(TraceTest, InputsAreNotWritten) {
+  const Tensor x = input();
+  const Tensor before = x.clone();
+  torchlift::trace([](Tensor y) { return y.add_(1); }, x);
+  EXPECT_TRUE(x.equal(before));
+}
+
+TEST(TraceTest, RandomOperatorsAreWrittenDown) {
+  const auto f = [](const Tensor& x) { return x * at::rand({4}, x.options()) + at::rand_like(x); };
+  const Graph graph = torchlift::trace(f, input());
+  EXPECT_EQ(operators(graph),
+            (std::vector<std::string>{"aten::rand", "aten::mul", "aten::rand_like", "aten::add"}));
+  const Program program(graph);
+  const Tensor x = input();
+  EXPECT_FALSE(program.run({x})[0].equal(program.run({x})[0]));
+  const Tensor first = program.run({x}, {.seed = 7})[0];
+  EXPECT_TRUE(first.equal(program.run({x}, {.seed = 7})[0]));
+  at::manual_seed(7);
+  EXPECT_TRUE(first.equal(f(x)));
+}
+
+TEST(TraceTest, OutputsThatDependOnNothing) {
+  const Graph graph =
+      torchlift::trace([](const Tensor& x) { return std::tuple(x, at::ones({2}), x); }, input());
+  EXPECT_EQ(graph.outputs[0], graph.inputs[0]);
+  EXPECT_EQ(graph.outputs[2], graph.inputs[0]);
+  EXPECT_TRUE(Program(graph).run({input()})[1].equal(at::ones({2})));
+}
+
+TEST(TraceTest, NumbersComputedFromInputsAreErrors) {
+  const auto message = [](const std::function<Tensor(const Tensor&)>& f) {
+    try {
+      torchlift::trace(f, input());
+    } catch (const UnsupportedError& error) {
+      return std::string(error.what_without_backtrace());
+    }
+    return std::string("no error");
+  };
+  EXPECT_THAT(message([](const Tensor& x) { return x.sum().item<double>() > 0 ? x : -x; }),
+              HasSubstr("a number was asked for (aten::_local_scalar_dense"));
+  EXPECT_THAT(message([](const Tensor& x) { return x.nonzero(); }),
+              HasSubstr("aten::nonzero: the shape of its result depends on numbers"));
+  EXPECT_THAT(message([](const Tensor& x) { return x.index({x > 0.5}); }),
+              HasSubstr("the shape of its result depends on numbers"));
+  EXPECT_THAT(message([](const Tensor& x) { return x.equal(x * 2) ? x : -x; }),
+              HasSubstr("a number was asked for (aten::equal"));
+  const Tensor outside = at::zeros({3, 4}, at::kDouble);
+  EXPECT_THAT(message([&](const Tensor& x) { return Tensor(outside).add_(x); }),
+              HasSubstr("comes from outside the function"));
+  // The next trace is as good as ever.
+  expect_replays([](const Tensor& x) { return x * 2; }, input());
+}
+
+TEST(ReplayTest, ChecksItsInputs) {
+  const Program program(torchlift::trace([](const Tensor& x) { return x * 2; }, input()));
+  const auto message = [&](const std::vector<Tensor>& inputs) {
+    try {
+      program.run(inputs);
+    } catch (const TransformError& error) {
+      return std::string(error.what_without_backtrace());
+    }
+    return std::string("no error");
+  };
+  EXPECT_THAT(message({}), HasSubstr("takes 1 tensors, and got 0"));
+  EXPECT_THAT(message({at::ones({3, 5}, at::kDouble)}), HasSubstr("traced with f64[3, 4]"));
+  EXPECT_THAT(message({at::ones({3, 4})}), HasSubstr("input 0 (x) is Float[3, 4] on cpu"));
+  EXPECT_THAT(message({Tensor()}), HasSubstr("undefined"));
+}
+
+TEST(ReplayTest, CanBeTransformed) {
+  const auto f = [](const Tensor& x) { return (x.sin() * x).sum(); };
+  const Program program(torchlift::trace(f, at::rand({4}, at::kDouble)));
+  const auto replayed = [&](const Tensor& x) { return program.run({x})[0]; };
+  const Tensor x = input();
+  EXPECT_CLOSE(vmap(grad(replayed))(x), vmap(grad(f))(x));
+  const Tensor leaf = x[0].clone().requires_grad_();
+  replayed(leaf).backward();
+  EXPECT_CLOSE(leaf.grad(), grad(f)(x[0]));
+}
+
+}  // namespace
+}  // namespace torchlift::compile
