@@ -170,6 +170,7 @@ Effects effects_of(const Node& node) {
   }
   const auto& schema = op->schema();
   for (size_t i = 0; i < schema.arguments().size(); ++i) effects.writes |= writes_argument(*op, i);
+  effects.checks = schema.returns().empty() && !effects.writes;
   effects.draws = op->hasTag(at::Tag::nondeterministic_seeded);
   for (const auto& result : schema.returns()) {
     effects.views |= result.alias_info() != nullptr && !result.alias_info()->isWrite();

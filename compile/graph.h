@@ -21,6 +21,8 @@
 // what shares its memory, see what was written. Graphs that have been functionalised
 // (compile/passes/functionalize.h) have no such nodes; most passes ask for that.
 //
+// A node without results checks its arguments (_linalg_check_errors), and stays.
+//
 // A node's arguments are those of its operator's schema, all of them, in order.
 
 #include <ATen/core/Tensor.h>
@@ -189,6 +191,10 @@ struct Effects {
   bool writes = false;  // into an argument
   bool draws = false;   // random numbers
   bool views = false;   // a result shares memory with an argument, by the schema
+  bool checks = false;  // has no results: throws, or does nothing
+
+  // Whether it can be left out where nobody reads its results, or done once for two equal ones.
+  bool pure() const { return !writes && !draws && !checks; }
 };
 Effects effects_of(const Node& node);
 

@@ -131,7 +131,7 @@ TEST(VerifyTest, ArgumentsFitTheSchema) {
   graph.nodes[0].args.pop_back();
   EXPECT_THAT(error_of(graph), HasSubstr("aten::mul.Tensor has 1 arguments"));
   graph = square_sum();
-  graph.nodes[0].args[1] = c10::IValue(2);
+  graph.nodes[0].args[1] = c10::IValue("two");
   EXPECT_THAT(error_of(graph), HasSubstr("argument other of aten::mul.Tensor is no Tensor"));
   graph = square_sum();
   graph.nodes[1].args[1] = c10::IValue("float");

@@ -8,6 +8,7 @@
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/util/intrusive_ptr.h>
 
+#include <algorithm>
 #include <cctype>
 #include <functional>
 #include <unordered_map>
@@ -150,6 +151,7 @@ class Call {
     for (size_t i = 0; i < count; ++i) stack->push_back(take(i));
     const WriteScopes writing(op_, args_);
     compute(stack);
+    if (asks_for_metadata()) return;
     settle_targets();
     keep_results(stack);
     recording_.graph.nodes.push_back(std::move(node_));
@@ -161,19 +163,21 @@ class Call {
   // --- what cannot be recorded -------------------------------------------------------------------
 
   void refuse() const {
-    bool tensors = false;
-    for (const auto& result : op_.schema().returns()) {
-      tensors = tensors || result.type()->str().find("Tensor") != std::string::npos;
-    }
-    bool writes = false;
-    for (size_t i = 0; i < args_.size(); ++i) writes = writes || writes_argument(op_, i);
-    if ((!tensors && !writes) || op_.hasTag(at::Tag::data_dependent_output)) throw_number();
+    if (op_.hasTag(at::Tag::data_dependent_output)) throw_number();
     if (op_.hasTag(at::Tag::dynamic_output_shape) && shape_depends_on_numbers()) throw_shape();
     if (op_.schema().name() == "aten::resize_" || op_.schema().name() == "aten::set_") {
       unsupported_error(recording_.transform(), name(),
                         ": gives a tensor other memory, which a graph cannot say. Make a new "
                         "tensor instead.");
     }
+  }
+
+  // is_same_size: nothing that is computed, and the same in all runs.
+  bool asks_for_metadata() const {
+    const auto& returns = op_.schema().returns();
+    return !returns.empty() && std::none_of(returns.begin(), returns.end(), [](const auto& each) {
+      return each.type()->str().find("Tensor") != std::string::npos;
+    });
   }
 
   bool shape_depends_on_numbers() const {

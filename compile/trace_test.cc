@@ -30,10 +30,8 @@ std::vector<std::string> operators(const Graph& graph) {
   return names;
 }
 
-// Traces f on x, and runs the graph on other numbers.
 template <class F>
-Graph expect_replays(const F& f, const Tensor& x) {
-  Graph graph = torchlift::trace(f, x);
+void expect_same(const Graph& graph, const F& f, const Tensor& x) {
   verify(graph);
   const Tensor other = at::rand_like(x) + 0.5;
   const Tensor got = Program(graph).run({other})[0];
@@ -41,6 +39,13 @@ Graph expect_replays(const F& f, const Tensor& x) {
   EXPECT_EQ(got.sizes(), expected.sizes());
   EXPECT_EQ(got.strides(), expected.strides());
   EXPECT_CLOSE(got, expected);
+}
+
+// Traces f on x, and runs the graph on other numbers.
+template <class F>
+Graph expect_replays(const F& f, const Tensor& x) {
+  Graph graph = torchlift::trace(f, x);
+  expect_same(graph, f, x);
   return graph;
 }
 
@@ -50,9 +55,9 @@ TEST(TraceTest, WritesDownOperators) {
   const Graph graph =
       expect_replays([](const Tensor& x) { return x.sin().mul(x).sum(0); }, input());
   EXPECT_EQ(graph.str(),
-            "def graph(x: f64[3, 4]):\n"
-            "    sin = aten.sin(x)  # f64[3, 4]\n"
-            "    mul = aten.mul.Tensor(sin, x)  # f64[3, 4]\n"
+            "def graph(x0: f64[3, 4]):\n"
+            "    sin = aten.sin(x0)  # f64[3, 4]\n"
+            "    mul = aten.mul.Tensor(sin, x0)  # f64[3, 4]\n"
             "    sum = aten.sum.dim_IntList(mul, [0])  # f64[4]\n"
             "    return sum\n");
 }
@@ -152,7 +157,10 @@ TEST(TraceTest, InputsAreNotWritten) {
 }
 
 TEST(TraceTest, RandomOperatorsAreWrittenDown) {
-  const auto f = [](const Tensor& x) { return x * at::rand({4}, x.options()) + at::rand_like(x); };
+  const auto f = [](const Tensor& x) {
+    const Tensor y = x * at::rand({4}, x.options());
+    return y + at::rand_like(x);
+  };
   const Graph graph = torchlift::trace(f, input());
   EXPECT_EQ(operators(graph),
             (std::vector<std::string>{"aten::rand", "aten::mul", "aten::rand_like", "aten::add"}));
@@ -209,7 +217,7 @@ TEST(ReplayTest, ChecksItsInputs) {
   };
   EXPECT_THAT(message({}), HasSubstr("takes 1 tensors, and got 0"));
   EXPECT_THAT(message({at::ones({3, 5}, at::kDouble)}), HasSubstr("traced with f64[3, 4]"));
-  EXPECT_THAT(message({at::ones({3, 4})}), HasSubstr("input 0 (x) is Float[3, 4] on cpu"));
+  EXPECT_THAT(message({at::ones({3, 4})}), HasSubstr("input 0 (x0) is Float[3, 4] on cpu"));
   EXPECT_THAT(message({Tensor()}), HasSubstr("undefined"));
 }
 
