@@ -12,6 +12,7 @@
 #include "batching/fallback.h"
 #include "bindings/_C/check_nan.h"
 #include "bindings/_C/checkpoint.h"
+#include "bindings/_C/compile.h"
 #include "bindings/_C/control_flow.h"
 #include "bindings/_C/custom_batching.h"
 #include "bindings/_C/factory_functions.h"
@@ -67,6 +68,7 @@ PyMethodDef methods[] = {
     fast("vjp_leaves", vjp_leaves),
     fast("jvp_leaves", jvp_leaves),
     fast("jet_leaves", jet_leaves),
+    fast("trace_leaves", trace_leaves),
     fast("jacobian_leaves", jacobian_leaves),
     fast("second_leaves", second_leaves),
     fast("pattern_leaves", pattern_leaves),
@@ -154,6 +156,7 @@ PYBIND11_MODULE(_C, m) {
   tp::define_padded(m);
   tp::define_chunks(m);
   tp::define_check_nan(m);
+  tp::define_compile(m);
   m.def("set_error_types", &tp::set_error_types);
   m.def("level_of", &tp::level_of);
   m.def("is_tangent_batch", &tp::is_tangent_batch);

@@ -1,0 +1,228 @@
+#include "bindings/_C/compile.h"
+
+#include <pybind11/complex.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/Device.h>
+#include <torch/csrc/DynamicTypes.h>
+#include <torch/csrc/utils/tensor_memoryformats.h>
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "bindings/_C/returned.h"
+#include "compile/graph.h"
+#include "compile/replay.h"
+#include "compile/trace_scope.h"
+
+namespace torchlift::python {
+namespace {
+
+using compile::Argument;
+using compile::Graph;
+using compile::kNoValue;
+using compile::Node;
+using compile::Program;
+using compile::ValueId;
+using compile::ValueRef;
+using Tensors = std::vector<at::Tensor>;
+using GraphPtr = std::shared_ptr<Graph>;
+
+// A value of a graph, for Python.
+struct NamedValue {
+  std::string name;
+};
+
+py::object object_of(PyObject* borrowed) { return borrow(borrowed); }
+
+// An integer of a schema that stands for something else.
+py::object int_object(int64_t number, const c10::Type& type) {
+  switch (type.kind()) {
+    case c10::TypeKind::ScalarTypeType:
+      return object_of(
+          reinterpret_cast<PyObject*>(torch::getTHPDtype(static_cast<at::ScalarType>(number))));
+    case c10::TypeKind::LayoutType:
+      return object_of(
+          reinterpret_cast<PyObject*>(torch::getTHPLayout(static_cast<at::Layout>(number))));
+    case c10::TypeKind::MemoryFormatType:
+      return object_of(torch::utils::getTHPMemoryFormat(static_cast<at::MemoryFormat>(number)));
+    default:
+      return py::int_(number);
+  }
+}
+
+py::object constant_object(const c10::IValue& value, const c10::Type& type) {
+  if (type.kind() == c10::TypeKind::OptionalType) {
+    return constant_object(value, *type.castRaw<c10::OptionalType>()->getElementType());
+  }
+  if (value.isInt()) return int_object(value.toInt(), type);
+  if (value.isBool()) return py::bool_(value.toBool());
+  if (value.isDouble()) return py::float_(value.toDouble());
+  if (value.isComplexDouble()) {
+    return py::cast(static_cast<std::complex<double>>(value.toComplexDouble()));
+  }
+  if (value.isString()) return py::str(value.toStringRef());
+  if (value.isDevice()) return checked(THPDevice_New(value.toDevice()));
+  if (value.isIntList()) return py::cast(value.toIntVector());
+  if (value.isDoubleList()) return py::cast(value.toDoubleVector());
+  if (value.isList()) {
+    py::list list;
+    for (const c10::IValue& each : value.toListRef()) {
+      list.append(constant_object(each, *c10::NumberType::get()));
+    }
+    return py::object(list);
+  }
+  unsupported_error("compile", "an argument of the kind ", value.tagKind(),
+                    " has no form in Python.");
+}
+
+class Exporter {
+ public:
+  explicit Exporter(const Graph& graph) : graph_(graph) {}
+
+  py::object value(ValueId id) const {
+    if (id == kNoValue) return py::none();
+    return py::cast(NamedValue{graph_.value(id).name});
+  }
+
+  py::list values(const std::vector<ValueId>& ids) const {
+    py::list list;
+    for (const ValueId id : ids) list.append(value(id));
+    return list;
+  }
+
+  // (operator, overload, [arguments], [results], [subgraphs])
+  py::object node(const Node& node) const {
+    py::list args, results, subgraphs;
+    const auto op = compile::find_operator(node);
+    for (size_t i = 0; i < node.args.size(); ++i) {
+      const c10::Type& type =
+          op.has_value() ? *op->schema().arguments()[i].real_type() : *c10::NumberType::get();
+      args.append(argument(node.args[i], type));
+    }
+    for (const compile::Result& result : node.results) {
+      results.append(result.is_list ? py::object(values(result.ids)) : value(result.ids[0]));
+    }
+    for (const auto& subgraph : node.subgraphs) {
+      subgraphs.append(py::cast(std::make_shared<Graph>(*subgraph)));
+    }
+    return py::make_tuple(node.op, node.overload, args, results, subgraphs);
+  }
+
+ private:
+  py::object argument(const Argument& argument, const c10::Type& type) const {
+    if (const auto* ref = std::get_if<ValueRef>(&argument)) return value(ref->id);
+    if (const auto* refs = std::get_if<std::vector<ValueRef>>(&argument)) {
+      py::list list;
+      for (const ValueRef& ref : *refs) list.append(value(ref.id));
+      return py::object(list);
+    }
+    if (const auto* constant = std::get_if<c10::IValue>(&argument)) {
+      return constant_object(*constant, type);
+    }
+    if (std::holds_alternative<std::monostate>(argument)) return py::none();
+    unsupported_error("compile",
+                      "the graph has sizes that depend on dynamic dims, which an fx "
+                      "graph of this kind cannot say. Trace it without dynamic dims.");
+  }
+
+  const Graph& graph_;
+};
+
+py::list constants_of(const Graph& graph) {
+  py::list list;
+  for (const compile::Constant& constant : graph.constants) {
+    list.append(py::make_tuple(graph.value(constant.id).name, wrap(constant.tensor)));
+  }
+  return list;
+}
+
+// (sizes, strides, dtype, device) of each input; dynamic dims have the size 2.
+py::list input_types(const Graph& graph) {
+  const std::vector<int64_t> symbols(graph.symbols.size(), 2);
+  py::list list;
+  for (const ValueId id : graph.inputs) {
+    const compile::TensorType& type = graph.type(id);
+    list.append(py::make_tuple(
+        type.concrete_sizes(symbols), type.concrete_strides(symbols),
+        int_object(static_cast<int64_t>(type.dtype), *c10::ScalarTypeType::get()),
+        checked(THPDevice_New(type.device))));
+  }
+  return list;
+}
+
+py::object run(const Program& program, const py::list& leaves, std::optional<uint64_t> seed) {
+  return guarded_object([&]() -> py::object {
+    const Tensors inputs = tensors_of(leaves.ptr());
+    Tensors outputs;
+    {
+      const ReleaseGil release;
+      outputs = program.run(inputs, {.seed = seed});
+    }
+    return list_of(outputs);
+  });
+}
+
+void define_graph(py::module_& m) {
+  py::class_<NamedValue>(m, "GraphValue")
+      .def_readonly("name", &NamedValue::name)
+      .def("__repr__", [](const NamedValue& self) { return "%" + self.name; });
+  py::class_<Graph, GraphPtr>(m, "Graph")
+      .def("__str__", &Graph::str)
+      .def("copy", [](const Graph& self) { return std::make_shared<Graph>(self); })
+      .def("verify",
+           [](const Graph& self) {
+             guarded_object([&]() -> py::object {
+               compile::verify(self);
+               return py::none();
+             });
+           })
+      .def("inputs", [](const Graph& self) { return Exporter(self).values(self.inputs); })
+      .def("outputs", [](const Graph& self) { return Exporter(self).values(self.outputs); })
+      .def("input_types", &input_types)
+      .def("constants", &constants_of)
+      .def("nodes", [](const Graph& self) {
+        return guarded_object([&]() -> py::object {
+          const Exporter exporter(self);
+          py::list nodes;
+          for (const Node& node : self.nodes) nodes.append(exporter.node(node));
+          return py::object(nodes);
+        });
+      });
+}
+
+}  // namespace
+
+PyObject* trace_leaves(PyObject* /*self*/, PyObject* const* args, Py_ssize_t /*count*/) {
+  return guarded([&]() -> py::object {
+    const Tensors leaves = tensors_of(args[1]);
+    const auto names = borrow(args[2]).cast<std::vector<std::string>>();
+    compile::TraceScope scope(borrow(args[3]).cast<std::string>());
+    Tensors traced;
+    for (size_t i = 0; i < leaves.size(); ++i) traced.push_back(scope.input(leaves[i], names[i]));
+    Returned returned;
+    const LeafOutputs out = returned(args[0], traced);
+    auto graph = std::make_shared<Graph>(scope.finish(out.leaves));
+    return py::make_tuple(std::move(graph), returned.with(out.leaves));
+  });
+}
+
+void define_compile(py::module_& module) {
+  define_graph(module);
+  py::class_<Program>(module, "Program")
+      .def(py::init([](const Graph& graph) {
+        std::optional<Program> program;
+        guarded_object([&]() -> py::object {
+          program.emplace(graph);
+          return py::none();
+        });
+        return *program;
+      }))
+      .def("run", &run, py::arg("inputs"), py::arg("seed") = py::none())
+      .def("graph", [](const Program& self) { return std::make_shared<Graph>(self.graph()); });
+}
+
+}  // namespace torchlift::python

@@ -1,0 +1,273 @@
+"""Graphs as torch.fx.GraphModules, and make_fx."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, Callable
+
+import torch
+
+from torchlift import _C
+from torchlift._errors import UnsupportedError
+from torchlift._names import parameters_of, wraps
+from torchlift._trace import with_line
+
+
+def overload_of(name: str, overload: str) -> Any:
+    """torch.ops.aten.mul.Tensor of ("aten::mul", "Tensor")."""
+    namespace, _, op = name.partition("::")
+    return getattr(getattr(getattr(torch.ops, namespace), op), overload or "default")
+
+
+class _Exporter:
+    """Builds the fx graph of one graph."""
+
+    def __init__(self, graph: "_C.Graph", names: "list[str]") -> None:
+        self.root = torch.nn.Module()
+        self.fx_graph = torch.fx.Graph()
+        self.env: "dict[str, torch.fx.Node]" = {}
+        for value, name in zip(graph.inputs(), names):
+            self.env[value.name] = self.fx_graph.placeholder(name)
+        constants = dict(graph.constants())
+        for node in graph.nodes():
+            self._constants_of(node, constants)
+            self._node(*node)
+        self._read(graph.outputs(), constants)
+        self.outputs = [self._argument(value) for value in graph.outputs()]
+
+    def _constants_of(self, node: "tuple[Any, ...]", constants: "dict[str, torch.Tensor]") -> None:
+        for argument in node[2]:
+            self._read(argument if isinstance(argument, list) else [argument], constants)
+
+    def _read(self, values: "list[Any]", constants: "dict[str, torch.Tensor]") -> None:
+        """Constants are read where they are needed first, as make_fx of torch does."""
+        for value in values:
+            if not isinstance(value, _C.GraphValue) or value.name in self.env:
+                continue
+            tensor = constants[value.name]
+            kind = "_param_constant" if isinstance(tensor, torch.nn.Parameter) else "_tensor_constant"
+            count = sum(name.startswith(kind) for name in vars(self.root) | self.root._parameters)
+            setattr(self.root, f"{kind}{count}", tensor)
+            self.env[value.name] = self.fx_graph.get_attr(f"{kind}{count}")
+
+    def _argument(self, argument: Any) -> Any:
+        if isinstance(argument, _C.GraphValue):
+            return self.env[argument.name]
+        if isinstance(argument, list):
+            return [self._argument(each) for each in argument]
+        return argument
+
+    def _node(
+        self, name: str, overload: str, args: "list[Any]", results: "list[Any]", subgraphs: "list[Any]"
+    ) -> None:
+        if subgraphs:
+            raise UnsupportedError(f"[make_fx] {name} has no form in an fx graph.")
+        target = overload_of(name, overload)
+        given, keywords = self._call_arguments(target, [self._argument(each) for each in args])
+        node = self.fx_graph.call_function(target, tuple(given), keywords)
+        if len(results) == 1 and not isinstance(results[0], list):
+            self._define(results[0], node)
+            return
+        if len(results) == 1:
+            self._define_items(results[0], node)
+            return
+        for i, result in enumerate(results):
+            if result is None or result == []:
+                continue
+            item = self.fx_graph.call_function(operator.getitem, (node, i))
+            if isinstance(result, list):
+                self._define_items(result, item)
+            else:
+                self._define(result, item)
+
+    def _define_items(self, results: "list[Any]", node: "torch.fx.Node") -> None:
+        for i, result in enumerate(results):
+            if result is not None:
+                self._define(result, self.fx_graph.call_function(operator.getitem, (node, i)))
+
+    def _define(self, value: "_C.GraphValue | None", node: "torch.fx.Node") -> None:
+        if value is not None:
+            self.env[value.name] = node
+
+    @staticmethod
+    def _call_arguments(target: Any, args: "list[Any]") -> "tuple[list[Any], dict[str, Any]]":
+        """Without the last ones that have their defaults."""
+        formals = target._schema.arguments
+        positional = [arg for arg, formal in zip(args, formals) if not formal.kwarg_only]
+        for formal in reversed(formals[: len(positional)]):
+            if not formal.has_default_value() or not _is_default(positional[-1], formal):
+                break
+            positional.pop()
+        keywords = {
+            formal.name: arg
+            for arg, formal in zip(args, formals)
+            if formal.kwarg_only
+            and not (formal.has_default_value() and _is_default(arg, formal))
+        }
+        return positional, keywords
+
+
+def _is_default(arg: Any, formal: Any) -> bool:
+    default = formal.default_value
+    return type(arg) is type(default) and not isinstance(arg, torch.fx.Node) and arg == default
+
+
+def graph_module(
+    graph: "_C.Graph", names: "list[str]", class_name: str = "GraphModule"
+) -> "torch.fx.GraphModule":
+    """The graph as a module of tensors; it returns a list of tensors."""
+    exporter = _Exporter(graph, names)
+    exporter.fx_graph.output(exporter.outputs)
+    return torch.fx.GraphModule(exporter.root, exporter.fx_graph, class_name)
+
+
+def make_fx(
+    f: Callable[..., Any],
+    decomposition_table: "dict[Any, Callable[..., Any]] | None" = None,
+    tracing_mode: str = "real",
+) -> "Callable[..., torch.fx.GraphModule]":
+    """Traces a function, transforms and all, into a torch.fx.GraphModule of plain operators.
+
+    As `torch.fx.experimental.proxy_tensor.make_fx`. See `torchlift.trace` for the same as a program
+    that runs without Python.
+
+    Args:
+        f: a function of pytrees of tensors.
+        decomposition_table: for operators (`torch.ops.aten.mul.Tensor`), functions that are to take
+            their place, as in `torch._decomp.get_decompositions`.
+        tracing_mode: "real": the function runs on its arguments.
+
+    Returns:
+        A function of the same arguments that gives the GraphModule, which is called as `f` is.
+
+    Raises:
+        UnsupportedError: see `torchlift.trace`.
+
+    >>> import torch
+    >>> from torchlift import grad, make_fx
+    >>> def f(x):
+    ...     return torch.sin(x).sum()
+    >>> module = make_fx(grad(f))(torch.randn(100))
+    >>> [str(node.target) for node in module.graph.nodes if node.op == "call_function"]
+    ['aten.sin.default', 'aten.sum.default', 'aten.cos.default', 'aten.mul.Tensor']
+    """
+    if tracing_mode != "real":
+        raise UnsupportedError(
+            f"[make_fx] tracing_mode={tracing_mode!r} is not supported; 'real' is: the function "
+            f"runs once on its arguments."
+        )
+
+    @wraps(f)
+    def wrapped(*args: Any) -> "torch.fx.GraphModule":
+        module = _make_fx(f, args)
+        if decomposition_table:
+            module = _decomposed(module, args, decomposition_table)
+        return module
+
+    return wrapped
+
+
+def _make_fx(f: Callable[..., Any], args: "tuple[Any, ...]") -> "torch.fx.GraphModule":
+    # torch's own pytrees: the code that fx generates takes arguments apart by them.
+    from torch.utils import _pytree as torch_pytree
+
+    leaves, in_spec = torch_pytree.tree_flatten(args)
+    is_tensor = [isinstance(leaf, torch.Tensor) for leaf in leaves]
+    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    out: "list[Any]" = []
+
+    def run(values: "list[torch.Tensor]") -> "tuple[list[Any], int]":
+        rest = iter(values)
+        given = [next(rest) if tensor else leaf for tensor, leaf in zip(is_tensor, leaves)]
+        found, spec = torch_pytree.tree_flatten(f(*torch_pytree.tree_unflatten(given, in_spec)))
+        out[:] = [[None if isinstance(leaf, torch.Tensor) else (leaf,) for leaf in found], spec]
+        return found, len(found)
+
+    names = _placeholder_names(f, args)
+    copies = [tensor.detach().clone() for tensor in tensors]
+    graph, _ = with_line(
+        lambda: _C.trace_leaves(
+            run, copies, [n for n, tensor in zip(names, is_tensor) if tensor], "make_fx"
+        )
+    )
+    return _with_pytrees(graph, args, names, is_tensor, in_spec, out)
+
+
+def _placeholder_names(f: Callable[..., Any], args: "tuple[Any, ...]") -> "list[str]":
+    from torch.utils import _pytree as torch_pytree
+
+    positional = parameters_of(f)[0]
+    names = []
+    for i, arg in enumerate(args):
+        name = positional[i] if i < len(positional) else f"arg{i}"
+        for _ in torch_pytree.tree_leaves(arg):
+            names.append(f"{name}_{len(names) + 1}")
+    return names
+
+
+def _with_pytrees(
+    graph: "_C.Graph",
+    args: "tuple[Any, ...]",
+    names: "list[str]",
+    is_tensor: "list[bool]",
+    in_spec: Any,
+    out: "list[Any]",
+) -> "torch.fx.GraphModule":
+    """The graph as a module that takes and returns what the function does."""
+    from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
+
+    out_leaves, out_spec = out
+    exporter = _Exporter(graph, [n for n, tensor in zip(names, is_tensor) if tensor])
+    rest = iter(exporter.outputs)
+    outputs = [next(rest) if leaf is None else leaf[0] for leaf in out_leaves]
+    single = out_spec.is_leaf()
+    exporter.fx_graph.output(outputs[0] if single else outputs)
+    plain = all(isinstance(arg, torch.Tensor) for arg in args)
+    if not plain or not single:
+        if not all(is_tensor):
+            _add_ignored_placeholders(exporter.fx_graph, names, is_tensor)
+        argument_names = [f"arg_{i}" for i in range(len(args))]
+        if single:
+            exporter.fx_graph.output_node().args = (outputs,)
+        info_in = torch.utils._pytree.tree_flatten((tuple(args), {}))[1]
+        exporter.fx_graph._codegen = _PyTreeCodeGen(
+            _PyTreeInfo(argument_names, info_in, out_spec)
+        )
+    return torch.fx.GraphModule(exporter.root, exporter.fx_graph, "GraphModule")
+
+
+def _add_ignored_placeholders(
+    fx_graph: "torch.fx.Graph", names: "list[str]", is_tensor: "list[bool]"
+) -> None:
+    """Numbers among the arguments are arguments of the module, too, though nothing reads them."""
+    existing = [node for node in fx_graph.nodes if node.op == "placeholder"]
+    rest = iter(existing)
+    anchor = existing[0] if existing else next(iter(fx_graph.nodes))
+    last = None
+    for name, tensor in zip(names, is_tensor):
+        if tensor:
+            last = next(rest)
+            continue
+        with (
+            fx_graph.inserting_before(anchor) if last is None else fx_graph.inserting_after(last)
+        ):
+            last = fx_graph.placeholder(name)
+
+
+def _decomposed(
+    module: "torch.fx.GraphModule", args: "tuple[Any, ...]", table: "dict[Any, Any]"
+) -> "torch.fx.GraphModule":
+    """The module traced once more, with functions in the place of some operators."""
+
+    class Decompose(torch.fx.Interpreter):
+        def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+            return super().call_function(table.get(target, target), args, kwargs)
+
+    interpreter = Decompose(module)
+    changed = any(node.target in table for node in module.graph.nodes)
+    while changed:
+        run = interpreter.run
+        module = _make_fx(lambda *given: run(*given), args)
+        changed = any(node.target in table for node in module.graph.nodes)
+        interpreter = Decompose(module)
+    return module
