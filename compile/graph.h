@@ -142,6 +142,7 @@ struct Symbol {
   std::string name;
   int32_t input = 0;  // index in Graph::inputs
   int32_t dim = 0;
+  int64_t least = 0;  // the least size that the graph is right for
 };
 
 class Graph {

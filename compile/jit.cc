@@ -11,7 +11,8 @@
 namespace torchlift::compile {
 
 std::string TensorSignature::str() const {
-  return c10::str(c10::toString(dtype), sizes, " of strides ", strides, " on ", device);
+  return c10::str(c10::toString(dtype), at::IntArrayRef(sizes), " of strides ",
+                  at::IntArrayRef(strides), " on ", device);
 }
 
 TensorSignature signature_of(const at::Tensor& tensor) {

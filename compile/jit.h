@@ -27,6 +27,7 @@
 // Throws UnsupportedError for what a graph cannot say (compile/trace.h).
 
 #include <ATen/core/Tensor.h>
+#include <ATen/core/ivalue.h>
 
 #include <cstdint>
 #include <functional>
@@ -98,7 +99,7 @@ struct ConstantComparison {
   void operator()(const Path& path, const T& a, const T& b) {
     if (!found.empty()) return;
     if constexpr (std::is_same_v<T, c10::Scalar>) {
-      if (a.type() == b.type() && a.equal(b)) return;
+      if (a.type() == b.type() && c10::IValue(a) == c10::IValue(b)) return;
     } else if constexpr (!std::is_same_v<T, std::monostate>) {
       if (a == b) return;
     } else {

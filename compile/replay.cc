@@ -190,6 +190,11 @@ struct Program::Plan {
     for (const Symbol& symbol : graph.symbols) {
       const at::Tensor& input = inputs[static_cast<size_t>(symbol.input)];
       if (symbol.dim >= input.dim()) throw_input(static_cast<size_t>(symbol.input), input);
+      if (input.size(symbol.dim) < symbol.least) {
+        transform_error("compile", "input ", symbol.input, " has size ", input.size(symbol.dim),
+                        " along its dim ", symbol.dim, " (", symbol.name,
+                        "); the program is another one for sizes below ", symbol.least, ".");
+      }
       sizes.push_back(input.size(symbol.dim));
     }
     return sizes;
