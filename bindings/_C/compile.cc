@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "bindings/_C/returned.h"
+#include "compile/dynamic.h"
 #include "compile/graph.h"
 #include "compile/replay.h"
 #include "compile/trace_scope.h"
@@ -146,10 +147,10 @@ py::list input_types(const Graph& graph) {
   py::list list;
   for (const ValueId id : graph.inputs) {
     const compile::TensorType& type = graph.type(id);
-    list.append(py::make_tuple(
-        type.concrete_sizes(symbols), type.concrete_strides(symbols),
-        int_object(static_cast<int64_t>(type.dtype), *c10::ScalarTypeType::get()),
-        checked(THPDevice_New(type.device))));
+    list.append(
+        py::make_tuple(type.concrete_sizes(symbols), type.concrete_strides(symbols),
+                       int_object(static_cast<int64_t>(type.dtype), *c10::ScalarTypeType::get()),
+                       checked(THPDevice_New(type.device))));
   }
   return list;
 }
@@ -210,7 +211,33 @@ PyObject* trace_leaves(PyObject* /*self*/, PyObject* const* args, Py_ssize_t /*c
   });
 }
 
+namespace {
+
+// graph_of(leaves) -> Graph; dims: [(name, [(input, dim)])].
+GraphPtr trace_dynamic_of(const py::function& graph_of, const py::list& leaves,
+                          const py::list& dims) {
+  GraphPtr graph;
+  guarded_object([&]() -> py::object {
+    std::vector<compile::DynamicDim> all;
+    for (const py::handle& each : dims) {
+      const auto pair = each.cast<std::pair<std::string, std::vector<std::pair<int, int>>>>();
+      compile::DynamicDim dim{.name = pair.first, .places = {}};
+      for (const auto& [input, place] : pair.second) dim.places.push_back({input, place});
+      all.push_back(std::move(dim));
+    }
+    const auto traced = [&](const Tensors& inputs) {
+      return *graph_of(list_of(inputs)).cast<GraphPtr>();
+    };
+    graph = std::make_shared<Graph>(compile::trace_dynamic(traced, tensors_of(leaves.ptr()), all));
+    return py::none();
+  });
+  return graph;
+}
+
+}  // namespace
+
 void define_compile(py::module_& module) {
+  module.def("trace_dynamic", &trace_dynamic_of);
   define_graph(module);
   py::class_<Program>(module, "Program")
       .def(py::init([](const Graph& graph) {

@@ -20,7 +20,7 @@ import torch
 from torchlift import _C, _pytree
 from torchlift._errors import TransformError
 from torchlift._names import function_name, wraps
-from torchlift._trace import Traced, trace_call
+from torchlift._trace import Traced, dynamic_dims, trace_call
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,14 @@ class JitFunction:
     """What `jit` returns: call it as the function."""
 
     def __init__(
-        self, func: Callable[..., Any], backend: "str | Callable[..., Any]", max_size: int
+        self,
+        func: Callable[..., Any],
+        backend: "str | Callable[..., Any]",
+        max_size: int,
+        dynamic: "dict[Any, Any] | None",
     ) -> None:
         self._func = func
+        self._dynamic = dynamic
         self._backend = backend
         self._max_size = max_size
         self._cache: "OrderedDict[Any, Any]" = OrderedDict()
@@ -73,7 +78,11 @@ class JitFunction:
         if _C.open_levels() or _C.forward_mode_open() or _needs_autograd(tensors):
             self._counters.direct += 1
             return self._func(*args, **kwargs)
-        key = (spec, tuple(_leaf_key(leaf) for leaf in leaves), torch.is_autocast_enabled("cpu"))
+        if self._dynamic:
+            tensors, leaf_keys = self._dynamic_keys(args, kwargs)
+        else:
+            leaf_keys = tuple(_leaf_key(leaf) for leaf in leaves)
+        key = (spec, leaf_keys, torch.is_autocast_enabled("cpu"))
         with self._lock:
             program = self._cache.get(key)
             if program is not None:
@@ -84,8 +93,33 @@ class JitFunction:
         traced, run = program
         return traced.rebuild(run(tensors))
 
+    def _dynamic_keys(
+        self, args: "tuple[Any, ...]", kwargs: "dict[str, Any]"
+    ) -> "tuple[list[torch.Tensor], tuple[Any, ...]]":
+        """The tensors, those with dynamic dims contiguous; and the keys without these dims."""
+        paths, leaves, _ = _pytree.flatten_with_path((args, kwargs))
+        dims = dynamic_dims("jit", self._func, paths, leaves, self._dynamic)
+        of_tensor: "dict[int, set[int]]" = {}
+        for _, places in dims:
+            for tensor, dim in places:
+                of_tensor.setdefault(tensor, set()).add(dim)
+        tensors: "list[torch.Tensor]" = []
+        keys = []
+        for leaf in leaves:
+            if not isinstance(leaf, torch.Tensor):
+                keys.append(_leaf_key(leaf))
+                continue
+            any_size = of_tensor.get(len(tensors))
+            tensors.append(leaf.contiguous() if any_size else leaf)
+            if any_size:
+                shape = tuple("any" if d in any_size else n for d, n in enumerate(leaf.shape))
+                keys.append((leaf.dtype, shape, (), leaf.device))
+            else:
+                keys.append(_leaf_key(leaf))
+        return tensors, tuple(keys)
+
     def _compile(self, key: Any, args: "tuple[Any, ...]", kwargs: "dict[str, Any]") -> Any:
-        traced = trace_call("jit", self._func, args, kwargs)
+        traced = trace_call("jit", self._func, args, kwargs, self._dynamic)
         program = (traced, _compiled(traced, self._backend))
         with self._lock:
             self._counters.reasons.append(self._reason(key))
@@ -146,6 +180,7 @@ def jit(
     *,
     backend: "str | Callable[..., Any]" = "eager",
     cache_size: int = 64,
+    dynamic: "dict[Any, Any] | None" = None,
 ) -> Any:
     """Traces `func` when it is called first, and from then on runs the graph, without Python.
 
@@ -161,6 +196,7 @@ def jit(
             torch's Inductor. Or a function of (a torch.fx.GraphModule, example inputs) that returns
             a function of the inputs, which gives a list of tensors.
         cache_size: how many graphs are kept, those used last.
+        dynamic: dims that may have any size without a new trace, as in `trace`.
 
     Returns:
         A function like `func`, with cache_info(), cache_clear(), explain() and graphs().
@@ -177,7 +213,9 @@ def jit(
     1
     """
     if func is None:
-        return lambda decorated: jit(decorated, backend=backend, cache_size=cache_size)
+        return lambda decorated: jit(
+            decorated, backend=backend, cache_size=cache_size, dynamic=dynamic
+        )
     if not callable(func):
         raise TransformError(f"[jit] the function must be callable, got {type(func).__name__}.")
     if cache_size < 1:
@@ -186,7 +224,7 @@ def jit(
         raise TransformError(
             f"[jit] there is no backend {backend!r}. Use one of {sorted(_BACKENDS)}, or a function."
         )
-    return JitFunction(func, backend, cache_size)
+    return JitFunction(func, backend, cache_size, dynamic)
 
 
 def _needs_autograd(tensors: "list[torch.Tensor]") -> bool:

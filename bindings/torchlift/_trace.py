@@ -102,11 +102,17 @@ class Traced:
         return f"<torchlift.Traced of {len(self.graph.nodes())} operators>"
 
 
-def trace(func: Callable[..., Any]) -> Callable[..., Traced]:
+def trace(
+    func: Callable[..., Any], *, dynamic: "dict[Any, Any] | None" = None
+) -> Callable[..., Traced]:
     """Writes down what `func` does to its arguments, as a graph of plain operators.
 
     Args:
         func: a function of pytrees, with any transforms inside, or outside: `trace(vmap(grad(f)))`.
+        dynamic: dims that may have any size when the graph runs: for an argument (its name or
+            position, or a path to a part of it such as ("params", "w")) the dims, each with a name
+            that equal sizes share: `{"x": {0: "batch"}, "y": {0: "batch"}}`. The function is then
+            traced at several sizes.
 
     Returns:
         A function of the same arguments, which gives a `Traced`: a program that does the same
@@ -115,7 +121,7 @@ def trace(func: Callable[..., Any]) -> Callable[..., Traced]:
     Raises:
         UnsupportedError (a RuntimeError): for what a graph cannot say: numbers computed from the
             arguments (`.item()`, `if x > 0`), shapes that depend on them (`nonzero`). It names the
-            line.
+            line. And where the function does something else at other sizes of a dynamic dim.
 
     >>> import torch, torchlift
     >>> f = torchlift.trace(torchlift.grad(lambda x: torch.sin(x).sum()))(torch.zeros(3))
@@ -127,20 +133,23 @@ def trace(func: Callable[..., Any]) -> Callable[..., Traced]:
 
     @wraps(func)
     def traced(*args: Any, **kwargs: Any) -> Traced:
-        return trace_call("trace", func, args, kwargs)
+        return trace_call("trace", func, args, kwargs, dynamic)
 
     return traced
 
 
 def trace_call(
-    transform: str, func: Callable[..., Any], args: "tuple[Any, ...]", kwargs: "dict[str, Any]"
+    transform: str,
+    func: Callable[..., Any],
+    args: "tuple[Any, ...]",
+    kwargs: "dict[str, Any]",
+    dynamic: "dict[Any, Any] | None" = None,
 ) -> Traced:
     """One trace of func(*args, **kwargs)."""
     paths, leaves, in_spec = _pytree.flatten_with_path((args, kwargs))
-    names = [_leaf_name(func, path) for path in paths]
     is_tensor = [isinstance(leaf, torch.Tensor) for leaf in leaves]
-    # What the function writes into its arguments is written into copies.
-    tensors = [leaf.detach().clone() for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    names = [_leaf_name(func, path) for path, tensor in zip(paths, is_tensor) if tensor]
+    tensors = [leaf.detach() for leaf in leaves if isinstance(leaf, torch.Tensor)]
     out: "list[Any]" = []
 
     def run(values: "list[torch.Tensor]") -> "tuple[list[Any], int]":
@@ -148,12 +157,85 @@ def trace_call(
         given = [next(rest) if tensor else leaf for tensor, leaf in zip(is_tensor, leaves)]
         inner_args, inner_kwargs = in_spec.unflatten(given)
         found, spec = _pytree.flatten(func(*inner_args, **inner_kwargs))
-        out[:] = [[None if isinstance(leaf, torch.Tensor) else (leaf,) for leaf in found], spec]
+        shape = [[None if isinstance(leaf, torch.Tensor) else (leaf,) for leaf in found], spec]
+        if out and not _same_result(out, shape):
+            raise UnsupportedError(
+                f"[{transform}] the function returns another structure, or other numbers, at other "
+                f"sizes of its dynamic dims. Return tensors."
+            )
+        out[:] = shape
         return found, len(found)
 
-    tensor_names = [name for name, tensor in zip(names, is_tensor) if tensor]
-    graph, _ = with_line(lambda: _C.trace_leaves(run, tensors, tensor_names, transform))
+    def graph_of(inputs: "list[torch.Tensor]") -> "_C.Graph":
+        # What the function writes into its arguments is written into copies.
+        copies = [tensor.clone() for tensor in inputs]
+        return _C.trace_leaves(run, copies, names, transform)[0]
+
+    dims = dynamic_dims(transform, func, paths, leaves, dynamic)
+    graph = with_line(
+        lambda: _C.trace_dynamic(graph_of, tensors, dims) if dims else graph_of(tensors)
+    )
     return Traced(graph, in_spec, leaves, out)
+
+
+def _same_result(a: "list[Any]", b: "list[Any]") -> bool:
+    if a[1] != b[1]:
+        return False
+    return all(
+        x is y if x is None or y is None else _same_constant(x[0], y[0]) for x, y in zip(a[0], b[0])
+    )
+
+
+def dynamic_dims(
+    transform: str,
+    func: Callable[..., Any],
+    paths: "list[tuple[Any, ...]]",
+    leaves: "list[Any]",
+    dynamic: "dict[Any, Any] | None",
+) -> "list[tuple[str, list[tuple[int, int]]]]":
+    """[(name, [(number of the tensor, dim)])] of the dims that `dynamic` names."""
+    places: "dict[str, list[tuple[int, int]]]" = {}
+    for key, dims in (dynamic or {}).items():
+        if isinstance(dims, int):
+            dims = {dims: f"{key if isinstance(key, str) else 'n'}_{dims}"}
+        if not isinstance(dims, dict):
+            raise TransformError(
+                f"[{transform}] dynamic[{key!r}] must be a dim or a dict of dims and names, got "
+                f"{describe(dims)}."
+            )
+        found = False
+        tensor = -1
+        for path, leaf in zip(paths, leaves):
+            if not isinstance(leaf, torch.Tensor):
+                continue
+            tensor += 1
+            if not _names_part(func, key, path):
+                continue
+            found = True
+            for dim, name in dims.items():
+                if not -leaf.dim() <= dim < leaf.dim():
+                    raise TransformError(
+                        f"[{transform}] dynamic[{key!r}] names dim {dim} of {describe(leaf)}."
+                    )
+                places.setdefault(str(name), []).append((tensor, dim % leaf.dim()))
+        if not found:
+            raise TransformError(
+                f"[{transform}] dynamic names {key!r}, and no argument with a tensor is called so."
+            )
+    return list(places.items())
+
+
+def _names_part(func: Callable[..., Any], key: Any, path: "tuple[Any, ...]") -> bool:
+    """Whether key (a name, a position or a path) names the leaf at `path` of (args, kwargs)."""
+    wanted = key if isinstance(key, tuple) else (key,)
+    kind, *rest = path
+    if len(rest) < len(wanted) or tuple(rest[1 : len(wanted)]) != wanted[1:]:
+        return False
+    positional = parameters_of(func)[0]
+    own = [rest[0]]
+    if kind == 0 and rest[0] < len(positional):
+        own.append(positional[rest[0]])
+    return wanted[0] in own
 
 
 def _leaf_name(func: Callable[..., Any], path: "tuple[Any, ...]") -> str:
