@@ -338,7 +338,7 @@ class Generalizer {
         kept.push_back(constant);
         continue;
       }
-      made.push_back(factory(c, result));
+      make_constant(c, result, made);
     }
     result.constants = std::move(kept);
     result.nodes.insert(result.nodes.begin(), made.begin(), made.end());
@@ -350,39 +350,55 @@ class Generalizer {
            a.sizes() == b.sizes() && a.strides() == b.strides() && a.equal(b);
   }
 
-  Node factory(size_t c, Graph& result) const {
+  void make_constant(size_t c, Graph& result, std::vector<Node>& made) const {
     const ValueId id = result.constants[c].id;
-    const auto tensor = [&](size_t s) -> const at::Tensor& {
-      return graphs_[s].constants[c].tensor;
-    };
-    const TensorType& type = result.type(id);
+    TensorType& type = result.value(id).type;
     std::vector<at::Tensor> all;
-    for (const auto s : c10::irange(graphs_.size())) all.push_back(tensor(s));
-    const auto options = [&](Node& node) {
-      node.args.emplace_back(IValue(static_cast<int64_t>(type.dtype)));
-      node.args.emplace_back(std::monostate{});
-      node.args.emplace_back(IValue(type.device));
-      node.args.emplace_back(std::monostate{});
-      node.results = {{.ids = {id}}};
-    };
-    Node node;
+    for (const Graph& graph : graphs_) all.push_back(graph.constants[c].tensor);
     if (std::all_of(all.begin(), all.end(), [](const at::Tensor& t) { return is_uniform(t); })) {
-      node.op = "aten::full";
-      node.args = {Argument(type.sizes), uniform_value(all, "a constant of shape " + type.str())};
-    } else if (std::all_of(all.begin(), all.end(),
-                           [](const at::Tensor& t) { return is_range(t); })) {
-      const int64_t step = all[0][1].item<int64_t>() - all[0][0].item<int64_t>();
-      const auto start = all[0][0].item<int64_t>();
-      node.op = "aten::arange";
-      node.overload = "start_step";
-      node.args = {IValue(start), type.sizes[0] * SizeExpr(step) + SizeExpr(start), IValue(step)};
-    } else {
-      specialises(c10::str("it makes a tensor of shape ", type.str(names_),
-                           " of numbers by itself, and they are not all the same"));
+      type = contiguous(type);
+      made.push_back(factory("aten::full", "", type, id));
+      made.back().args.insert(
+          made.back().args.begin(),
+          {type.sizes, uniform_value(all, "a constant of shape " + type.str())});
+      return;
     }
-    options(node);
-    result.value(id).type = contiguous(type);
-    return node;
+    if (!std::all_of(all.begin(), all.end(), [](const at::Tensor& t) { return is_range(t); })) {
+      specialises(
+          c10::str("it makes a tensor of shape ", type.str(names_),
+                   " of numbers by itself, and they are neither all the same nor in steps"));
+    }
+    type = contiguous(type);
+    const auto start = all[0].flatten()[0].item<int64_t>();
+    const int64_t step = all[0].flatten()[1].item<int64_t>() - start;
+    TensorType flat = type;
+    SizeExpr count = 1;
+    for (const SizeExpr& size : type.sizes) count = count * size;
+    flat.sizes = {count};
+    flat.strides = {1};
+    const ValueId range = result.add_value(flat, "arange");
+    made.push_back(factory("aten::arange", "start_step", flat, range));
+    made.back().args.insert(
+        made.back().args.begin(),
+        {IValue(start), count * SizeExpr(step) + SizeExpr(start), IValue(step)});
+    made.push_back({.op = "aten::view",
+                    .overload = "",
+                    .args = {ValueRef{range}, type.sizes},
+                    .results = {{.ids = {id}}},
+                    .subgraphs = {},
+                    .source = ""});
+  }
+
+  // With the arguments that say dtype and device.
+  static Node factory(const std::string& op, const std::string& overload, const TensorType& type,
+                      ValueId id) {
+    return {.op = op,
+            .overload = overload,
+            .args = {IValue(static_cast<int64_t>(type.dtype)), std::monostate{},
+                     IValue(type.device), std::monostate{}},
+            .results = {{.ids = {id}}},
+            .subgraphs = {},
+            .source = ""};
   }
 
   static TensorType contiguous(TensorType type) {
@@ -400,10 +416,11 @@ class Generalizer {
   }
 
   static bool is_range(const at::Tensor& t) {
-    if (t.dim() != 1 || t.scalar_type() != at::kLong || t.numel() < 2) return false;
-    const int64_t start = t[0].item<int64_t>(), step = t[1].item<int64_t>() - start;
+    if (t.scalar_type() != at::kLong || t.numel() < 2 || !t.is_contiguous()) return false;
+    const at::Tensor flat = t.flatten();
+    const int64_t start = flat[0].item<int64_t>(), step = flat[1].item<int64_t>() - start;
     if (step == 0) return false;
-    return t.equal(at::arange(start, start + step * t.numel(), step, t.options()));
+    return flat.equal(at::arange(start, start + step * t.numel(), step, t.options()));
   }
 
   Argument uniform_value(const std::vector<at::Tensor>& all, const std::string& where) const {
