@@ -1,0 +1,123 @@
+#include "compile/passes/node_facts.h"
+
+#include <ATen/core/enum_tag.h>
+#include <ATen/core/function_schema.h>
+#include <ATen/core/jit_type.h>
+
+#include <algorithm>
+#include <array>
+#include <string_view>
+
+#include "core/error.h"
+
+namespace torchlift::compile {
+namespace {
+
+bool takes_generator(const c10::FunctionSchema& schema) {
+  return std::any_of(schema.arguments().begin(), schema.arguments().end(),
+                     [](const c10::Argument& argument) { return argument.name() == "generator"; });
+}
+
+// Memory that nobody has written: empty, empty_like, new_empty, _empty_affine_quantized...
+bool is_uninitialized(const Node& node) {
+  return node.op.find("::empty") != std::string::npos ||
+         node.op.find("::new_empty") != std::string::npos ||
+         node.op.find("::_empty") != std::string::npos ||
+         node.op.find("::_efficientzerotensor") != std::string::npos;
+}
+
+}  // namespace
+
+bool is_pure(const Node& node) {
+  const Effects effects = effects_of(node);
+  if (effects.writes || effects.draws || is_uninitialized(node)) return false;
+  const auto op = find_operator(node);
+  return !op.has_value() || (!takes_generator(op->schema()) && !op->schema().returns().empty());
+}
+
+bool is_pointwise(const Node& node) {
+  const auto op = find_operator(node);
+  return op.has_value() && op->hasTag(at::Tag::pointwise);
+}
+
+bool may_view(const Node& node) {
+  // Their schemas promise that the argument is not used any more.
+  constexpr std::array<std::string_view, 3> kHidden = {"aten::_unsafe_view", "aten::resolve_conj",
+                                                       "aten::resolve_neg"};
+  return effects_of(node).views ||
+         std::find(kHidden.begin(), kHidden.end(), node.op) != kHidden.end();
+}
+
+void require_functional(const Graph& graph, const std::string& pass) {
+  for (const Node& node : graph.nodes) {
+    if (!effects_of(node).writes) continue;
+    transform_error("compile", pass, " is for graphs without writes, and got one with ",
+                    node.full_name(), ". Run functionalize() first.");
+  }
+}
+
+// --- classes of values that share memory ---------------------------------------------------------
+
+AliasClasses::AliasClasses(const Graph& graph)
+    : parents_(graph.values.size()),
+      external_(graph.values.size(), false),
+      escapes_(graph.values.size(), false) {
+  for (size_t i = 0; i < parents_.size(); ++i) parents_[i] = static_cast<int32_t>(i);
+  for (const ValueId id : graph.inputs) external_[index(id)] = true;
+  for (const Constant& constant : graph.constants) external_[index(constant.id)] = true;
+  for (const ValueId id : graph.outputs) {
+    if (id != kNoValue) escapes_[index(id)] = true;
+  }
+  for (const Node& node : graph.nodes) {
+    // What a branch or a loop gives may be one of its operands.
+    if (!node.is_control_flow() && !may_view(node)) continue;
+    for (const ValueId argument : arguments_of(node)) {
+      for (const ValueId result : results_of(node)) merge(argument, result);
+    }
+  }
+}
+
+int32_t AliasClasses::find(ValueId id) const {
+  int32_t root = id;
+  while (parents_[index(root)] != root) root = parents_[index(root)];
+  while (parents_[index(id)] != root) {
+    const int32_t next = parents_[index(id)];
+    parents_[index(id)] = root;
+    id = next;
+  }
+  return root;
+}
+
+void AliasClasses::merge(ValueId a, ValueId b) {
+  const int32_t x = find(a), y = find(b);
+  if (x == y) return;
+  parents_[index(y)] = x;
+  external_[index(x)] = external_[index(x)] || external_[index(y)];
+  escapes_[index(x)] = escapes_[index(x)] || escapes_[index(y)];
+}
+
+bool AliasClasses::may_replace(ValueId old, ValueId replacement) const {
+  if (find(old) == find(replacement)) return true;
+  return !escapes(old) || (!escapes(replacement) && !is_external(replacement));
+}
+
+void AliasClasses::replaced(ValueId old, ValueId replacement) { merge(replacement, old); }
+
+void replace_everywhere(Graph& graph, std::vector<ValueId> map) {
+  map.resize(graph.values.size(), kNoValue);
+  const auto final_of = [&](ValueId id) {
+    while (map[static_cast<size_t>(id)] != kNoValue) id = map[static_cast<size_t>(id)];
+    return id;
+  };
+  for (size_t i = 0; i < map.size(); ++i) {
+    if (map[i] != kNoValue) map[i] = final_of(static_cast<ValueId>(i));
+  }
+  for (Node& node : graph.nodes) replace_arguments(node, map);
+  for (ValueId& id : graph.outputs) {
+    if (id != kNoValue && map[static_cast<size_t>(id)] != kNoValue) {
+      id = map[static_cast<size_t>(id)];
+    }
+  }
+}
+
+}  // namespace torchlift::compile
