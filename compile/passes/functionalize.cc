@@ -13,6 +13,7 @@
 
 #include "compile/passes/evaluate.h"
 #include "compile/passes/functional_variant.h"
+#include "compile/passes/node_facts.h"
 #include "core/boxed.h"
 #include "core/error.h"
 
@@ -62,24 +63,9 @@ struct Slot {
 
 // --- operators whose schemas do not tell ---------------------------------------------------------
 
-bool is_given(const Node& node, const std::string& name) {
-  const Argument* argument = find_argument(node, name);
-  return argument != nullptr && std::holds_alternative<ValueRef>(*argument);
-}
-
-// Batch norms update running statistics in training, and their schemas keep silent about it.
-bool updates_statistics(const Node& node) {
-  constexpr std::array<std::string_view, 3> kNorms = {
-      "aten::native_batch_norm", "aten::cudnn_batch_norm", "aten::miopen_batch_norm"};
-  if (std::find(kNorms.begin(), kNorms.end(), node.op) == kNorms.end()) return false;
-  const Argument* training = find_argument(node, "training");
-  const auto* on = training == nullptr ? nullptr : std::get_if<c10::IValue>(training);
-  return on != nullptr && on->isBool() && on->toBool() && is_given(node, "running_mean");
-}
-
 // The same operator under a name whose schema tells.
 Node told(const Node& node) {
-  if (!updates_statistics(node)) return node;
+  if (!writes_silently(node)) return node;
   if (node.op != "aten::native_batch_norm") {
     refuse(node, "it updates running statistics. Trace with native_batch_norm.");
   }
@@ -88,7 +74,7 @@ Node told(const Node& node) {
   return honest;
 }
 
-bool writes(const Node& node) { return effects_of(node).writes || updates_statistics(node); }
+bool writes(const Node& node) { return effects_of(node).writes || writes_silently(node); }
 
 bool any_writes(const Graph& graph) {
   for (const Node& node : graph.nodes) {

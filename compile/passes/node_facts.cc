@@ -28,9 +28,24 @@ bool is_uninitialized(const Node& node) {
 
 }  // namespace
 
+bool writes_silently(const Node& node) {
+  constexpr std::array<std::string_view, 3> kNorms = {
+      "aten::native_batch_norm", "aten::cudnn_batch_norm", "aten::miopen_batch_norm"};
+  if (std::find(kNorms.begin(), kNorms.end(), node.op) == kNorms.end()) return false;
+  const auto argument = [&](const std::string& name) -> const Argument& {
+    return node.args.at(
+        static_cast<size_t>(find_operator(node)->schema().argumentIndexWithName(name).value()));
+  };
+  const auto* training = std::get_if<c10::IValue>(&argument("training"));
+  return training != nullptr && training->isBool() && training->toBool() &&
+         std::holds_alternative<ValueRef>(argument("running_mean"));
+}
+
 bool is_pure(const Node& node) {
   const Effects effects = effects_of(node);
-  if (effects.writes || effects.draws || is_uninitialized(node)) return false;
+  if (effects.writes || effects.draws || is_uninitialized(node) || writes_silently(node)) {
+    return false;
+  }
   const auto op = find_operator(node);
   return !op.has_value() || (!takes_generator(op->schema()) && !op->schema().returns().empty());
 }
@@ -50,7 +65,7 @@ bool may_view(const Node& node) {
 
 void require_functional(const Graph& graph, const std::string& pass) {
   for (const Node& node : graph.nodes) {
-    if (!effects_of(node).writes) continue;
+    if (!effects_of(node).writes && !writes_silently(node)) continue;
     transform_error("compile", pass, " is for graphs without writes, and got one with ",
                     node.full_name(), ". Run functionalize() first.");
   }

@@ -26,6 +26,10 @@ namespace torchlift::compile {
 // has written (empty).
 bool is_pure(const Node& node);
 
+// Whether the node writes though its schema does not say so: batch norms update running statistics
+// in training.
+bool writes_silently(const Node& node);
+
 // The operator's tag, "pointwise".
 bool is_pointwise(const Node& node);
 
