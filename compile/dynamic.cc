@@ -352,11 +352,11 @@ class Generalizer {
 
   void make_constant(size_t c, Graph& result, std::vector<Node>& made) const {
     const ValueId id = result.constants[c].id;
-    TensorType& type = result.value(id).type;
+    TensorType type = result.value(id).type;
     std::vector<at::Tensor> all;
     for (const Graph& graph : graphs_) all.push_back(graph.constants[c].tensor);
     if (std::all_of(all.begin(), all.end(), [](const at::Tensor& t) { return is_uniform(t); })) {
-      type = contiguous(type);
+      type = result.value(id).type = contiguous(type);
       made.push_back(factory("aten::full", "", type, id));
       made.back().args.insert(
           made.back().args.begin(),
@@ -368,7 +368,7 @@ class Generalizer {
           c10::str("it makes a tensor of shape ", type.str(names_),
                    " of numbers by itself, and they are neither all the same nor in steps"));
     }
-    type = contiguous(type);
+    type = result.value(id).type = contiguous(type);
     const auto start = all[0].flatten()[0].item<int64_t>();
     const int64_t step = all[0].flatten()[1].item<int64_t>() - start;
     TensorType flat = type;
