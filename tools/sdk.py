@@ -15,6 +15,7 @@ import bazel
 # The user of an SDK says where libtorch is: see third_party/torch.
 OPTIONS = ["--define=torchlift_rpath=none"]
 STAGE = bazel.ROOT / "out" / "sdk"
+RUNNER = "compile/artifact/torchlift-run"
 
 
 def version():
@@ -35,15 +36,16 @@ def torch_version(root):
 
 
 def build():
-    """(headers, archives) as paths in the checkout and in Bazel's output folder."""
-    bazel.run("build", *bazel.PLAIN, *OPTIONS, "//:sdk_manifest", stdout=sys.stderr)
+    """(headers, archives, runner) as paths in the checkout and in Bazel's output folder."""
+    targets = ["//:sdk_manifest", "//compile/artifact:torchlift-run"]
+    bazel.run("build", *bazel.PLAIN, *OPTIONS, *targets, stdout=sys.stderr)
     bin_dir = bazel.bin_dir(*OPTIONS)
     # Manifest paths begin with bazel-out/<configuration>/bin: they count from the execution root.
     execution_root = bin_dir.parent.parent.parent
     lines = [line.split(" ", 1) for line in (bin_dir / "sdk_manifest.txt").read_text().splitlines()]
     headers = [pathlib.Path(path) for kind, path in lines if kind == "header"]
     archives = [execution_root / path for kind, path in lines if kind == "archive"]
-    return headers, archives
+    return headers, archives, bin_dir / RUNNER
 
 
 def write_static(path, archives):
@@ -68,9 +70,12 @@ def write_template(name, target, values):
     target.write_text(text)
 
 
-def stage(headers, archives, torch):
+def stage(headers, archives, runner, torch):
     shutil.rmtree(STAGE, ignore_errors=True)
     include, lib = STAGE / "include" / "torchlift", STAGE / "lib"
+    (STAGE / "bin").mkdir(parents=True)
+    # It has no RPATH: whoever runs it says by LD_LIBRARY_PATH where libtorch is.
+    shutil.copy(runner, STAGE / "bin" / runner.name)
     cmake = lib / "cmake" / "torchlift"
     cmake.mkdir(parents=True)
     for header in headers:
@@ -103,8 +108,8 @@ def pack():
 
 
 def main():
-    headers, archives = build()
-    stage(headers, archives, libtorch())
+    headers, archives, runner = build()
+    stage(headers, archives, runner, libtorch())
     print(pack())
 
 

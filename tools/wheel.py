@@ -50,12 +50,15 @@ def tag():
     return f"{python}-{python}-{platform}"
 
 
-def build_extension():
-    bazel.run("build", *bazel.PLAIN, *WHEEL_OPTIONS, "//bindings:_C.so", stdout=sys.stderr)
-    return bazel.bin_dir(*WHEEL_OPTIONS) / "bindings" / "_C.so"
+def build_binaries():
+    """The extension, and the program torchlift-run."""
+    targets = ["//bindings:_C.so", "//compile/artifact:torchlift-run"]
+    bazel.run("build", *bazel.PLAIN, *WHEEL_OPTIONS, *targets, stdout=sys.stderr)
+    folder = bazel.bin_dir(*WHEEL_OPTIONS)
+    return folder / "bindings" / "_C.so", folder / "compile" / "artifact" / "torchlift-run"
 
 
-def contents(extension):
+def contents(extension, runner):
     """(name in the wheel, bytes) of every file but RECORD."""
     info = f"torchlift-{version()}.dist-info"
     for path in sorted(PACKAGE.rglob("*")):
@@ -63,9 +66,12 @@ def contents(extension):
             yield f"torchlift/{path.relative_to(PACKAGE)}", path.read_bytes()
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     yield f"torchlift/_C{suffix}", extension.read_bytes()
+    # Where _C is, for it finds libtorch by the same RPATH.
+    yield "torchlift/torchlift-run", runner.read_bytes()
     wheel = f"Wheel-Version: 1.0\nGenerator: torchlift\nRoot-Is-Purelib: false\nTag: {tag()}\n"
     yield f"{info}/METADATA", metadata().encode()
     yield f"{info}/WHEEL", wheel.encode()
+    yield f"{info}/entry_points.txt", b"[console_scripts]\ntorchlift-run = torchlift._runner:main\n"
     yield f"{info}/LICENSE", (bazel.ROOT / "LICENSE").read_bytes()
 
 
@@ -82,7 +88,7 @@ def write_wheel(path, files):
         def add(name, data):
             entry = zipfile.ZipInfo(name, EPOCH)
             entry.compress_type = zipfile.ZIP_DEFLATED
-            entry.external_attr = (0o755 if ".so" in name else 0o644) << 16
+            entry.external_attr = (0o100755 if ".so" in name or name.endswith("-run") else 0o100644) << 16
             wheel.writestr(entry, data)
 
         for name, data in files:
@@ -98,7 +104,7 @@ def main():
         old.unlink()
     path = dist / f"torchlift-{version()}-{tag()}.whl"
     partial = pathlib.Path(str(path) + ".partial")
-    write_wheel(partial, contents(build_extension()))
+    write_wheel(partial, contents(*build_binaries()))
     partial.rename(path)
     print(path)
 

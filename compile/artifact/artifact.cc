@@ -134,7 +134,7 @@ Artifact load_artifact(const std::string& path) {
 }
 
 std::string artifact_bytes(const Artifact& artifact) {
-  return naming_file("save", artifact.name, [&] {
+  return naming_file("save", artifact.name.empty() ? "artifact" : artifact.name, [&] {
     std::string result;
     write_artifact(artifact, [&](const void* bytes, size_t count) {
       result.append(static_cast<const char*>(bytes), count);

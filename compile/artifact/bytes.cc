@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <bit>
 #include <cerrno>
 #include <cstring>
@@ -98,8 +99,10 @@ void FileBytes::do_read(uint64_t offset, uint64_t count, void* to) const {
 
 // --- writing -------------------------------------------------------------------------------------
 
-FileWriter::FileWriter(const std::string& path)
-    : path_(path), partial_(path + ".partial-" + std::to_string(::getpid())) {
+FileWriter::FileWriter(const std::string& path) : path_(path) {
+  // Of this process and thread alone.
+  static std::atomic<uint64_t> count{0};
+  partial_ = path + ".partial-" + std::to_string(::getpid()) + "-" + std::to_string(count++);
   file_ = std::fopen(partial_.c_str(), "wb");
   if (file_ == nullptr) format_error("the file cannot be written: ", reason(), ".");
 }
