@@ -1,5 +1,6 @@
 """The SDK archive serves a CMake project, and the checkout serves an external Bazel workspace."""
 
+import importlib.util
 import os
 import pathlib
 import shlex
@@ -63,6 +64,16 @@ def test_shared_library_names_no_folder_of_the_build(sdk):
     assert "RPATH" not in dynamic and "RUNPATH" not in dynamic, dynamic
 
 
+def test_runner_of_the_sdk_runs_with_any_libtorch(sdk):
+    runner = sdk / "bin" / "torchlift-run"
+    dynamic = succeed("readelf", "-d", runner)
+    assert "RPATH" not in dynamic and "RUNPATH" not in dynamic, dynamic
+    libtorch = pathlib.Path(importlib.util.find_spec("torch").submodule_search_locations[0])
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(libtorch / "lib")}
+    graph = ROOT / "compile" / "artifact" / "testdata" / "loss_v1.tlc"
+    assert "valid (3 operators" in succeed(runner, "validate", graph, env=environment)
+
+
 def test_cmake_explains_a_missing_libtorch(sdk, tmp_path):
     code, output = configure(sdk, tmp_path / "build", f"-DTORCHLIFT_LIBTORCH={tmp_path}")
     assert code != 0
@@ -79,8 +90,15 @@ def test_cmake_refuses_another_torch(sdk, tmp_path):
     assert "this is torch" in output and "2.9.1" in output.replace("\n", "")
 
 
-def test_external_bazel_workspace():
-    workspace = HERE / "external_workspace"
+@pytest.mark.parametrize(
+    "workspace, target, said",
+    [
+        (HERE / "external_workspace", "//:consumer", "batched dot products are right"),
+        (ROOT / "examples" / "compiled_library", "//:compiled_library", "the compiled gradients are right"),
+    ],
+    ids=["consumer", "compiled_library"],
+)
+def test_external_bazel_workspace(workspace, target, said):
     # The machine's own settings are the checkout's. fastbuild: the other mode is tested by everything else.
     rc = ROOT / ".bazelrc.setup"
     startup = [f"--bazelrc={rc}"] if rc.exists() else []
@@ -93,7 +111,7 @@ def test_external_bazel_workspace():
     options = ["--color=no", "--curses=no", "--spawn_strategy=local", "--compilation_mode=fastbuild"]
     options += ["--experimental_convenience_symlinks=ignore"]  # Links in the checkout would be its packages.
     try:
-        output = succeed("bazel", *startup, "run", *options, "//:consumer", cwd=workspace)
+        output = succeed("bazel", *startup, "run", *options, target, cwd=workspace)
     finally:
         run("bazel", *startup, "shutdown", cwd=workspace)
-    assert "batched dot products are right" in output
+    assert said in output
