@@ -107,11 +107,11 @@ def step_cpp(counts, patterns):
 
 
 def step_sanitizers(counts, patterns):
-    """The tests of core/ under each sanitizer. A test tagged no_asan (and so on) is left out."""
+    """The tests of core/ and of saved files under each sanitizer. A test tagged no_asan (and so on) is left out."""
     for name in ["asan", "ubsan", "tsan"]:
         say(f"sanitizers: {name}")
         options = [f"--config={name}", f"--test_tag_filters=-no_{name}", "--build_tests_only"]
-        bazel_test(counts, patterns or ["//core/..."], options, f"{name} ")
+        bazel_test(counts, patterns or ["//core/...", "//compile/artifact/..."], options, f"{name} ")
     step_pytest(counts, ["tools/sanitizers"])
 
 
