@@ -45,6 +45,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--extended", action="store_true", help="instead: other dtypes, and other sizes and memory layouts of a batch"
     )
+    parser.add_argument(
+        "--compiled", action="store_true", help="torchlift's results come from traced and optimized graphs"
+    )
     parser.add_argument("--out", help="write one JSON line per (op, transform) here")
     parser.add_argument("--jobs", type=int, default=1, help="processes that share the ops (default: 1)")
     parser.add_argument("--shard", default="0/1", help="i/n: every n-th op, starting at the i-th")
@@ -54,6 +57,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--top", type=int, default=40, help="error classes listed")
     parser.add_argument("--verbose", action="store_true", help="let the children print")
     args = parser.parse_args(argv)
+    if args.compiled:
+        args.impl = "opcov.compiled_impl"
     if args.transforms is not None:
         args.transforms = [name for name in args.transforms.split(",") if name]
         if unknown := set(args.transforms) - set(TRANSFORMS):

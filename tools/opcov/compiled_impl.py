@@ -1,0 +1,83 @@
+"""torchlift's transforms, traced: what opcov runs with --compiled.
+
+The outermost transform is run as a user would run it, then traced and replayed after all passes, on
+the same arguments. The two must agree to the last bit but for what another order of the same
+operations rounds; what is returned, and compared with the references, is the replay's result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torchlift
+from torch.utils._pytree import tree_leaves, tree_map
+from torchlift import _C
+
+from opcov.derivatives import Mismatch
+
+
+def copies(args: Any) -> Any:
+    """What an operator writes into its arguments is written into copies."""
+    return tree_map(lambda t: t.clone() if isinstance(t, torch.Tensor) else t, args)
+
+
+def compare(eager: Any, replayed: Any) -> None:
+    for expected, got in zip(tree_leaves(eager), tree_leaves(replayed), strict=True):
+        if not isinstance(expected, torch.Tensor):
+            continue
+        if expected.shape != got.shape or expected.dtype != got.dtype:
+            raise Mismatch(f"replayed: {got.dtype} {list(got.shape)}, eager: {expected.dtype} {list(expected.shape)}")
+        if not torch.allclose(got, expected, rtol=1e-5, atol=1e-6, equal_nan=True):
+            raise Mismatch("the replay differs from the eager result")
+
+
+def replayed(function: Callable[..., Any], args: Sequence[Any]) -> Any:
+    if _C.open_levels() or any(isinstance(a, torch.Tensor) and a.requires_grad for a in tree_leaves(args)):
+        return function(*args)  # Inside of another transform.
+    seed = torch.seed() % 2**31
+    torch.manual_seed(seed)
+    eager = function(*copies(args))
+    torch.manual_seed(seed)
+    traced = torchlift.trace(function)(*args)
+    torch.manual_seed(seed)
+    result = traced.rebuild(traced.optimized().run(copies([a for a in tree_leaves(args) if isinstance(a, torch.Tensor)])))
+    compare(eager, result)
+    return result
+
+
+def traced(transform: Callable[..., Any]) -> Callable[..., Any]:
+    """A transform that returns a function, whose calls are traced."""
+
+    def of_function(*transform_args: Any, **options: Any) -> Callable[..., Any]:
+        function = transform(*transform_args, **options)
+        return lambda *args: replayed(function, args)
+
+    return of_function
+
+
+vmap = traced(torchlift.vmap)
+grad = traced(torchlift.grad)
+jacrev = traced(torchlift.jacrev)
+jacfwd = traced(torchlift.jacfwd)
+
+
+def jvp(function: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> Any:
+    return replayed(lambda p, t: torchlift.jvp(function, p, t), (primals, tangents))
+
+
+def vjp(function: Callable[..., Any], *primals: Any) -> Any:
+    if _C.open_levels():
+        return torchlift.vjp(function, *primals)
+    output = replayed(lambda *p: torchlift.vjp(function, *p)[0], primals)
+
+    def pullback(cotangents: Any) -> Any:
+        return replayed(lambda p, c: torchlift.vjp(function, *p)[1](c), (primals, cotangents))
+
+    return output, pullback
+
+
+# The fallback is counted for torchlift's own name.
+reset_fallback_report = torchlift.reset_fallback_report
+fallback_report = torchlift.fallback_report
