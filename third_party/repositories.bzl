@@ -5,6 +5,7 @@ A larger workspace that already has one of them under the same name keeps its ow
 
 load("//third_party/absl:absl.bzl", "absl_repository")
 load("//third_party/benchmark:benchmark.bzl", "benchmark_repository")
+load("//third_party/boost:boost.bzl", "boost_graph_repository")
 load("//third_party/cuda:cuda.bzl", "cuda_repository")
 load("//third_party/flatbuffers:flatbuffers.bzl", "flatbuffers_repository")
 load("//third_party/googletest:googletest.bzl", "googletest_repository")
@@ -15,6 +16,7 @@ load("//third_party/torch:torch.bzl", "torch_repository")
 def torchlift_repositories():
     rules = {
         "absl": absl_repository,
+        "boost_graph": boost_graph_repository,
         "cuda": cuda_repository,
         "flatbuffers": flatbuffers_repository,
         "google_benchmark": benchmark_repository,

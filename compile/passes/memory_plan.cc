@@ -1,0 +1,241 @@
+#include "compile/passes/memory_plan.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "compile/passes/evaluate.h"
+#include "compile/passes/node_facts.h"
+#include "core/error.h"
+
+namespace torchlift::compile {
+namespace {
+
+constexpr int32_t kNever = -1;
+
+int64_t aligned(int64_t bytes) {
+  return (bytes + kArenaAlignment - 1) / kArenaAlignment * kArenaAlignment;
+}
+
+// NOTE [lifetimes]
+// A value that a node gives, and that is no view, is an allocation. Values that may share memory
+// are of one class (AliasClasses, made finer here by what reshape and its like do with the types at
+// hand); an allocation is alive from its node to the last reader of its class. A class that an
+// output is of outlives the run, and one that an input or a constant is of was there before.
+class Planner {
+ public:
+  Planner(const Graph& graph, const std::vector<int64_t>& symbols)
+      : graph_(graph), symbols_(symbols), parents_(graph.values.size()) {
+    std::iota(parents_.begin(), parents_.end(), 0);
+  }
+
+  MemoryPlan run() {
+    const size_t count = graph_.values.size();
+    plan_.buffer_of.assign(count, -1);
+    allocation_.assign(count, false);
+    find_classes();
+    find_lifetimes();
+    place_values();
+    pack();
+    measure_eager();
+    return std::move(plan_);
+  }
+
+ private:
+  static size_t index(int32_t id) { return static_cast<size_t>(id); }
+
+  int32_t find(int32_t id) {
+    while (parents_[index(id)] != id) {
+      id = parents_[index(id)] = parents_[index(parents_[index(id)])];
+    }
+    return id;
+  }
+  void merge(ValueId a, ValueId b) { parents_[index(find(b))] = find(a); }
+
+  // --- classes ---
+
+  void find_classes() {
+    for (const Node& node : graph_.nodes) {
+      if (node.is_control_flow()) {
+        // A branch may give one of its operands.
+        for (const ValueId result : results_of(node)) {
+          allocation_[index(result)] = true;
+          for (const ValueId argument : arguments_of(node)) merge(argument, result);
+        }
+      } else if (may_view(node)) {
+        share(node);
+      } else {
+        for (const ValueId result : results_of(node)) allocation_[index(result)] = true;
+      }
+    }
+  }
+
+  // By what the operator does with these types: reshape may copy.
+  void share(const Node& node) {
+    const auto inferred = infer(graph_, node);
+    for (size_t i = 0; i < node.results.size(); ++i) {
+      for (size_t k = 0; k < node.results[i].ids.size(); ++k) {
+        const ValueId id = node.results[i].ids[k];
+        if (id == kNoValue) continue;
+        if (inferred.at(i).at(k).shares == kNoValue) {
+          allocation_[index(id)] = true;
+        } else {
+          merge(inferred[i][k].shares, id);
+        }
+      }
+    }
+  }
+
+  void find_lifetimes() {
+    const size_t count = graph_.values.size();
+    last_.assign(count, kNever);
+    escapes_.assign(count, false);
+    members_.assign(count, 0);
+    for (size_t i = 0; i < graph_.nodes.size(); ++i) {
+      for (const ValueId id : arguments_of(graph_.nodes[i])) {
+        last_[index(find(id))] = static_cast<int32_t>(i);
+      }
+      for (const ValueId id : results_of(graph_.nodes[i])) {
+        int32_t& last = last_[index(find(id))];
+        last = std::max(last, static_cast<int32_t>(i));
+        ++members_[index(find(id))];
+      }
+    }
+    for (const ValueId id : graph_.outputs) {
+      if (id != kNoValue) escapes_[index(find(id))] = true;
+    }
+  }
+
+  // --- bytes ---
+
+  int64_t bytes(ValueId id) const {
+    const TensorType& type = graph_.type(id);
+    if (type.layout != c10::kStrided) {
+      unsupported_error("compile", "memory is planned for strided tensors, and ",
+                        graph_.value(id).name, " is ", type.str(), ".");
+    }
+    const auto sizes = type.concrete_sizes(symbols_), strides = type.concrete_strides(symbols_);
+    int64_t last = 0;
+    for (size_t d = 0; d < sizes.size(); ++d) {
+      if (sizes[d] == 0) return 0;
+      last += (sizes[d] - 1) * strides[d];
+    }
+    return (last + 1) * static_cast<int64_t>(c10::elementSize(type.dtype));
+  }
+
+  // Each element of it has its own place, and there are no others.
+  bool is_dense(ValueId id) const {
+    int64_t numel = static_cast<int64_t>(c10::elementSize(graph_.type(id).dtype));
+    for (const int64_t size : graph_.type(id).concrete_sizes(symbols_)) numel *= size;
+    return numel == bytes(id);
+  }
+
+  // --- buffers ---
+
+  void place_values() {
+    for (size_t i = 0; i < graph_.nodes.size(); ++i) {
+      const auto at = static_cast<int32_t>(i);
+      for (const ValueId id : results_of(graph_.nodes[i])) {
+        if (!allocation_[index(id)]) continue;
+        if (escapes_[index(find(id))]) {
+          plan_.output_bytes += bytes(id);
+        } else if (!reuse(graph_.nodes[i], at, id)) {
+          plan_.buffer_of[index(id)] = static_cast<int32_t>(plan_.buffers.size());
+          plan_.buffers.push_back(
+              {.offset = 0, .bytes = bytes(id), .first = at, .last = last_[index(find(id))]});
+        }
+      }
+    }
+  }
+
+  bool reuse(const Node& node, int32_t at, ValueId id) {
+    if (!is_pointwise(node) || !is_pure(node) || node.results.size() != 1 || !is_dense(id)) {
+      return false;
+    }
+    for (const ValueId argument : arguments_of(node)) {
+      const int32_t root = find(argument);
+      const int32_t buffer = plan_.buffer_of[index(argument)];
+      if (buffer < 0 || members_[index(root)] != 1 || last_[index(root)] != at) continue;
+      if (graph_.type(argument) != graph_.type(id)) continue;
+      plan_.buffer_of[index(id)] = buffer;
+      plan_.buffers[index(buffer)].last = last_[index(find(id))];
+      plan_.in_place.push_back({.node = at, .argument = argument});
+      return true;
+    }
+    return false;
+  }
+
+  static bool overlap(const Buffer& a, const Buffer& b) {
+    return a.first <= b.last && b.first <= a.last;
+  }
+
+  // The largest first, each at the lowest place where all that is alive with it leaves room.
+  void pack() {
+    std::vector<size_t> order(plan_.buffers.size());
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) {
+      return plan_.buffers[a].bytes > plan_.buffers[b].bytes;
+    });
+    std::vector<size_t> placed;  // by offset
+    for (const size_t b : order) {
+      Buffer& buffer = plan_.buffers[b];
+      const int64_t size = aligned(buffer.bytes);
+      int64_t offset = 0;
+      for (const size_t other : placed) {
+        const Buffer& there = plan_.buffers[other];
+        if (!overlap(buffer, there)) continue;
+        if (offset + size <= there.offset) break;
+        offset = std::max(offset, there.offset + aligned(there.bytes));
+      }
+      buffer.offset = offset;
+      plan_.arena_bytes = std::max(plan_.arena_bytes, offset + size);
+      const auto place = std::upper_bound(
+          placed.begin(), placed.end(), offset,
+          [&](int64_t value, size_t other) { return value < plan_.buffers[other].offset; });
+      placed.insert(place, b);
+    }
+    for (size_t i = 0; i < graph_.nodes.size(); ++i) {
+      int64_t live = 0;
+      for (const Buffer& buffer : plan_.buffers) {
+        const auto at = static_cast<int32_t>(i);
+        if (buffer.first <= at && at <= buffer.last) live += aligned(buffer.bytes);
+      }
+      plan_.live_bytes = std::max(plan_.live_bytes, live);
+    }
+  }
+
+  void measure_eager() {
+    std::vector<int64_t> change(graph_.nodes.size() + 1, 0);
+    for (size_t i = 0; i < graph_.nodes.size(); ++i) {
+      for (const ValueId id : results_of(graph_.nodes[i])) {
+        if (!allocation_[index(id)]) continue;
+        change[i] += bytes(id);
+        const int32_t root = find(id);
+        if (!escapes_[index(root)]) change[index(last_[index(root)]) + 1] -= bytes(id);
+      }
+    }
+    int64_t live = 0;
+    for (const int64_t each : change) {
+      live += each;
+      plan_.eager_peak_bytes = std::max(plan_.eager_peak_bytes, live);
+    }
+  }
+
+  const Graph& graph_;
+  const std::vector<int64_t>& symbols_;
+  std::vector<int32_t> parents_;  // of values: classes
+  std::vector<bool> allocation_;  // of values
+  // Of classes, by their representative.
+  std::vector<int32_t> last_;
+  std::vector<int32_t> members_;
+  std::vector<bool> escapes_;
+  MemoryPlan plan_;
+};
+
+}  // namespace
+
+MemoryPlan memory_plan(const Graph& graph, const std::vector<int64_t>& symbols) {
+  require_functional(graph, "memory_plan");
+  return Planner(graph, symbols).run();
+}
+
+}  // namespace torchlift::compile

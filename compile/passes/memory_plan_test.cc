@@ -1,0 +1,120 @@
+#include "compile/passes/memory_plan.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/randn.h>
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "compile/passes/functionalize.h"
+#include "compile/passes/testing.h"
+
+namespace torchlift::compile {
+namespace {
+
+ValueId call(GraphBuilder& b, const std::string& op, ValueId x) {
+  return b.call("aten::" + op, {{"self", ref(x)}});
+}
+
+TEST(MemoryPlanTest, AChainNeedsTheMemoryOfOneValue) {
+  GraphBuilder b;
+  ValueId x = b.input(at::randn({32}));
+  for (int i = 0; i < 6; ++i) x = call(b, "sin", x);
+  const Graph graph = b.finish({call(b, "sum", x)});
+  const MemoryPlan plan = memory_plan(graph);
+  EXPECT_EQ(plan.buffers.size(), 1U);
+  EXPECT_EQ(plan.in_place.size(), 5U);
+  EXPECT_EQ(plan.arena_bytes, 128);
+  EXPECT_EQ(plan.output_bytes, 4);
+  EXPECT_EQ(plan.peak_bytes(), 132);
+  EXPECT_EQ(plan.eager_peak_bytes, 256);
+}
+
+TEST(MemoryPlanTest, WhatIsReadLaterIsNotOverwritten) {
+  GraphBuilder b;
+  const ValueId x = b.input(at::randn({32}));
+  const ValueId s = call(b, "sin", x);
+  const ValueId view = call(b, "alias", s);
+  const ValueId c = call(b, "cos", s);
+  const ValueId y = b.call("aten::mul.Tensor", {{"self", ref(c)}, {"other", ref(view)}});
+  const Graph graph = b.finish({call(b, "sum", y)});
+  const MemoryPlan plan = memory_plan(graph);
+  EXPECT_NE(plan.buffer_of[static_cast<size_t>(s)], plan.buffer_of[static_cast<size_t>(c)]);
+  EXPECT_EQ(plan.buffer_of[static_cast<size_t>(y)], plan.buffer_of[static_cast<size_t>(c)]);
+  EXPECT_EQ(plan.buffer_of[static_cast<size_t>(view)], -1);
+  EXPECT_EQ(plan.arena_bytes, 256);
+}
+
+TEST(MemoryPlanTest, SizesThatAreGiven) {
+  GraphBuilder b;
+  const ValueId x = b.input(at::randn({4, 8}));
+  b.dynamic(0, "n");
+  const ValueId y = call(b, "sum", call(b, "sin", x));
+  const Graph graph = b.finish({y});
+  EXPECT_EQ(memory_plan(graph, {4}).arena_bytes, 128);
+  EXPECT_EQ(memory_plan(graph, {1000}).arena_bytes, 32000);
+}
+
+// Runs the graph with every intermediate value in the arena, where the plan says. Lifetimes that
+// are too short, and views of what is gone, give other numbers.
+std::vector<at::Tensor> run_in_arena(const Graph& graph, const MemoryPlan& plan,
+                                     const std::vector<at::Tensor>& inputs) {
+  const at::Tensor arena = at::empty({plan.arena_bytes}, at::kByte);
+  auto* memory = static_cast<char*>(arena.mutable_data_ptr());
+  std::memset(memory, 0x7f, static_cast<size_t>(plan.arena_bytes));
+  std::vector<at::Tensor> values(graph.values.size());
+  for (size_t i = 0; i < inputs.size(); ++i)
+    values[static_cast<size_t>(graph.inputs[i])] = inputs[i];
+  for (const Constant& constant : graph.constants) {
+    values[static_cast<size_t>(constant.id)] = constant.tensor;
+  }
+  for (const Node& node : graph.nodes) {
+    const auto results =
+        evaluate(node, [&](ValueId id) { return values[static_cast<size_t>(id)]; });
+    for (size_t i = 0; i < results.size(); ++i) {
+      for (size_t k = 0; k < results[i].size(); ++k) {
+        const auto id = static_cast<size_t>(node.results[i].ids[k]);
+        values[id] = results[i][k];
+        if (plan.buffer_of[id] < 0) continue;
+        const Buffer& buffer = plan.buffers[static_cast<size_t>(plan.buffer_of[id])];
+        values[id] = at::from_blob(memory + buffer.offset, results[i][k].sizes(),
+                                   results[i][k].strides(), results[i][k].options());
+        values[id].copy_(results[i][k]);
+      }
+    }
+  }
+  std::vector<at::Tensor> outputs;
+  for (const ValueId id : graph.outputs) outputs.push_back(values[static_cast<size_t>(id)]);
+  return outputs;
+}
+
+TEST(MemoryPlanTest, RandomPrograms) {
+  size_t in_place = 0;
+  int64_t arena = 0, live = 0, all = 0;
+  for (uint64_t seed = 0; seed < 80; ++seed) {
+    Graph graph = random_graph(seed, {.nodes = 60, .writes = true});
+    functionalize(graph);
+    const MemoryPlan plan = memory_plan(graph);
+    const std::vector<at::Tensor> inputs = random_inputs(graph);
+    const auto expected = run_reference(graph, inputs);
+    const auto got = run_in_arena(graph, plan, inputs);
+    for (size_t i = 0; i < expected.size(); ++i) {
+      ASSERT_TRUE(identical(expected[i], got[i])) << "seed " << seed << "\n" << graph.str();
+    }
+    EXPECT_GE(plan.arena_bytes, plan.live_bytes);
+    in_place += plan.in_place.size();
+    arena += plan.arena_bytes;
+    live += plan.live_bytes;
+    for (const Buffer& buffer : plan.buffers) all += buffer.bytes;
+  }
+  EXPECT_GT(in_place, 50U);
+  // Not much is lost between buffers.
+  EXPECT_LT(static_cast<double>(arena), 1.1 * static_cast<double>(live));
+  EXPECT_LT(2 * arena, all);
+}
+
+}  // namespace
+}  // namespace torchlift::compile
