@@ -40,6 +40,4 @@ std::string describe_change(const std::vector<TensorSignature>& before,
   return "the graph had been evicted from the cache";
 }
 
-Program optimized_program(Graph graph) { return Program(std::move(graph)); }
-
 }  // namespace torchlift::compile

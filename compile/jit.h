@@ -42,8 +42,8 @@
 #include <utility>
 #include <vector>
 
+#include "compile/executable.h"
 #include "compile/graph.h"
-#include "compile/replay.h"
 #include "compile/trace.h"
 #include "core/tree.h"
 
@@ -81,9 +81,6 @@ TensorSignature signature_of(const at::Tensor& tensor);
 
 // Whether a call on these is for the function itself. See NOTE [when jit replays].
 bool calls_function(const std::vector<at::Tensor>& tensors);
-
-// The passes, and a program.
-Program optimized_program(Graph graph);
 
 // How the signature of a call differs from that of the one traced before.
 std::string describe_change(const std::vector<TensorSignature>& before,
@@ -125,7 +122,7 @@ class JitCache {
   struct Entry {
     std::vector<TensorSignature> tensors;
     Args arguments;  // their structure and constants
-    Program program;
+    Executable program;
     R result;
   };
 
@@ -211,7 +208,7 @@ class JitFunction {
     if (entry == nullptr) {
       auto traced = compile::trace_tuple(shared_->f, all, "jit");
       entry = std::make_shared<const typename Cache::Entry>(typename Cache::Entry{
-          std::move(signatures), all, compile::optimized_program(std::move(traced.graph)),
+          std::move(signatures), all, compile::Executable(std::move(traced.graph)),
           std::move(traced.structure)});
       cache.add(entry);
     }

@@ -97,6 +97,38 @@ TEST(JitTest, IsTransformedAsTheFunction) {
   EXPECT_CLOSE(jit(grad(fast))(x), grad(f)(x));
 }
 
+TEST(JitTest, WritesIntoItsArguments) {
+  const auto f = [](Tensor x, const Tensor& y) {
+    x.add_(y);
+    x[0] *= 2;
+    return x.sum();
+  };
+  const auto fast = jit(f);
+  for (int i = 0; i < 2; ++i) {
+    const Tensor x = at::rand({3, 2}, at::kDouble), y = at::rand({3, 2}, at::kDouble);
+    Tensor mine = x.clone(), theirs = x.clone();
+    EXPECT_CLOSE(fast(mine, y), f(theirs, y));
+    EXPECT_CLOSE(mine, theirs);
+  }
+}
+
+TEST(JitTest, ReusesMemoryOfItsOwnOnly) {
+  const auto f = [](const Tensor& x) {
+    const Tensor y = x.view({-1}).exp();
+    return std::tuple(y.sin().mul(2).add(y), x.neg().abs());
+  };
+  const auto fast = jit(f);
+  const Tensor x = at::rand({3, 2}, at::kDouble);
+  const Tensor before = x.clone();
+  for (int i = 0; i < 2; ++i) {
+    const auto [a, b] = fast(x);
+    const auto [c, d] = f(x);
+    EXPECT_CLOSE(a, c);
+    EXPECT_CLOSE(b, d);
+    EXPECT_TRUE(x.equal(before));
+  }
+}
+
 TEST(JitTest, SeveralThreads) {
   const auto fast = jit(vmap(grad([](const Tensor& x) { return x.pow(3).sum(); })));
   std::atomic<int> right{0};

@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "compile/graph.h"
+#include "core/boxed.h"
 #include "core/dispatch.h"
 #include "core/error.h"
 #include "core/lifted_tensor.h"
@@ -34,8 +35,9 @@ struct Variable {
 };
 
 struct Step {
-  std::optional<c10::OperatorHandle> op;  // none: control flow
-  std::vector<IValue> arguments;          // with room for the variables
+  std::optional<c10::OperatorHandle> op;        // none: control flow
+  std::optional<c10::OperatorHandle> in_place;  // the same, written over its first argument
+  std::vector<IValue> arguments;                // with room for the variables
   std::vector<Variable> variables;
   std::vector<Result> results;
   std::vector<ValueId> dead;  // values nobody reads after this step
@@ -51,6 +53,24 @@ at::Tensor wrapped_number(const at::Scalar& number) {
   at::Tensor t = at::scalar_tensor(number, at::device(at::kCPU).dtype(number.type()));
   t.unsafeGetTensorImpl()->set_wrapped_number(true);
   return t;
+}
+
+// "mul_" of "mul": the same arguments, and the result is written over the first of them.
+std::optional<c10::OperatorHandle> in_place_variant(const c10::OperatorHandle& op) {
+  const auto found = c10::Dispatcher::singleton().findSchema(
+      {op.schema().name() + "_", op.schema().overload_name()});
+  if (!found.has_value()) return std::nullopt;
+  const auto& own = op.schema().arguments();
+  const auto& others = found->schema().arguments();
+  if (own.size() != others.size() || own.empty() || !writes_argument(*found, 0)) {
+    return std::nullopt;
+  }
+  for (size_t i = 0; i < own.size(); ++i) {
+    if (own[i].name() != others[i].name() || *own[i].type() != *others[i].type()) {
+      return std::nullopt;
+    }
+  }
+  return found;
 }
 
 bool is_optional_list(const c10::Type& type) {
@@ -128,9 +148,16 @@ struct Program::Plan {
   std::vector<Step> steps;
   bool tracked_constants = false;
 
-  explicit Plan(Graph given) : graph(std::move(given)) {
+  Plan(Graph given, const std::vector<std::pair<int32_t, ValueId>>& in_place)
+      : graph(std::move(given)) {
     verify(graph);
     for (const Node& node : graph.nodes) steps.push_back(step_of(node));
+    for (const auto& [index, argument] : in_place) {
+      Step& step = steps.at(static_cast<size_t>(index));
+      const auto* first =
+          std::get_if<ValueRef>(&graph.nodes[static_cast<size_t>(index)].args.at(0));
+      if (first != nullptr && first->id == argument) step.in_place = in_place_variant(*step.op);
+    }
     find_dead();
     for (const Constant& constant : graph.constants) {
       tracked_constants = tracked_constants || constant.tensor.requires_grad();
@@ -139,6 +166,7 @@ struct Program::Plan {
 
   static Step step_of(const Node& node) {
     Step step{.op = find_operator(node),
+              .in_place = std::nullopt,
               .arguments = {},
               .variables = {},
               .results = node.results,
@@ -238,7 +266,8 @@ struct Program::Plan {
 
   // --- running -----------------------------------------------------------------------------------
 
-  std::vector<at::Tensor> execute(at::ArrayRef<at::Tensor> inputs) const {
+  // exclusive: nobody else sees intermediate values.
+  std::vector<at::Tensor> execute(at::ArrayRef<at::Tensor> inputs, bool exclusive) const {
     const std::vector<int64_t> sizes = symbols(inputs);
     Slots slots(graph.values.size());
     for (size_t i = 0; i < inputs.size(); ++i) {
@@ -250,7 +279,7 @@ struct Program::Plan {
     Stack stack;
     for (const Step& step : steps) {
       if (step.op.has_value()) {
-        call(step, sizes, &stack, &slots);
+        call(step, exclusive, sizes, &stack, &slots);
       } else {
         run_control_flow(step, &slots);
       }
@@ -264,13 +293,13 @@ struct Program::Plan {
     return outputs;
   }
 
-  static void call(const Step& step, const std::vector<int64_t>& symbols, Stack* stack,
-                   Slots* slots) {
+  static void call(const Step& step, bool exclusive, const std::vector<int64_t>& symbols,
+                   Stack* stack, Slots* slots) {
     stack->assign(step.arguments.begin(), step.arguments.end());
     for (const Variable& variable : step.variables) {
       (*stack)[variable.index] = value_of(step, variable, symbols, *slots);
     }
-    step.op->callBoxed(*stack);
+    (exclusive && step.in_place.has_value() ? step.in_place : step.op)->callBoxed(*stack);
     for (size_t i = 0; i < step.results.size(); ++i) keep(step.results[i], (*stack)[i], slots);
   }
 
@@ -365,7 +394,8 @@ struct Program::Plan {
   }
 };
 
-Program::Program(Graph graph) : plan_(std::make_shared<const Plan>(std::move(graph))) {}
+Program::Program(Graph graph, const std::vector<std::pair<int32_t, ValueId>>& in_place)
+    : plan_(std::make_shared<const Plan>(std::move(graph), in_place)) {}
 
 const Graph& Program::graph() const { return plan_->graph; }
 
@@ -380,7 +410,7 @@ std::vector<at::Tensor> Program::run(at::ArrayRef<at::Tensor> inputs,
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   std::optional<SeedScope> seeded;
   if (options.seed.has_value()) seeded.emplace(*options.seed, plan_->devices(inputs));
-  return plan_->execute(inputs);
+  return plan_->execute(inputs, !dispatch);
 }
 
 }  // namespace torchlift::compile

@@ -19,6 +19,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "compile/graph.h"
@@ -33,8 +34,9 @@ struct RunOptions {
 
 class Program {
  public:
-  // Throws what verify() does.
-  explicit Program(Graph graph);
+  // in_place: nodes that may write their result over this argument, by their index, where autograd
+  // and levels do not look (compile/passes/memory_plan.h). Throws what verify() does.
+  explicit Program(Graph graph, const std::vector<std::pair<int32_t, ValueId>>& in_place = {});
 
   // One tensor for each input of the graph; gives one for each output. Throws TransformError,
   // before anything runs, if these are not as many, or of another dtype, shape or device than the

@@ -15,6 +15,7 @@
 
 #include "bindings/_C/returned.h"
 #include "compile/dynamic.h"
+#include "compile/executable.h"
 #include "compile/graph.h"
 #include "compile/replay.h"
 #include "compile/trace_scope.h"
@@ -23,6 +24,7 @@ namespace torchlift::python {
 namespace {
 
 using compile::Argument;
+using compile::Executable;
 using compile::Graph;
 using compile::kNoValue;
 using compile::Node;
@@ -155,7 +157,8 @@ py::list input_types(const Graph& graph) {
   return list;
 }
 
-py::object run(const Program& program, const py::list& leaves, std::optional<uint64_t> seed) {
+template <class P>
+py::object run(const P& program, const py::list& leaves, std::optional<uint64_t> seed) {
   return guarded_object([&]() -> py::object {
     const Tensors inputs = tensors_of(leaves.ptr());
     Tensors outputs;
@@ -248,8 +251,28 @@ void define_compile(py::module_& module) {
         });
         return *program;
       }))
-      .def("run", &run, py::arg("inputs"), py::arg("seed") = py::none())
+      .def("run", &run<Program>, py::arg("inputs"), py::arg("seed") = py::none())
       .def("graph", [](const Program& self) { return std::make_shared<Graph>(self.graph()); });
+  py::class_<Executable>(module, "Executable")
+      .def(py::init([](const Graph& graph) {
+        std::optional<Executable> executable;
+        guarded_object([&]() -> py::object {
+          executable.emplace(graph);
+          return py::none();
+        });
+        return *executable;
+      }))
+      .def("run", &run<Executable>, py::arg("inputs"), py::arg("seed") = py::none())
+      .def("graph", [](const Executable& self) { return std::make_shared<Graph>(self.graph()); })
+      .def("updates",
+           [](const Executable& self) {
+             py::list list;
+             for (const compile::InputUpdate& each : self.report().functionalized.updates) {
+               list.append(py::make_tuple(each.input, each.output));
+             }
+             return list;
+           })
+      .def("report", [](const Executable& self) { return self.report().str(); });
 }
 
 }  // namespace torchlift::python

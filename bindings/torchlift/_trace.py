@@ -73,20 +73,16 @@ class Traced:
         leaves = [next(rest) if leaf is None else leaf[0] for leaf in self._out_leaves]
         return self._out_spec.unflatten(leaves)
 
-    def optimized(self) -> "_C.Program":
+    def optimized(self) -> "_C.Executable":
         """The program after the passes that make it shorter, which give the same numbers."""
-        graph = self.graph.copy()
-        graph.optimize()
-        return _C.Program(graph)
+        return _C.Executable(self.graph)
 
     def graph_module(self) -> "torch.fx.GraphModule":
         """The graph as a torch.fx.GraphModule of the tensors among the arguments; it returns a list
         of tensors. (`make_fx` gives one that is called as the function is.)"""
         from torchlift._fx import graph_module
 
-        graph = self.graph.copy()
-        graph.optimize()
-        return graph_module(graph, [value.name for value in graph.inputs()])
+        return graph_module(self.graph, [value.name for value in self.graph.inputs()])
 
     def example_inputs(self) -> "list[torch.Tensor]":
         """Tensors like those it was traced with, of zeros."""

@@ -478,7 +478,8 @@ class Decoder {
     for (const fb::Symbol* symbol : *encoded.symbols()) {
       graph.symbols.push_back({.name = arguments_.name(symbol->name(), "a dynamic dim"),
                                .input = symbol->input(),
-                               .dim = symbol->dim()});
+                               .dim = symbol->dim(),
+                               .least = symbol->least()});
     }
   }
 

@@ -1,0 +1,44 @@
+#include "compile/executable.h"
+
+#include <ATen/core/grad_mode.h>
+
+#include <utility>
+
+#include "compile/passes/memory_plan.h"
+
+namespace torchlift::compile {
+namespace {
+
+bool is_static(const Graph& graph) { return graph.symbols.empty(); }
+
+}  // namespace
+
+Program Executable::prepared(Graph graph, OptimizeReport* report) {
+  *report = optimize(graph);
+  std::vector<std::pair<int32_t, ValueId>> in_place;
+  if (is_static(graph)) {
+    for (const InPlace& each : memory_plan(graph).in_place) {
+      in_place.emplace_back(each.node, each.argument);
+    }
+  }
+  return Program(std::move(graph), in_place);
+}
+
+Executable::Executable(Graph graph)
+    : report_(std::make_shared<OptimizeReport>()),
+      program_(prepared(std::move(graph), report_.get())) {}
+
+std::vector<at::Tensor> Executable::run(at::ArrayRef<at::Tensor> inputs,
+                                        const RunOptions& options) const {
+  std::vector<at::Tensor> outputs = program_.run(inputs, options);
+  const Functionalized& written = report_->functionalized;
+  if (written.updates.empty()) return outputs;
+  for (const InputUpdate& update : written.updates) {
+    at::Tensor input = inputs[static_cast<size_t>(update.input)];
+    input.copy_(outputs[static_cast<size_t>(update.output)]);
+  }
+  outputs.resize(written.outputs);
+  return outputs;
+}
+
+}  // namespace torchlift::compile
