@@ -14,6 +14,8 @@
 #include <vector>
 
 #include "bindings/_C/returned.h"
+#include "compile/artifact/artifact.h"
+#include "compile/artifact/signature.h"
 #include "compile/dynamic.h"
 #include "compile/executable.h"
 #include "compile/graph.h"
@@ -237,10 +239,111 @@ GraphPtr trace_dynamic_of(const py::function& graph_of, const py::list& leaves,
   return graph;
 }
 
+// --- artifacts -----------------------------------------------------------------------------------
+
+using compile::Structure;
+
+const std::vector<std::pair<std::string, Structure::Kind>>& kinds() {
+  static const auto* all = new std::vector<std::pair<std::string, Structure::Kind>>{
+      {"tensor", Structure::Kind::kTensor},     {"none", Structure::Kind::kNone},
+      {"constant", Structure::Kind::kConstant}, {"tuple", Structure::Kind::kTuple},
+      {"list", Structure::Kind::kList},         {"dict", Structure::Kind::kDict}};
+  return *all;
+}
+
+// (kind, name, content), as torchlift/_save.py has it.
+Structure structure_of(const py::handle& object) {
+  const auto tuple = object.cast<py::tuple>();
+  const auto kind = tuple[0].cast<std::string>();
+  Structure structure;
+  for (const auto& [name, value] : kinds()) {
+    if (name == kind) structure.kind = value;
+  }
+  structure.name = tuple[1].cast<std::string>();
+  if (structure.is_container()) {
+    for (const py::handle& child : tuple[2].cast<py::list>()) {
+      structure.children.push_back(structure_of(child));
+    }
+  } else if (structure.kind == Structure::Kind::kConstant) {
+    const py::object content = tuple[2];
+    if (py::isinstance<py::bool_>(content)) {
+      structure.constant = content.cast<bool>();
+    } else if (py::isinstance<py::int_>(content)) {
+      structure.constant = content.cast<int64_t>();
+    } else if (py::isinstance<py::float_>(content)) {
+      structure.constant = content.cast<double>();
+    } else if (py::isinstance<py::str>(content)) {
+      structure.constant = content.cast<std::string>();
+    } else {
+      structure.constant = content.cast<std::complex<double>>();
+    }
+  }
+  return structure;
+}
+
+py::tuple object_of(const Structure& structure) {
+  std::string kind;
+  for (const auto& [name, value] : kinds()) {
+    if (value == structure.kind) kind = name;
+  }
+  py::object content = py::none();
+  if (structure.is_container()) {
+    py::list children;
+    for (const Structure& child : structure.children) children.append(object_of(child));
+    content = children;
+  } else if (structure.kind == Structure::Kind::kConstant) {
+    content = std::visit([](const auto& value) -> py::object { return py::cast(value); },
+                         structure.constant);
+  }
+  return py::make_tuple(kind, structure.name, content);
+}
+
+void save_artifact_of(const Graph& graph, const py::object& inputs, const py::object& outputs,
+                      const std::string& name, const std::string& path) {
+  guarded_object([&]() -> py::object {
+    compile::save_artifact(
+        {.graph = graph,
+         .signature = {.inputs = structure_of(inputs), .outputs = structure_of(outputs)},
+         .name = name,
+         .torchlift_version = "",
+         .torch_version = "",
+         .metadata = {}},
+        path);
+    return py::none();
+  });
+}
+
+std::unique_ptr<compile::Artifact> load_artifact_of(const std::string& path) {
+  std::unique_ptr<compile::Artifact> artifact;
+  guarded_object([&]() -> py::object {
+    artifact = std::make_unique<compile::Artifact>(compile::load_artifact(path));
+    return py::none();
+  });
+  return artifact;
+}
+
+void define_artifacts(py::module_& module) {
+  using compile::Artifact;
+  module.def("save_artifact", &save_artifact_of);
+  module.def("load_artifact", &load_artifact_of);
+  py::class_<Artifact>(module, "Artifact")
+      .def_readonly("name", &Artifact::name)
+      .def_readonly("torchlift_version", &Artifact::torchlift_version)
+      .def_readonly("torch_version", &Artifact::torch_version)
+      .def_property_readonly(
+          "graph", [](const Artifact& self) { return std::make_shared<Graph>(self.graph); })
+      .def_property_readonly("signature", [](const Artifact& self) { return self.signature.str(); })
+      .def_property_readonly("inputs",
+                             [](const Artifact& self) { return object_of(self.signature.inputs); })
+      .def_property_readonly(
+          "outputs", [](const Artifact& self) { return object_of(self.signature.outputs); });
+}
+
 }  // namespace
 
 void define_compile(py::module_& module) {
   module.def("trace_dynamic", &trace_dynamic_of);
+  define_artifacts(module);
   define_graph(module);
   py::class_<Program>(module, "Program")
       .def(py::init([](const Graph& graph) {

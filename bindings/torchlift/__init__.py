@@ -11,7 +11,7 @@
     check_nan         names the operator that made a NaN; check_grads compares with differences
     custom_root       solves equations, and differentiates the solution; fixed_point, gmres, cg
     functional_call   calls a module with parameters that are arguments
-    trace, make_fx    write down what a function does, transforms and all; jit replays it
+    trace, make_fx    write down what a function does, transforms and all; jit replays it; save, load
     Ensemble          several models as one; per_sample_grad and its kin; optim; maml; empirical_ntk
 
 They nest in each other to any depth, and with torch's own autograd.
@@ -102,6 +102,7 @@ from torchlift._sparse import (  # noqa: E402
 from torchlift._vmap import vmap  # noqa: E402
 from torchlift._fx import make_fx  # noqa: E402
 from torchlift._jit import CacheInfo, jit  # noqa: E402
+from torchlift._save import Loaded, load, save  # noqa: E402
 from torchlift._trace import Traced, trace  # noqa: E402
 from torchlift import optim  # noqa: E402
 
@@ -109,7 +110,10 @@ __version__: str = _C.build_info()["version"]
 
 __all__ = [
     "CacheInfo",
+    "Loaded",
     "Traced",
+    "load",
+    "save",
     "jit",
     "make_fx",
     "trace",

@@ -1,0 +1,199 @@
+"""Functions in files: save traces one, load gives it back, in Python or in C++."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Callable
+
+import torch
+
+from torchlift import _C, _pytree
+from torchlift._errors import TransformError, UnsupportedError
+from torchlift._names import describe, function_name, parameters_of
+from torchlift._trace import trace_call
+
+_CONSTANTS = (bool, int, float, complex, str)
+
+
+class Loaded:
+    """A function from a file: call it with arguments of the structure it was saved with.
+
+    Attributes:
+        name: of the function.
+        graph: its graph.
+        signature: its arguments and results, as text.
+    """
+
+    def __init__(self, artifact: "_C.Artifact") -> None:
+        self.name: str = artifact.name
+        self.graph: "_C.Graph" = artifact.graph
+        self.signature: str = artifact.signature
+        self._program = _C.Program(artifact.graph)
+        self._inputs = artifact.inputs
+        self._outputs = artifact.outputs
+
+    def __call__(self, *args: Any, seed: "int | None" = None, **kwargs: Any) -> Any:
+        """Runs it.
+
+        Args:
+            args, kwargs: arguments in their order, or by name.
+            seed: of the random operators.
+
+        Raises:
+            TransformError (a ValueError): for arguments that do not fit the signature.
+        """
+        given = list(args)
+        names = [name for _, name, _ in self._inputs[2]]
+        for name in names[len(given) :]:
+            if name in kwargs:
+                given.append(kwargs.pop(name))
+        if kwargs or len(given) != len(names):
+            raise TransformError(
+                f"[load] {self.name} takes {self.signature}; got {len(args)} positional arguments"
+                + (f" and {', '.join(kwargs)}" if kwargs else "")
+                + "."
+            )
+        tensors: "list[torch.Tensor]" = []
+        for value, structure in zip(given, self._inputs[2]):
+            self._collect(value, structure, structure[1], tensors)
+        rest = iter(self._program.run(tensors, seed))
+        return _build(self._outputs, rest)
+
+    def _collect(
+        self, value: Any, structure: "tuple[str, str, Any]", path: str, tensors: "list[torch.Tensor]"
+    ) -> None:
+        kind, _, content = structure
+        if kind == "tensor" and isinstance(value, torch.Tensor):
+            tensors.append(value)
+        elif kind == "none" and value is None:
+            return
+        elif kind == "constant" and type(value) is type(content) and value == content:
+            return
+        elif kind in ("tuple", "list") and isinstance(value, (tuple, list)):
+            self._children(list(value), content, [f"{path}[{i}]" for i in range(len(content))], tensors)
+        elif kind == "dict" and isinstance(value, dict):
+            names = [name for _, name, _ in content]
+            if sorted(value) != sorted(names):
+                raise TransformError(
+                    f"[load] {path} must have the keys {names}, got {list(value)}."
+                )
+            self._children(
+                [value[name] for name in names], content, [f"{path}[{n!r}]" for n in names], tensors
+            )
+        else:
+            wanted = repr(content) if kind == "constant" else f"a {kind}"
+            raise TransformError(
+                f"[load] {path} must be {wanted}, got {describe(value)}; {self.name} takes "
+                f"{self.signature}."
+            )
+
+    def _children(
+        self,
+        values: "list[Any]",
+        content: "list[Any]",
+        paths: "list[str]",
+        tensors: "list[torch.Tensor]",
+    ) -> None:
+        if len(values) != len(content):
+            raise TransformError(
+                f"[load] {paths[0] if paths else 'an argument'} and its like: expected "
+                f"{len(content)} elements, got {len(values)}."
+            )
+        for value, structure, path in zip(values, content, paths):
+            self._collect(value, structure, path, tensors)
+
+    def __repr__(self) -> str:
+        return f"<torchlift.Loaded {self.name}: {self.signature}>"
+
+
+def save(
+    func: Callable[..., Any],
+    path: "str | os.PathLike[str]",
+    *args: Any,
+    dynamic: "dict[Any, Any] | None" = None,
+    **kwargs: Any,
+) -> None:
+    """Traces `func` and saves it: `torchlift.load` and the C++ library run it without its code.
+
+    Args:
+        func: a function of tensors, in tuples, lists and dicts with strings as keys, with any
+            transforms: `save(vmap(grad(loss)), "grads.tlc", params, xs, ys)`.
+        path: of the file, by custom with the suffix .tlc.
+        args, kwargs: example arguments; the file is for tensors of their shapes and dtypes.
+        dynamic: dims of any size, as in `torchlift.trace`.
+
+    Tensors that `func` captures (weights) are saved with it.
+
+    Raises:
+        UnsupportedError (a RuntimeError): for what cannot be traced, and structures that a file
+            does not hold (dataclasses and other registered nodes).
+
+    >>> import os, tempfile, torch, torchlift
+    >>> path = os.path.join(tempfile.mkdtemp(), "grad.tlc")
+    >>> torchlift.save(torchlift.grad(lambda x: (x ** 2).sum()), path, torch.ones(3))
+    >>> torchlift.load(path)(torch.arange(3.))
+    tensor([0., 2., 4.])
+    """
+    positional = parameters_of(func)[0]
+    names = [positional[i] if i < len(positional) else f"arg{i}" for i in range(len(args))]
+    inputs = [_structure(value, name) for name, value in zip(names, args)]
+    inputs += [_structure(kwargs[name], name) for name in sorted(kwargs)]
+    # Keyword arguments come in the order of their names, as leaves of a dict do.
+    traced = trace_call("save", func, args, dict(sorted(kwargs.items())), dynamic)
+    placeholder = object()
+    result = _pytree.tree_map(lambda leaf: leaf, traced.rebuild([placeholder] * len(traced.graph.outputs())))
+    outputs = _structure(result, "", placeholder)
+    _C.save_artifact(
+        traced.graph, ("tuple", "", inputs), outputs, function_name(func), os.fspath(path)
+    )
+
+
+def load(path: "str | os.PathLike[str]") -> Loaded:
+    """The function that `save`, in Python or C++, wrote into a file.
+
+    Loading runs nothing, and a damaged or hostile file is an error. What comes can be called,
+    transformed (`vmap(grad(load(path)))`) and saved again.
+
+    Raises:
+        TransformError (a ValueError): for a file that is no artifact, or damaged.
+        UnsupportedError (a RuntimeError): if it calls an operator that this torch does not have.
+    """
+    return Loaded(_C.load_artifact(os.fspath(path)))
+
+
+def _structure(value: Any, name: str, tensor: Any = None) -> "tuple[str, str, Any]":
+    """(kind, name, content) of a pytree; `tensor` stands for tensors."""
+    if isinstance(value, torch.Tensor) or (tensor is not None and value is tensor):
+        return ("tensor", name, None)
+    if value is None:
+        return ("none", name, None)
+    if type(value) in _CONSTANTS:
+        return ("constant", name, value)
+    if type(value) is dict and all(isinstance(key, str) for key in value):
+        # In the order in which pytrees have them.
+        return ("dict", name, [_structure(value[key], key, tensor) for key in sorted(value)])
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        children = [_structure(v, f, tensor) for v, f in zip(value, value._fields)]
+        return ("tuple", name, children)
+    if type(value) in (tuple, list):
+        return (
+            "tuple" if type(value) is tuple else "list",
+            name,
+            [_structure(v, "", tensor) for v in value],
+        )
+    raise UnsupportedError(
+        f"[save] {name or 'the result'} holds {describe(value)}, a {type(value).__name__}, which a "
+        f"file does not keep. Use tuples, lists, dicts with strings as keys, tensors and numbers."
+    )
+
+
+def _build(structure: "tuple[str, str, Any]", tensors: Any) -> Any:
+    kind, _, content = structure
+    if kind == "tensor":
+        return next(tensors)
+    if kind in ("none", "constant"):
+        return content
+    children = [_build(child, tensors) for child in content]
+    if kind == "dict":
+        return {child[1]: value for child, value in zip(content, children)}
+    return tuple(children) if kind == "tuple" else children

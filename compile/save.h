@@ -1,0 +1,101 @@
+#ifndef TORCHLIFT_COMPILE_SAVE_H_
+#define TORCHLIFT_COMPILE_SAVE_H_
+
+// File: compile/save.h
+//
+// Functions in files: traced here, run elsewhere, without the function's code and without Python.
+//
+//   tl::save(tl::vmap(tl::grad(loss)), "per_sample.tlc", params, xs, ys);    // example arguments
+//
+//   const tl::LoadedFunction f = tl::load("per_sample.tlc");
+//   std::cout << f.signature().str();
+//   std::vector<at::Tensor> outputs = f.run(inputs);           // tensors in the signature's order
+//   auto g = f.as<Params(Params, at::Tensor, at::Tensor)>();   // or with types of one's own
+//   Params gradients = g(params, xs, ys);
+//
+// What a file holds, and how safe it is to load one: docs/artifacts.md. What can be traced:
+// compile/trace.h. A loaded function can be copied, called from several threads, and transformed.
+//
+// load throws TransformError for a file that is no artifact or is damaged.
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/ArrayRef.h>
+
+#include <memory>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "compile/artifact/signature.h"
+#include "compile/graph.h"
+#include "compile/replay.h"
+#include "compile/trace.h"
+#include "core/tree.h"
+
+namespace torchlift {
+namespace compile {
+
+void save_graph(Graph graph, const std::string& name, const std::string& path);
+[[noreturn]] void throw_output_count(size_t expected, size_t got);
+
+}  // namespace compile
+
+template <class Function>
+class TypedFunction;
+
+class LoadedFunction {
+ public:
+  LoadedFunction(compile::Program program, compile::Signature signature)
+      : program_(std::move(program)),
+        signature_(std::make_shared<const compile::Signature>(std::move(signature))) {}
+
+  std::vector<at::Tensor> run(at::ArrayRef<at::Tensor> inputs,
+                              const compile::RunOptions& options = {}) const {
+    return program_.run(inputs, options);
+  }
+  const compile::Signature& signature() const { return *signature_; }
+  const compile::Graph& graph() const { return program_.graph(); }
+
+  // As a function of trees: R(Args...). The tensors of the arguments, in the order of tree_flatten,
+  // are the inputs; those of a default-made R the outputs. Throws TransformError when it is called
+  // and their numbers are others.
+  template <class Function>
+  TypedFunction<Function> as() const {
+    return TypedFunction<Function>(*this);
+  }
+
+ private:
+  compile::Program program_;
+  std::shared_ptr<const compile::Signature> signature_;
+};
+
+template <class R, class... Args>
+class TypedFunction<R(Args...)> {
+ public:
+  explicit TypedFunction(LoadedFunction function) : function_(std::move(function)) {}
+
+  R operator()(const Args&... args) const {
+    const std::vector<at::Tensor> outputs =
+        function_.run(tree_flatten(std::tuple<const Args&...>(args...)));
+    R result{};
+    const size_t expected = tree_flatten(result).size();
+    if (expected != outputs.size()) compile::throw_output_count(expected, outputs.size());
+    return tree_unflatten(std::move(result), outputs);
+  }
+
+ private:
+  LoadedFunction function_;
+};
+
+// Traces f on the arguments, and saves the graph.
+template <class F, class... Args>
+void save(const F& f, const std::string& path, const Args&... args) {
+  compile::save_graph(trace(f, args...), "function", path);
+}
+
+LoadedFunction load(const std::string& path);
+
+}  // namespace torchlift
+
+#endif  // TORCHLIFT_COMPILE_SAVE_H_

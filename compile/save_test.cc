@@ -1,0 +1,67 @@
+#include "compile/save.h"
+
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "autodiff/grad.h"
+#include "batching/vmap.h"
+#include "core/error.h"
+#include "core/testing.h"
+
+namespace torchlift {
+namespace {
+
+using at::Tensor;
+
+struct Params {
+  Tensor w;
+  Tensor b;
+};
+TORCHLIFT_PYTREE(Params, w, b);
+
+std::string file(const std::string& name) { return ::testing::TempDir() + name; }
+
+Tensor loss(const Params& p, const Tensor& x) { return (p.w.mv(x) + p.b).tanh().sum(); }
+
+TEST(SaveTest, RunsWhatWasSaved) {
+  const auto per_sample = vmap(grad(&loss), {.in_dims = in(kNone, 0)});
+  const Params params{at::rand({2, 3}, at::kDouble), at::rand({2}, at::kDouble)};
+  const Tensor x = at::rand({5, 3}, at::kDouble);
+  save(per_sample, file("per_sample.tlc"), params, x);
+
+  const LoadedFunction loaded = load(file("per_sample.tlc"));
+  const Params expected = per_sample(params, x);
+  const std::vector<Tensor> outputs = loaded.run({params.w, params.b, x});
+  ASSERT_EQ(outputs.size(), 2U);
+  EXPECT_CLOSE(outputs[0], expected.w);
+  const auto typed = loaded.as<Params(Params, Tensor)>();
+  EXPECT_CLOSE(typed(params, x).b, expected.b);
+}
+
+TEST(SaveTest, WhatWasLoadedCanBeTransformedAndSavedAgain) {
+  const auto f = [](const Tensor& x) { return (x.sin() * x).sum(); };
+  save(f, file("f.tlc"), at::rand({3}, at::kDouble));
+  const auto loaded = load(file("f.tlc")).as<Tensor(Tensor)>();
+  const Tensor x = at::rand({4, 3}, at::kDouble);
+  const auto gradients = vmap(grad(loaded));
+  EXPECT_CLOSE(gradients(x), vmap(grad(f))(x));
+  save(gradients, file("g.tlc"), x);
+  EXPECT_CLOSE(load(file("g.tlc")).run({x})[0], vmap(grad(f))(x));
+}
+
+TEST(SaveTest, BadFilesAndTypesAreErrors) {
+  EXPECT_THROW(load(file("no_such.tlc")), TransformError);
+  std::ofstream(file("text.tlc")) << "no artifact";
+  EXPECT_THROW(load(file("text.tlc")), TransformError);
+  save([](const Tensor& x) { return x * 2; }, file("two.tlc"), at::ones({2}));
+  const auto wrong = load(file("two.tlc")).as<std::tuple<Tensor, Tensor>(Tensor)>();
+  EXPECT_THROW(wrong(at::ones({2})), TransformError);
+}
+
+}  // namespace
+}  // namespace torchlift
