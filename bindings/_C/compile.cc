@@ -19,6 +19,7 @@
 #include "compile/dynamic.h"
 #include "compile/executable.h"
 #include "compile/graph.h"
+#include "compile/passes/functionalize.h"
 #include "compile/replay.h"
 #include "compile/trace_scope.h"
 
@@ -172,6 +173,18 @@ py::object run(const P& program, const py::list& leaves, std::optional<uint64_t>
   });
 }
 
+// How many outputs the graph had before, and (input, output) of what goes back into the inputs.
+py::object functionalize_graph(Graph& graph) {
+  return guarded_object([&]() -> py::object {
+    const compile::Functionalized done = compile::functionalize(graph);
+    py::list updates;
+    for (const compile::InputUpdate& update : done.updates) {
+      updates.append(py::make_tuple(update.input, update.output));
+    }
+    return py::make_tuple(done.outputs, updates);
+  });
+}
+
 void define_graph(py::module_& m) {
   py::class_<NamedValue>(m, "GraphValue")
       .def_readonly("name", &NamedValue::name)
@@ -190,6 +203,7 @@ void define_graph(py::module_& m) {
       .def("outputs", [](const Graph& self) { return Exporter(self).values(self.outputs); })
       .def("input_types", &input_types)
       .def("constants", &constants_of)
+      .def("functionalize", &functionalize_graph)
       .def("nodes", [](const Graph& self) {
         return guarded_object([&]() -> py::object {
           const Exporter exporter(self);

@@ -1,0 +1,100 @@
+"""What runs the graphs of jit, by name.
+
+A backend is a function of (a torch.fx.GraphModule of plain operators, example inputs) that returns a
+function of the inputs, which gives a list of tensors. "eager" needs no fx: jit runs it by itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Sequence
+
+import torch
+
+from torchlift._errors import TransformError, UnsupportedError
+
+Backend = Callable[..., Callable[..., Any]]
+
+
+def _inductor(module: "torch.fx.GraphModule", inputs: "Sequence[torch.Tensor]") -> Any:
+    from torch._inductor.compile_fx import compile_fx
+
+    try:
+        return compile_fx(module, list(inputs))
+    except Exception as error:
+        if "compiler" not in str(error).lower():
+            raise
+        raise UnsupportedError(
+            f"[jit] the backend 'inductor' could not compile: {error}\nIt needs a C++ compiler (g++, "
+            f"or the one that CXX names). The backends 'eager' and 'ts' do not."
+        ) from error
+
+
+def _ts(module: "torch.fx.GraphModule", inputs: "Sequence[torch.Tensor]") -> Any:
+    from torchlift.compile import ts_compile
+
+    compiled = ts_compile(module, inputs)
+    return lambda *args: compiled(list(args))
+
+
+_BACKENDS: "dict[str, Backend | None]" = {"eager": None, "inductor": _inductor, "ts": _ts}
+
+
+def list_backends() -> "list[str]":
+    """The names that `torchlift.jit(f, backend=name)` knows.
+
+    >>> import torchlift
+    >>> torchlift.compile.list_backends()
+    ['eager', 'inductor', 'ts']
+    """
+    return sorted(_BACKENDS)
+
+
+def register_backend(name: str, fn: Backend) -> None:
+    """Makes a backend known by a name.
+
+    Args:
+        name: not one of ours ('eager', 'inductor', 'ts'); another of yours is replaced.
+        fn: of (a torch.fx.GraphModule, example inputs), gives a function of the inputs that gives a
+            list of tensors.
+
+    >>> import torch, torchlift
+    >>> torchlift.compile.register_backend("plain", lambda module, inputs: module)
+    >>> torchlift.jit(torch.exp, backend="plain")(torch.zeros(2))
+    tensor([1., 1.])
+    >>> torchlift.compile.unregister_backend("plain")
+    """
+    if not isinstance(name, str) or not callable(fn):
+        raise TransformError(
+            f"[register_backend] takes a name and a function, got {name!r} and {fn!r}."
+        )
+    if name in _OURS:
+        raise TransformError(f"[register_backend] {name!r} is taken. Choose another name.")
+    _BACKENDS[name] = fn
+
+
+def unregister_backend(name: str) -> None:
+    """Forgets a backend that `register_backend` made known.
+
+    >>> import torchlift
+    >>> torchlift.compile.register_backend("mine", lambda module, inputs: module)
+    >>> torchlift.compile.unregister_backend("mine")
+    >>> "mine" in torchlift.compile.list_backends()
+    False
+    """
+    if name in _OURS or name not in _BACKENDS:
+        raise TransformError(f"[unregister_backend] there is no backend of yours called {name!r}.")
+    del _BACKENDS[name]
+
+
+_OURS = frozenset(_BACKENDS)
+
+
+def find_backend(backend: "str | Backend") -> "Backend | None":
+    """The function; None for "eager"."""
+    if callable(backend):
+        return backend
+    if backend not in _BACKENDS:
+        raise TransformError(
+            f"[jit] there is no backend {backend!r}. Use one of {list_backends()}, or a function."
+        )
+    return _BACKENDS[backend]

@@ -1,0 +1,158 @@
+"""Which outputs of a graph share memory, with inputs or with each other.
+
+NOTE [outputs that are views]
+A function that returns its argument, or a view of it, must do so when it is compiled, too: what is
+written into the one is seen in the other, and the gradient flows through the view. A compiled graph
+cannot say that. So such outputs are not computed by it: the views are made again from the tensor
+that they are views of.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from torchlift import _C
+from torchlift._fx import overload_of
+
+
+@dataclass
+class View:
+    """One operator that makes a view."""
+
+    target: Any
+    args: "list[Any]"  # by the schema, with None in the place of the base
+    base: int
+    result: int
+    index: "int | None"  # in a list of results
+
+    def of(self, tensor: torch.Tensor) -> torch.Tensor:
+        formals = self.target._schema.arguments
+        args = [tensor if i == self.base else arg for i, arg in enumerate(self.args)]
+        positional = [arg for arg, formal in zip(args, formals) if not formal.kwarg_only]
+        keywords = {formal.name: arg for arg, formal in zip(args, formals) if formal.kwarg_only}
+        made = self.target(*positional, **keywords)
+        if len(self.target._schema.returns) > 1:
+            made = made[self.result]
+        return made if self.index is None else made[self.index]
+
+
+@dataclass
+class Output:
+    """Where an output comes from, and the views that lead to it.
+
+    kind: "graph" (the graph computes it: `place` among those outputs), "input", "constant" (`value`),
+        "output" (`place` among all outputs) or "none".
+    """
+
+    kind: str
+    place: int = 0
+    views: "list[View]" = field(default_factory=list)
+    value: Any = None
+    shared: bool = False  # with an earlier output of the graph
+
+    def made_from(self, tensor: torch.Tensor) -> torch.Tensor:
+        for view in self.views:
+            tensor = view.of(tensor)
+        return tensor
+
+
+def _views_in(graph: "_C.Graph") -> "dict[str, tuple[str, View]]":
+    """For each value that is a view: its base, and how it is made of it."""
+    found: "dict[str, tuple[str, View]]" = {}
+    for name, overload, args, results, subgraphs in graph.nodes():
+        if subgraphs:
+            continue
+        target = overload_of(name, overload)
+        base = _aliased_argument(target, args)
+        if base is None:
+            continue
+        for r, (result, returned) in enumerate(zip(results, target._schema.returns)):
+            if returned.alias_info is None or returned.alias_info.is_write:
+                continue
+            listed = isinstance(result, list)
+            for i, value in enumerate(result if listed else [result]):
+                if value is not None and value.name != args[base].name:
+                    plain = [None if j == base else arg for j, arg in enumerate(args)]
+                    view = View(target, plain, base, r, i if listed else None)
+                    found[value.name] = (args[base].name, view)
+    return found
+
+
+def _aliased_argument(target: Any, args: "list[Any]") -> "int | None":
+    """The one tensor that the results are views of; None for other operators."""
+    tensors = [i for i, arg in enumerate(args) if isinstance(arg, _C.GraphValue)]
+    lists = any(
+        isinstance(each, _C.GraphValue) for arg in args if isinstance(arg, list) for each in arg
+    )
+    if len(tensors) != 1 or lists:
+        return None
+    alias = target._schema.arguments[tensors[0]].alias_info
+    return tensors[0] if alias is not None and not alias.is_write else None
+
+
+def outputs_of(graph: "_C.Graph") -> "list[Output]":
+    """How each output is to be given; of a graph as it was traced, writes included."""
+    views = _views_in(graph)
+    inputs = {value.name: i for i, value in enumerate(graph.inputs())}
+    constants = dict(graph.constants())
+    names = [None if value is None else value.name for value in graph.outputs()]
+    first: "dict[str, int]" = {}
+    for i, name in enumerate(names):
+        if name is not None:
+            first.setdefault(name, i)
+    outputs: "list[Output]" = []
+    roots: "set[str]" = set()
+    computed = 0
+    for i, name in enumerate(names):
+        output = _origin(name, i, views, inputs, constants, first)
+        if output.kind == "graph":
+            root = _root(name, views)
+            output.place, output.shared = computed, root in roots
+            roots.add(root)
+            computed += 1
+        outputs.append(output)
+    return outputs
+
+
+def _root(name: Any, views: "dict[str, tuple[str, View]]") -> Any:
+    while name in views:
+        name = views[name][0]
+    return name
+
+
+def _origin(
+    name: "str | None",
+    i: int,
+    views: "dict[str, tuple[str, View]]",
+    inputs: "dict[str, int]",
+    constants: "dict[str, torch.Tensor]",
+    first: "dict[str, int]",
+) -> Output:
+    """Follows views back to an input, a constant, or another output."""
+    if name is None:
+        return Output("none")
+    chain: "list[View]" = []
+    while True:
+        if name in inputs:
+            return Output("input", inputs[name], chain)
+        if name in constants:
+            return Output("constant", views=chain, value=constants[name])
+        if name in first and first[name] != i and _is_own(name, views, inputs, constants):
+            return Output("output", first[name], chain)
+        if name not in views:
+            return Output("graph")
+        name, view = views[name]
+        chain.insert(0, view)
+
+
+def _is_own(
+    name: str,
+    views: "dict[str, tuple[str, View]]",
+    inputs: "dict[str, int]",
+    constants: "dict[str, torch.Tensor]",
+) -> bool:
+    root = _root(name, views)
+    return root not in inputs and root not in constants
