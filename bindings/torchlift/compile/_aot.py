@@ -21,10 +21,10 @@ from torchlift import _C, _decomposition, _pytree
 from torchlift._errors import TransformError, UnsupportedError
 from torchlift._functional import functional_call
 from torchlift._fx import graph_module
+from torchlift._graph_outputs import Frame, reorder_outputs
 from torchlift._names import describe, function_name, wraps
 from torchlift._trace import with_line
 from torchlift.compile import _context
-from torchlift.compile._aliases import Output, outputs_of
 from torchlift.compile._boxed import call
 from torchlift.compile._partition import default_partition
 from torchlift.compile._shapes import example_of, propagate, value_of
@@ -147,24 +147,6 @@ def _decomposed(
     return _decomposition.apply(module, table, retrace)
 
 
-def _reorder_outputs(
-    module: "torch.fx.GraphModule", order: "list[int]", copied: "set[int]" = frozenset()
-) -> None:
-    """These outputs, in this order; those in `copied` with memory of their own."""
-    output = module.graph.output_node()
-    before = list(output.args[0])
-    with module.graph.inserting_before(output):
-        after = [
-            module.graph.call_function(torch.ops.aten.clone.default, (before[i],))
-            if i in copied
-            else before[i]
-            for i in order
-        ]
-    output.args = (after,)
-    module.graph.eliminate_dead_code()
-    module.recompile()
-
-
 # --- one signature, compiled -----------------------------------------------------------------------
 
 
@@ -174,66 +156,24 @@ class _Compiled:
 
     out_leaves: "list[Any]"
     out_spec: Any
-    outputs: "list[Output]"
-    updates: "list[int]"  # inputs that the first outputs of `forward` are copied into
+    frame: Frame
     forward: Callable[..., Any]
-    count: int = 0  # outputs of the graph, updates left out
+    writes_inside: bool = False
     # For the backward pass:
     backward: "Callable[..., Any] | None" = None
     tracked_inputs: "list[int]" = field(default_factory=list)
-    tracked_outputs: "list[int]" = field(default_factory=list)  # by their place in the graph
+    tracked_outputs: "list[int]" = field(default_factory=list)  # among those of the forward graph
     has_gradient: "list[bool]" = field(default_factory=list)
-    writes_inside: bool = False
 
     def __call__(self, tensors: Tensors) -> Any:
-        self._check_aliases(tensors)
+        self.frame.check_aliases(tensors)
         if self.backward is None:
             with torch.no_grad(), torch._C._DisableAutocast():
                 found = call(self.forward, [tensor.detach() for tensor in tensors])
         else:
             found = list(_Call.apply(self, *tensors))
-        return self._rebuild(tensors, self._write_back(tensors, found))
-
-    def _write_back(self, tensors: Tensors, found: Tensors) -> Tensors:
-        if self.writes_inside:
-            return found
-        with torch.no_grad():
-            for i, update in zip(self.updates, found):
-                tensors[i].copy_(update)
-        return found[len(self.updates) :]
-
-    def _check_aliases(self, tensors: Tensors) -> None:
-        for i in self.updates:
-            memory = tensors[i].untyped_storage().data_ptr()
-            if any(
-                j != i and memory and tensor.untyped_storage().data_ptr() == memory
-                for j, tensor in enumerate(tensors)
-            ):
-                raise UnsupportedError(
-                    f"[aot_function] tensor {i} of the arguments is written into, and another "
-                    f"argument shares its memory, which a graph cannot say. Pass a copy."
-                )
-
-    def _rebuild(self, tensors: Tensors, computed: Tensors) -> Any:
-        made: "dict[int, Any]" = {}
-
-        def make(i: int) -> Any:
-            if i not in made:
-                output = self.outputs[i]
-                if output.kind == "graph":
-                    made[i] = computed[output.place]
-                elif output.kind == "input":
-                    made[i] = output.made_from(tensors[output.place])
-                elif output.kind == "constant":
-                    made[i] = output.made_from(output.value)
-                elif output.kind == "output":
-                    made[i] = output.made_from(make(output.place))
-                else:
-                    made[i] = None
-            return made[i]
-
-        rest = iter(range(len(self.outputs)))
-        leaves = [make(next(rest)) if leaf is None else leaf[0] for leaf in self.out_leaves]
+        rest = iter(self.frame.finish(tensors, found, self.writes_inside))
+        leaves = [next(rest) if leaf is None else leaf[0] for leaf in self.out_leaves]
         return self.out_spec.unflatten(leaves)
 
 
@@ -244,15 +184,15 @@ class _Call(torch.autograd.Function):
     def forward(ctx: Any, compiled: _Compiled, *tensors: torch.Tensor) -> Any:
         with torch._C._DisableAutocast():
             found = call(compiled.forward, [tensor.detach() for tensor in tensors])
-        count = len(compiled.updates) + compiled.count
+        count = len(compiled.frame.order)
         outputs, saved = found[:count], found[count:]
-        written = {tensors[i].untyped_storage().data_ptr() for i in compiled.updates}
+        written = {tensors[i].untyped_storage().data_ptr() for i in compiled.frame.updates}
         ctx.compiled = compiled
         # What is about to be written over is saved as it is now.
         ctx.save_for_backward(
             *(t.clone() if t.untyped_storage().data_ptr() in written else t for t in saved)
         )
-        tracked = {len(compiled.updates) + i for i in compiled.tracked_outputs}
+        tracked = set(compiled.tracked_outputs)
         ctx.mark_non_differentiable(*(t for i, t in enumerate(outputs) if i not in tracked))
         return tuple(outputs)
 
@@ -261,9 +201,8 @@ class _Call(torch.autograd.Function):
         if torch.is_grad_enabled() and any(g is not None and g.requires_grad for g in grads):
             raise _second_derivative()
         compiled = ctx.compiled
-        offset = len(compiled.updates)
         # The graph was traced for tangents in the order of their dims.
-        tangents = [grads[offset + i].contiguous() for i in compiled.tracked_outputs]
+        tangents = [grads[i].contiguous() for i in compiled.tracked_outputs]
         with torch.no_grad(), torch._C._DisableAutocast():
             found = iter(call(compiled.backward, [*ctx.saved_tensors, *tangents]))
         gradients: "list[Any]" = [None] * (len(ctx.needs_input_grad) - 1)
@@ -289,17 +228,11 @@ class _Compile:
         self.what = what
         self.told = tracer.forward()
         self._refuse_captured()
-        self.outputs = outputs_of(self.told.graph)
-        self.functional = self.told.graph.copy()
-        count, updates = self.functional.functionalize()
-        self.updates = [i for i, _ in updates]
-        self.update_outputs = [o for _, o in updates]
+        self.frame = Frame("aot_function", self.told.graph)
         self._refuse_writes()
-        # Of the function's tensors, those that the graph is to compute.
-        self.computed = [i for i, output in enumerate(self.outputs) if output.kind == "graph"]
 
     def run(self) -> _Compiled:
-        tracked = [i for i in self.computed if self.told.kinds[i][3]]
+        tracked = [i for i in self.frame.computed if self.told.kinds[i][3]]
         return self._with_gradients(tracked) if tracked else self._without_gradients()
 
     # --- what is refused ---------------------------------------------------------------------------
@@ -316,7 +249,7 @@ class _Compile:
                 )
 
     def _refuse_writes(self) -> None:
-        for i in self.updates:
+        for i in self.frame.updates:
             if self.tracer.tracked[i]:
                 raise UnsupportedError(
                     f"[aot_function] {self.what} writes into tensor {i} of its arguments, which "
@@ -334,10 +267,8 @@ class _Compile:
     def _without_gradients(self) -> _Compiled:
         tensors = self.tracer.tensors
         names = _names(len(tensors))
-        module = graph_module(self.functional, names)
-        _reorder_outputs(module, self.update_outputs + self.computed)
-        module = _decomposed(module, self.config.decompositions, tensors, names)
-        inside = self.config.keep_inference_input_mutations and bool(self.updates)
+        module = _decomposed(self.frame.module(names), self.config.decompositions, tensors, names)
+        inside = self.config.keep_inference_input_mutations and bool(self.frame.updates)
         if inside:
             self._write_inside(module)
         with _context.compiling(self.config.aot_id, "inference"):
@@ -350,27 +281,28 @@ class _Compile:
         holders = [node for node in module.graph.nodes if node.op == "placeholder"]
         results = list(output.args[0])
         with module.graph.inserting_before(output):
-            for i, value in zip(self.updates, results):
+            for i, value in zip(self.frame.updates, results):
                 module.graph.call_function(torch.ops.aten.copy_.default, (holders[i], value))
-        output.args = (results[len(self.updates) :],)
+        output.args = (results[len(self.frame.updates) :],)
         module.recompile()
 
     def _with_gradients(self, tracked: "list[int]") -> _Compiled:
         tensors = self.tracer.tensors
         kinds = [self.told.kinds[i] for i in tracked]
         tangents = [torch.zeros(size, dtype=d, device=where) for size, d, where, _ in kinds]
-        graph, has_gradient = self.tracer.joint(self.computed, tracked, tangents)
+        graph, has_gradient = self.tracer.joint(self.frame.computed, tracked, tangents)
         count, updates = graph.functionalize()
         names = _names(len(tensors), len(tangents))
         module = graph_module(graph, names)
-        shared = {k for k, i in enumerate(self.computed) if self.outputs[i].shared}
         update_of = dict(updates)
-        written = [update_of[i] for i in self.updates]
-        _reorder_outputs(module, written + list(range(count)), shared)
+        written = [update_of[i] for i in self.frame.updates]
+        outputs = self.frame.outputs
+        shared = {k for k, i in enumerate(self.frame.computed) if outputs[i].shared}
+        reorder_outputs(module, written + list(range(count)), shared)
         module = _decomposed(module, self.config.decompositions, tensors + tangents, names)
         inputs = (_copies(tensors), tangents)
         propagate(module, [*inputs[0], *inputs[1]])
-        forward, backward = self._partition(module, inputs, len(written) + len(self.computed))
+        forward, backward = self._partition(module, inputs, len(self.frame.order))
         with _context.compiling(self.config.aot_id, "forward"):
             compiled_forward = self.config.fw_compiler(forward, inputs[0])
         with _context.compiling(self.config.aot_id, "backward"):
@@ -379,7 +311,7 @@ class _Compile:
             compiled_forward,
             backward=compiled_backward,
             tracked_inputs=[i for i, is_tracked in enumerate(self.tracer.tracked) if is_tracked],
-            tracked_outputs=[self.outputs[i].place for i in tracked],
+            tracked_outputs=[len(written) + outputs[i].place for i in tracked],
             has_gradient=has_gradient,
         )
 
@@ -394,15 +326,7 @@ class _Compile:
         return [example_of(value_of(node), device) for node in holders]
 
     def _compiled(self, forward: Callable[..., Any], **more: Any) -> _Compiled:
-        return _Compiled(
-            self.told.out_leaves,
-            self.told.out_spec,
-            self.outputs,
-            self.updates,
-            forward,
-            len(self.computed),
-            **more,
-        )
+        return _Compiled(self.told.out_leaves, self.told.out_spec, self.frame, forward, **more)
 
 
 # --- functions -------------------------------------------------------------------------------------

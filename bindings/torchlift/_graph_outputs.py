@@ -1,4 +1,5 @@
-"""Which outputs of a graph share memory, with inputs or with each other.
+"""What a graph without writes cannot say: which outputs are inputs or views of them, what the function
+wrote into its arguments.
 
 NOTE [outputs that are views]
 A function that returns its argument, or a view of it, must do so when it is compiled, too: what is
@@ -15,7 +16,8 @@ from typing import Any
 import torch
 
 from torchlift import _C
-from torchlift._fx import overload_of
+from torchlift._errors import UnsupportedError
+from torchlift._fx import graph_module, overload_of
 
 
 @dataclass
@@ -156,3 +158,100 @@ def _is_own(
 ) -> bool:
     root = _root(name, views)
     return root not in inputs and root not in constants
+
+
+class Frame:
+    """A traced graph made functional, and what is to be done around it.
+
+    `graph` has no writes. Its outputs are, by `order`: what goes back into the inputs `updates`, then
+    the outputs that are to be computed; `finish` makes the function's outputs of those.
+    """
+
+    def __init__(self, transform: str, traced: "_C.Graph") -> None:
+        self.transform = transform
+        self.outputs = outputs_of(traced)
+        self.graph = traced.copy()
+        _, updates = self.graph.functionalize()
+        self.updates = [i for i, _ in updates]
+        self.computed = [i for i, output in enumerate(self.outputs) if output.kind == "graph"]
+        self.order = [o for _, o in updates] + self.computed
+
+    def module(self, names: "list[str]") -> "torch.fx.GraphModule":
+        """The graph as an fx module that gives the outputs of `order`."""
+        module = graph_module(self.graph, names)
+        reorder_outputs(module, self.order)
+        return module
+
+    def check_aliases(self, tensors: "list[torch.Tensor]") -> None:
+        """Inputs that are written into must not share memory with others."""
+        for i in self.updates:
+            for j, other in enumerate(tensors):
+                if j != i and _share_memory(tensors[i], other):
+                    raise UnsupportedError(
+                        f"[{self.transform}] tensor {i} of the arguments is written into, and "
+                        f"tensor {j} shares its memory, which a graph cannot say. Pass a copy."
+                    )
+
+    def finish(
+        self, tensors: "list[torch.Tensor]", found: "list[torch.Tensor]", written: bool = False
+    ) -> "list[Any]":
+        """The function's tensors, of the outputs of `order`.
+
+        written: the graph wrote into the inputs itself, and gives no updates.
+        """
+        computed = found
+        if not written:
+            for i, update in zip(self.updates, found):
+                with torch.no_grad():
+                    tensors[i].copy_(update)
+            computed = found[len(self.updates) :]
+        made: "dict[int, Any]" = {}
+
+        def make(i: int) -> Any:
+            if i not in made:
+                output = self.outputs[i]
+                source = {
+                    "graph": lambda: computed[output.place],
+                    "input": lambda: tensors[output.place],
+                    "constant": lambda: output.value,
+                    "output": lambda: make(output.place),
+                    "none": lambda: None,
+                }[output.kind]()
+                made[i] = output.made_from(source)
+            return made[i]
+
+        return [make(i) for i in range(len(self.outputs))]
+
+
+def _share_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
+    if _C.is_lifted(a) or _C.is_lifted(b):
+        return a is b
+    memory = a.untyped_storage().data_ptr()
+    return memory != 0 and memory == b.untyped_storage().data_ptr()
+
+
+def reorder_outputs(
+    module: "torch.fx.GraphModule", order: "list[int]", copied: "set[int] | None" = None
+) -> None:
+    """These outputs, in this order; those in `copied` with memory of their own."""
+    output = module.graph.output_node()
+    before = list(output.args[0])
+    with module.graph.inserting_before(output):
+        after = [
+            module.graph.call_function(torch.ops.aten.clone.default, (before[i],))
+            if i in (copied or ())
+            else before[i]
+            for i in order
+        ]
+    output.args = (after,)
+    _drop_dead_code(module.graph)
+    module.recompile()
+
+
+def _drop_dead_code(graph: "torch.fx.Graph") -> None:
+    """Of a graph without writes; checks, which have no results, stay."""
+    for node in reversed(list(graph.nodes)):
+        schema = getattr(node.target, "_schema", None)
+        checks = schema is not None and (schema.is_mutable or not schema.returns)
+        if not node.users and not checks and node.op not in ("placeholder", "output"):
+            graph.erase_node(node)
