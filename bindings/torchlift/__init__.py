@@ -11,7 +11,8 @@
     check_nan         names the operator that made a NaN; check_grads compares with differences
     custom_root       solves equations, and differentiates the solution; fixed_point, gmres, cg
     functional_call   calls a module with parameters that are arguments
-    trace, make_fx    write down what a function does, transforms and all; jit replays it; save, load
+    trace, make_fx    write down what a function does, transforms and all; jit replays it, save and
+                      load keep it in a file; compile has compilers of such graphs
     Ensemble          several models as one; per_sample_grad and its kin; optim; maml; empirical_ntk
 
 They nest in each other to any depth, and with torch's own autograd.
@@ -80,6 +81,7 @@ from torchlift._jacobian import hessian, jacfwd, jacobian, jacrev  # noqa: E402
 from torchlift._linear_solvers import cg, gmres  # noqa: E402
 from torchlift._printing import dump_tensor  # noqa: E402
 from torchlift._random import random_rows  # noqa: E402
+from torchlift._rearrange import rearrange  # noqa: E402
 from torchlift._report import (  # noqa: E402
     FallbackRecord,
     MemoryReport,
@@ -99,12 +101,14 @@ from torchlift._sparse import (  # noqa: E402
     sparse_jacobian,
     sparsity,
 )
+from torchlift._unwrap import debug_unwrap  # noqa: E402
 from torchlift._vmap import vmap  # noqa: E402
+from torchlift._functionalize import functionalize  # noqa: E402
 from torchlift._fx import make_fx  # noqa: E402
 from torchlift._jit import CacheInfo, jit  # noqa: E402
 from torchlift._save import Loaded, load, save  # noqa: E402
 from torchlift._trace import Traced, trace  # noqa: E402
-from torchlift import optim  # noqa: E402
+from torchlift import compile, optim  # noqa: E402
 
 __version__: str = _C.build_info()["version"]
 
@@ -135,11 +139,13 @@ __all__ = [
     "clip_and_sum",
     "coloring",
     "combine_state_for_ensemble",
+    "compile",
     "cond",
     "custom_batching",
     "custom_jvp",
     "custom_root",
     "custom_vjp",
+    "debug_unwrap",
     "dense_operators",
     "dp_gradients",
     "dp_sgd_step",
@@ -151,6 +157,7 @@ __all__ = [
     "fixed_point",
     "fori_loop",
     "functional_call",
+    "functionalize",
     "ggn_diagonal",
     "ggn_vp",
     "gmres",
@@ -181,6 +188,7 @@ __all__ = [
     "per_sample_grad",
     "per_sample_grad_norms",
     "random_rows",
+    "rearrange",
     "replace_all_batch_norm_modules_",
     "reset_fallback_report",
     "save_names",

@@ -1,7 +1,7 @@
 """What runs the graphs of jit, by name.
 
 A backend is a function of (a torch.fx.GraphModule of plain operators, example inputs) that returns a
-function of the inputs, which gives a list of tensors. "eager" needs no fx: jit runs it by itself.
+function of the inputs, which gives a list of tensors (or a boxed function, of their list). "eager" needs no fx: jit runs it by itself.
 """
 
 from __future__ import annotations
@@ -32,8 +32,7 @@ def _inductor(module: "torch.fx.GraphModule", inputs: "Sequence[torch.Tensor]") 
 def _ts(module: "torch.fx.GraphModule", inputs: "Sequence[torch.Tensor]") -> Any:
     from torchlift.compile import ts_compile
 
-    compiled = ts_compile(module, inputs)
-    return lambda *args: compiled(list(args))
+    return ts_compile(module, inputs)
 
 
 _BACKENDS: "dict[str, Backend | None]" = {"eager": None, "inductor": _inductor, "ts": _ts}

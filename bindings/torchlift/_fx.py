@@ -7,7 +7,7 @@ from typing import Any, Callable
 
 import torch
 
-from torchlift import _C
+from torchlift import _C, _decomposition
 from torchlift._errors import UnsupportedError
 from torchlift._names import parameters_of, wraps
 from torchlift._trace import with_line
@@ -159,10 +159,8 @@ def make_fx(
 
     @wraps(f)
     def wrapped(*args: Any) -> "torch.fx.GraphModule":
-        module = _make_fx(f, args)
-        if decomposition_table:
-            module = _decomposed(module, args, decomposition_table)
-        return module
+        table = {**_decomposition.current(), **(decomposition_table or {})}
+        return _decomposition.apply(_make_fx(f, args), table, lambda run: _make_fx(run, args))
 
     return wrapped
 
@@ -252,22 +250,3 @@ def _add_ignored_placeholders(
             fx_graph.inserting_before(anchor) if last is None else fx_graph.inserting_after(last)
         ):
             last = fx_graph.placeholder(name)
-
-
-def _decomposed(
-    module: "torch.fx.GraphModule", args: "tuple[Any, ...]", table: "dict[Any, Any]"
-) -> "torch.fx.GraphModule":
-    """The module traced once more, with functions in the place of some operators."""
-
-    class Decompose(torch.fx.Interpreter):
-        def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-            return super().call_function(table.get(target, target), args, kwargs)
-
-    interpreter = Decompose(module)
-    changed = any(node.target in table for node in module.graph.nodes)
-    while changed:
-        run = interpreter.run
-        module = _make_fx(lambda *given: run(*given), args)
-        changed = any(node.target in table for node in module.graph.nodes)
-        interpreter = Decompose(module)
-    return module

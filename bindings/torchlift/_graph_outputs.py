@@ -176,6 +176,17 @@ class Frame:
         self.computed = [i for i, output in enumerate(self.outputs) if output.kind == "graph"]
         self.order = [o for _, o in updates] + self.computed
 
+    def compute_views(self) -> None:
+        """Outputs that are views are computed by the graph; those that are inputs stay what they are."""
+        updates = self.order[: len(self.updates)]
+        for output in self.outputs:
+            if output.views:
+                output.kind, output.views = "graph", []
+        self.computed = [i for i, output in enumerate(self.outputs) if output.kind == "graph"]
+        for place, i in enumerate(self.computed):
+            self.outputs[i].place = place
+        self.order = updates + self.computed
+
     def module(self, names: "list[str]") -> "torch.fx.GraphModule":
         """The graph as an fx module that gives the outputs of `order`."""
         module = graph_module(self.graph, names)

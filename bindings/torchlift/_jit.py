@@ -6,6 +6,11 @@ inside is gone). So a call replays a graph where nobody asks for more than value
 transforms, on tensors that autograd does not track. Where a transform is at work, or an argument
 requires a gradient, the function itself is called, as if jit were not there, and everything nests:
 `grad(jit(f))` is `grad(f)`. What is to be fast goes inside: `jit(grad(f))`.
+
+NOTE [modules in jit]
+The parameters and buffers of a module are inputs of its graphs, so that an optimizer's step is seen.
+Tensors that a function captures are constants. If autograd is on and one of them requires a gradient,
+the function itself is called, so that its gradient is not lost.
 """
 
 from __future__ import annotations
@@ -18,8 +23,12 @@ from typing import Any, Callable
 import torch
 
 from torchlift import _C, _pytree
-from torchlift._errors import TransformError
+from torchlift._backends import find_backend
+from torchlift._errors import TransformError, UnsupportedError
+from torchlift._functional import functional_call
+from torchlift._graph_outputs import Frame
 from torchlift._names import function_name, wraps
+from torchlift._signature import leaf_key, mode_key, module_key, module_state
 from torchlift._trace import Traced, dynamic_dims, trace_call
 
 
@@ -53,6 +62,10 @@ class _Counters:
     reasons: "list[str]" = field(default_factory=list)
 
 
+# The keyword by which a module's parameters and buffers go to its graphs.
+_STATE = "torchlift_state"
+
+
 class JitFunction:
     """What `jit` returns: call it as the function."""
 
@@ -73,16 +86,18 @@ class JitFunction:
         wraps(func)(self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        given, state = kwargs, module_state(self._func)
+        if state is not None:
+            kwargs = {**kwargs, _STATE: state}
         leaves, spec = _pytree.flatten((args, kwargs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         if _C.open_levels() or _C.forward_mode_open() or _needs_autograd(tensors):
-            self._counters.direct += 1
-            return self._func(*args, **kwargs)
+            return self._call_directly(args, given)
         if self._dynamic:
             tensors, leaf_keys = self._dynamic_keys(args, kwargs)
         else:
-            leaf_keys = tuple(_leaf_key(leaf) for leaf in leaves)
-        key = (spec, leaf_keys, torch.is_autocast_enabled("cpu"))
+            leaf_keys = tuple(leaf_key("jit", leaf) for leaf in leaves)
+        key = (spec, leaf_keys, mode_key(), module_key(self._func))
         with self._lock:
             program = self._cache.get(key)
             if program is not None:
@@ -91,7 +106,28 @@ class JitFunction:
         if program is None:
             program = self._compile(key, args, kwargs)
         traced, run = program
-        return traced.rebuild(run(tensors))
+        if run is None:
+            return self._call_directly(args, given)
+        with torch._C._DisableAutocast():
+            outputs = run(tensors)
+        return traced.rebuild(outputs)
+
+    def _call_directly(self, args: "tuple[Any, ...]", kwargs: "dict[str, Any]") -> Any:
+        with self._lock:
+            self._counters.direct += 1
+        return self._func(*args, **kwargs)
+
+    def _traceable(self) -> Callable[..., Any]:
+        """The function, of the state too if it is a module."""
+        func = self._func
+        if not isinstance(func, torch.nn.Module):
+            return func
+
+        def call_module(*args: Any, **kwargs: Any) -> Any:
+            state = kwargs.pop(_STATE)
+            return functional_call(func, state, args, kwargs)
+
+        return call_module
 
     def _dynamic_keys(
         self, args: "tuple[Any, ...]", kwargs: "dict[str, Any]"
@@ -107,7 +143,7 @@ class JitFunction:
         keys = []
         for leaf in leaves:
             if not isinstance(leaf, torch.Tensor):
-                keys.append(_leaf_key(leaf))
+                keys.append(leaf_key("jit", leaf))
                 continue
             any_size = of_tensor.get(len(tensors))
             tensors.append(leaf.contiguous() if any_size else leaf)
@@ -115,12 +151,13 @@ class JitFunction:
                 shape = tuple("any" if d in any_size else n for d, n in enumerate(leaf.shape))
                 keys.append((leaf.dtype, shape, (), leaf.device))
             else:
-                keys.append(_leaf_key(leaf))
+                keys.append(leaf_key("jit", leaf))
         return tensors, tuple(keys)
 
     def _compile(self, key: Any, args: "tuple[Any, ...]", kwargs: "dict[str, Any]") -> Any:
-        traced = trace_call("jit", self._func, args, kwargs, self._dynamic)
-        program = (traced, _compiled(traced, self._backend))
+        with torch.random.fork_rng():  # The run that is recorded draws no numbers for the caller.
+            traced = trace_call("jit", self._traceable(), args, kwargs, self._dynamic)
+        program = (traced, None if _loses_gradients(traced) else _compiled(traced, self._backend))
         with self._lock:
             self._counters.reasons.append(self._reason(key))
             self._counters.misses += 1
@@ -134,11 +171,15 @@ class JitFunction:
         """How a call differs from the latest one that was traced."""
         if not self._cache:
             return "the first call"
-        spec, leaves, autocast = key
-        known_spec, known_leaves, known_autocast = next(reversed(self._cache))
+        spec, leaves, mode, training = key
+        known_spec, known_leaves, known_mode, known_training = next(reversed(self._cache))
         if spec != known_spec:
             return "the arguments have another structure"
-        if autocast != known_autocast:
+        if training != known_training:
+            return "the module was switched between train() and eval()"
+        if mode[0] != known_mode[0]:
+            return "autograd (no_grad) was switched on or off"
+        if mode != known_mode:
             return "autocast was switched on or off"
         for i, (new, old) in enumerate(zip(leaves, known_leaves)):
             if new != old:
@@ -189,12 +230,14 @@ def jit(
     signature is traced anew.
 
     Args:
-        func: a function of pytrees, with any transforms inside. It must compute the same each time:
+        func: a function of pytrees, with any transforms inside; or a module, whose parameters and
+            buffers are inputs of the graph. It must compute the same each time:
             Python side effects happen while it is traced, only; tensors that it captures are
             constants (changed in place, they are seen changed).
         backend: what runs the graph. "eager": libtorch's kernels, called from C++. "inductor":
-            torch's Inductor. Or a function of (a torch.fx.GraphModule, example inputs) that returns
-            a function of the inputs, which gives a list of tensors.
+            torch's Inductor, which needs a C++ compiler; "ts": TorchScript. Or a function of (a
+            torch.fx.GraphModule, example inputs) that returns a function of the inputs, which gives
+            a list of tensors. See torchlift.compile.list_backends, register_backend.
         cache_size: how many graphs are kept, those used last.
         dynamic: dims that may have any size without a new trace, as in `trace`.
 
@@ -220,29 +263,12 @@ def jit(
         raise TransformError(f"[jit] the function must be callable, got {type(func).__name__}.")
     if cache_size < 1:
         raise TransformError(f"[jit] cache_size must be at least 1, got {cache_size}.")
-    if not callable(backend) and backend not in _BACKENDS:
-        raise TransformError(
-            f"[jit] there is no backend {backend!r}. Use one of {sorted(_BACKENDS)}, or a function."
-        )
+    find_backend(backend)
     return JitFunction(func, backend, cache_size, dynamic)
 
 
 def _needs_autograd(tensors: "list[torch.Tensor]") -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-
-
-def _leaf_key(leaf: Any) -> Any:
-    if isinstance(leaf, torch.Tensor):
-        return (leaf.dtype, leaf.shape, leaf.stride(), leaf.device)
-    try:
-        hash(leaf)
-    except TypeError:
-        raise TransformError(
-            f"[jit] an argument holds a {type(leaf).__name__}, which cannot be hashed, so that it "
-            f"cannot be known whether it is the same in the next call. Pass tensors, numbers or "
-            f"strings, or let the function capture it."
-        ) from None
-    return (type(leaf), leaf)
 
 
 def _key_text(key: Any) -> str:
@@ -251,30 +277,38 @@ def _key_text(key: Any) -> str:
     return repr(key[1])
 
 
-def _run_eager(traced: Traced) -> "Callable[[list[torch.Tensor]], list[torch.Tensor]]":
-    return traced.optimized().run
+Run = Callable[["list[torch.Tensor]"], "list[Any]"]
 
 
-def _run_inductor(traced: Traced) -> "Callable[[list[torch.Tensor]], list[torch.Tensor]]":
-    from torch._inductor.compile_fx import compile_fx
-
-    return _run_callable(traced, compile_fx)
-
-
-_BACKENDS = {"eager": _run_eager, "inductor": _run_inductor}
+def _loses_gradients(traced: Traced) -> bool:
+    """Whether autograd would reach a tensor that the function captures."""
+    return torch.is_grad_enabled() and any(t.requires_grad for _, t in traced.graph.constants())
 
 
-def _compiled(
-    traced: Traced, backend: "str | Callable[..., Any]"
-) -> "Callable[[list[torch.Tensor]], list[torch.Tensor]]":
-    if callable(backend):
-        return _run_callable(traced, backend)
-    return _BACKENDS[backend](traced)
+def _compiled(traced: Traced, backend: "str | Callable[..., Any]") -> Run:
+    found = find_backend(backend)
+    return _run_eager(traced) if found is None else _run_backend(traced, found)
 
 
-def _run_callable(
-    traced: Traced, backend: "Callable[..., Any]"
-) -> "Callable[[list[torch.Tensor]], list[torch.Tensor]]":
-    module, examples = traced.graph_module(), traced.example_inputs()
-    compiled = backend(module, examples)
-    return lambda tensors: list(compiled(*tensors))
+def _run_eager(traced: Traced) -> Run:
+    """The C++ replay. What the function writes into its arguments it writes there itself."""
+    try:
+        _, updates = traced.graph.copy().functionalize()
+    except UnsupportedError:
+        return _C.Program(traced.graph).run
+    return _C.Program(traced.graph).run if updates else traced.optimized().run
+
+
+def _run_backend(traced: Traced, backend: Callable[..., Any]) -> Run:
+    """A backend of fx graphs, which have no writes."""
+    from torchlift.compile._boxed import call
+
+    frame = Frame("jit", traced.graph)
+    module = frame.module([value.name for value in traced.graph.inputs()])
+    compiled = backend(module, traced.example_inputs())
+
+    def run(tensors: "list[torch.Tensor]") -> "list[Any]":
+        frame.check_aliases(tensors)
+        return frame.finish(tensors, call(compiled, list(tensors)))
+
+    return run

@@ -23,6 +23,7 @@ from torchlift._functional import functional_call
 from torchlift._fx import graph_module
 from torchlift._graph_outputs import Frame, reorder_outputs
 from torchlift._names import describe, function_name, wraps
+from torchlift._signature import leaf_key, mode_key, module_key, module_state
 from torchlift._trace import with_line
 from torchlift.compile import _context
 from torchlift.compile._boxed import call
@@ -353,7 +354,9 @@ class _AotFunction:
         return self.compiled_for(leaves, spec, tensors)(tensors)
 
     def compiled_for(self, leaves: "list[Any]", spec: Any, tensors: Tensors) -> _Compiled:
-        key = (spec, tuple(_leaf_key(leaf) for leaf in leaves), _mode(), self._state())
+        keys = tuple(leaf_key("aot_function", leaf) for leaf in leaves)
+        tracked = tuple(tensor.requires_grad for tensor in tensors)
+        key = (spec, keys, tracked, mode_key(), self._state())
         with self._lock:
             compiled = self._cache.get(key)
             if compiled is None:
@@ -376,26 +379,6 @@ class _AotFunction:
         tracked = [t.requires_grad and torch.is_grad_enabled() for t in tensors]
         tracer = _Tracer(flat, tensors, tracked)
         return _Compile(self._config, tracer, function_name(fn)).run()
-
-
-def _leaf_key(leaf: Any) -> Any:
-    if isinstance(leaf, torch.Tensor):
-        return (leaf.shape, leaf.stride(), leaf.dtype, leaf.device, leaf.requires_grad)
-    try:
-        hash(leaf)
-    except TypeError:
-        raise TransformError(
-            f"[aot_function] an argument holds a {type(leaf).__name__}, which cannot be hashed. "
-            f"Pass tensors, numbers or strings, or let the function capture it."
-        ) from None
-    return (type(leaf), leaf)
-
-
-def _mode() -> Any:
-    autocast = [
-        (torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in ("cpu", "cuda")
-    ]
-    return (torch.is_grad_enabled(), *autocast)
 
 
 def _config(
@@ -502,19 +485,15 @@ def aot_function(
     )
 
 
-def _state_of(mod: torch.nn.Module) -> "dict[str, torch.Tensor]":
-    return {**dict(mod.named_parameters()), **dict(mod.named_buffers())}
-
-
 def _of_module(mod: torch.nn.Module, *args: Any, **kwargs: Any) -> _AotFunction:
     def call_module(state: "dict[str, torch.Tensor]", args: Any, kwargs: Any) -> Any:
         return functional_call(mod, state, args, kwargs)
 
     call_module.__name__ = type(mod).__name__
-    kwargs.setdefault("num_params_buffers", len(_state_of(mod)))
+    kwargs.setdefault("num_params_buffers", len(module_state(mod) or {}))
     compiled = aot_function(call_module, *args, **kwargs)
     assert isinstance(compiled, _AotFunction)
-    compiled._state = lambda: tuple(each.training for each in mod.modules())
+    compiled._state = lambda: module_key(mod)
     return compiled
 
 
@@ -527,7 +506,7 @@ class AOTModule(torch.nn.Module):
         self._compiled = compiled
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self._compiled(_state_of(self.orig_module), args, kwargs)
+        return self._compiled(module_state(self.orig_module), args, kwargs)
 
 
 def aot_module(mod: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.nn.Module:
@@ -589,11 +568,11 @@ def aot_module_simplified(
         keep_inference_input_mutations=keep_inference_input_mutations,
         inference_compiler=inference_compiler,
     )
-    leaves, spec = _pytree.flatten(((_state_of(mod), tuple(args), {}), {}))
+    leaves, spec = _pytree.flatten(((module_state(mod), tuple(args), {}), {}))
     compiled.compiled_for(leaves, spec, [t for t in leaves if isinstance(t, torch.Tensor)])
 
     def forward(*runtime_args: Any, **kwargs: Any) -> Any:
-        return compiled(_state_of(mod), runtime_args, kwargs)
+        return compiled(module_state(mod), runtime_args, kwargs)
 
     forward.zero_grad = mod.zero_grad  # type: ignore[attr-defined]
     forward.named_parameters = mod.named_parameters  # type: ignore[attr-defined]
