@@ -199,8 +199,12 @@ class _Call(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        if torch.is_grad_enabled() and any(g is not None and g.requires_grad for g in grads):
-            raise _second_derivative()
+        if torch.is_grad_enabled():
+            raise UnsupportedError(
+                "[aot_function] with create_graph=True the gradient would have to be differentiable, "
+                "but the backward pass is a compiled graph. Differentiate inside: "
+                "aot_function(torchlift.grad(f), ...), or use the function itself."
+            )
         compiled = ctx.compiled
         # The graph was traced for tangents in the order of their dims.
         tangents = [grads[i].contiguous() for i in compiled.tracked_outputs]
@@ -210,14 +214,6 @@ class _Call(torch.autograd.Function):
         for i, given in zip(compiled.tracked_inputs, compiled.has_gradient):
             gradients[i] = next(found) if given else None
         return (None, *gradients)
-
-
-def _second_derivative() -> UnsupportedError:
-    return UnsupportedError(
-        "[aot_function] the backward pass is a compiled graph and cannot be differentiated. For "
-        "second derivatives differentiate inside: aot_function(torchlift.grad(f), ...), or use "
-        "the function itself."
-    )
 
 
 class _Compile:

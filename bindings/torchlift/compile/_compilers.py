@@ -50,7 +50,6 @@ def print_compile(fx_g: GraphModule, _: Any) -> GraphModule:
 
 def _scriptable(fx_g: GraphModule) -> GraphModule:
     """A copy that TorchScript can read: operators without overloads, devices by name."""
-    module = GraphModule(fx_g, torch.fx.Graph())
     graph = torch.fx.Graph()
     graph.output(graph.graph_copy(fx_g.graph, {}))
     for node in graph.nodes:
@@ -63,9 +62,7 @@ def _scriptable(fx_g: GraphModule) -> GraphModule:
             for name, value in node.kwargs.items()
         }
     graph.lint()
-    module.graph = graph
-    module.recompile()
-    return module
+    return GraphModule(fx_g, graph)
 
 
 def _script(fx_g: GraphModule, finish: "Callable[[Any], Any]" = lambda script: script) -> Any:
