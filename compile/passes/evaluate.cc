@@ -1,5 +1,6 @@
 #include "compile/passes/evaluate.h"
 
+#include <ATen/ScalarOps.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/function_schema.h>
 #include <ATen/core/jit_type.h>
@@ -45,13 +46,22 @@ IValue list_of(const std::vector<ValueRef>& refs, const TensorOf& tensor_of, boo
   return list;
 }
 
+// A number where the schema says Tensor.
+at::Tensor wrapped_number(const at::Scalar& number) {
+  at::Tensor t = c10::scalar_to_tensor(number);
+  t.unsafeGetTensorImpl()->set_wrapped_number(true);
+  return t;
+}
+
 IValue value_of(const Argument& argument, const c10::Type& type, const TensorOf& tensor_of,
                 const std::vector<int64_t>& symbols) {
   if (const auto* ref = std::get_if<ValueRef>(&argument)) return tensor_of(ref->id);
   if (const auto* refs = std::get_if<std::vector<ValueRef>>(&argument)) {
     return list_of(*refs, tensor_of, is_optional_tensor_list(type));
   }
-  if (const auto* value = std::get_if<IValue>(&argument)) return *value;
+  if (const auto* value = std::get_if<IValue>(&argument)) {
+    return type.kind() == c10::TypeKind::TensorType ? wrapped_number(value->toScalar()) : *value;
+  }
   if (const auto* size = std::get_if<SizeExpr>(&argument)) return size->evaluate(symbols);
   if (const auto* sizes = std::get_if<std::vector<SizeExpr>>(&argument)) {
     std::vector<int64_t> all;
@@ -73,7 +83,7 @@ std::vector<std::vector<at::Tensor>> call(const c10::OperatorHandle& op,
     } else if (result.isTensorList()) {
       results.push_back(result.toTensorVector());
     } else {
-      unsupported_error("compile", op.operator_name(), " gives a result that is no tensor.");
+      results.push_back({at::Tensor()});  // a number, which graphs do not hold
     }
   }
   return results;
@@ -100,7 +110,8 @@ c10::OperatorHandle operator_of(const Node& node) {
 
 // --- inference -----------------------------------------------------------------------------------
 
-// Sizes of the dynamic dims to try. Multiples of 12, so that halves and quarters of them are sizes.
+// Sizes of the dynamic dims to try. Multiples of 12, so that halves and quarters of them are sizes,
+// and none below what the graph is right for.
 constexpr size_t kPoints = 3;
 
 std::vector<std::vector<int64_t>> points_of(const Graph& graph) {
@@ -109,7 +120,8 @@ std::vector<std::vector<int64_t>> points_of(const Graph& graph) {
   std::vector<std::vector<int64_t>> points(kPoints);
   for (size_t p = 0; p < kPoints; ++p) {
     for (size_t s = 0; s < graph.symbols.size(); ++s) {
-      points[p].push_back(12 * kPrimes[(s * (p + 2) + p) % kPrimes.size()]);
+      const int64_t least = (graph.symbols[s].least + 11) / 12;
+      points[p].push_back(12 * (least + kPrimes[(s * (p + 2) + p) % kPrimes.size()]));
     }
   }
   return points;

@@ -26,6 +26,15 @@ TEST(EvaluateTest, NamesOfArgumentsAreChecked) {
   EXPECT_THROW(make_node("aten::add", "Tensor", {{"input", ref(0)}}), UnsupportedError);
 }
 
+TEST(EvaluateTest, ANumberForATensorHasNoSayInTheDtype) {
+  GraphBuilder b;
+  const ValueId x = b.input(at::ones({3}));
+  const ValueId y = b.call("aten::mul.Tensor", {{"self", ref(x)}, {"other", number(0.5)}});
+  const Graph graph = b.finish({y});
+  EXPECT_EQ(graph.type(y).dtype, at::kFloat);
+  EXPECT_EQ(infer(graph, graph.nodes[0])[0][0].type, graph.type(y));
+}
+
 TEST(InferTest, TypesAreThoseOfARun) {
   for (uint64_t seed = 0; seed < 20; ++seed) {
     const Graph graph = random_graph(seed);

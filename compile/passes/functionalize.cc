@@ -286,7 +286,7 @@ class Functionalizer {
       for (const int32_t index : list) check_writable(node, slot(index));
     }
     const std::vector<std::vector<ValueId>> values =
-        node.op == "aten::copy_" ? copied(node, targets[0][0]) : computed(node, *variant, targets);
+        copies_tensor(node) ? copied(node, targets[0][0]) : computed(node, *variant, targets);
     for (size_t w = 0; w < targets.size(); ++w) {
       if (targets[w].size() != values[w].size()) {
         refuse(node, "its functional variant gives another number of tensors.");
@@ -311,6 +311,10 @@ class Functionalizer {
                        ", which a branch or a loop gave and which may be one of its operands. "
                        "clone() it before writing.");
     }
+  }
+
+  static bool copies_tensor(const Node& node) {
+    return node.op == "aten::copy_" && std::holds_alternative<ValueRef>(node.args[1]);
   }
 
   // What copy_ writes: its source as a tensor of its own, of the target's shape.

@@ -37,8 +37,11 @@ bool is_one_of(const std::string& op, const std::array<std::string_view, N>& ops
 
 class Hoister {
  public:
-  explicit Hoister(Graph& graph)
-      : graph_(graph), classes_(graph), values_(static_cast<ValueId>(graph.values.size())) {
+  Hoister(Graph& graph, const HoistOptions& options)
+      : graph_(graph),
+        options_(options),
+        classes_(graph),
+        values_(static_cast<ValueId>(graph.values.size())) {
     for (const ValueId id : graph.inputs) {
       const auto& strides = graph.type(id).strides;
       if (std::find(strides.begin(), strides.end(), SizeExpr(0)) != strides.end()) {
@@ -187,9 +190,10 @@ class Hoister {
   bool try_to_hoist(const Node& node, const Node& on_twins) {
     const ValueId id = node.results[0].ids[0];
     if (id == kNoValue || !can_copy_back(id)) return false;
+    const DimMap map = dims_of(on_twins);
+    if (!is_worth_it(on_twins, map)) return false;
     Node small = on_twins;
     bool any = false;
-    const DimMap map = dims_of(on_twins);
     for (const auto& sources : map) {
       if (!is_invariant(on_twins, sources)) continue;
       for (const ArgumentDim& source : sources) narrow(&small, source);
@@ -206,6 +210,27 @@ class Hoister {
     give_twin(id, all);
     ++hoisted_;
     return true;
+  }
+
+  // By the elements that are read or written, whichever are more.
+  bool is_worth_it(const Node& node, const DimMap& map) const {
+    int64_t work = 0, rows = 1;
+    std::vector<ValueId> ids = arguments_of(node);
+    ids.push_back(node.results[0].ids[0]);
+    for (const ValueId id : ids) {
+      int64_t elements = 1;
+      for (const SizeExpr& size : graph_.type(id).sizes) {
+        if (!size.is_constant()) return true;
+        elements *= *size.constant();
+      }
+      work = std::max(work, elements);
+    }
+    for (size_t d = 0; d < map.size(); ++d) {
+      if (is_invariant(node, map[d])) {
+        rows *= *graph_.type(node.results[0].ids[0]).sizes.at(d).constant();
+      }
+    }
+    return rows > 0 && work - work / rows >= options_.min_saved_elements;
   }
 
   bool is_invariant(const Node& node, const std::vector<ArgumentDim>& sources) const {
@@ -311,6 +336,7 @@ class Hoister {
   }
 
   Graph& graph_;
+  const HoistOptions& options_;
   std::vector<Node> nodes_;
   const AliasClasses classes_;     // of the values that there were
   const ValueId values_;           // and their number
@@ -322,9 +348,9 @@ class Hoister {
 
 }  // namespace
 
-int64_t hoist_invariant(Graph& graph) {
+int64_t hoist_invariant(Graph& graph, const HoistOptions& options) {
   require_functional(graph, "hoist_invariant");
-  return Hoister(graph).run();
+  return Hoister(graph, options).run();
 }
 
 }  // namespace torchlift::compile

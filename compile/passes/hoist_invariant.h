@@ -25,9 +25,15 @@
 
 namespace torchlift::compile {
 
+struct HoistOptions {
+  // An operator is left alone if it would read, or write, not as many elements less: the views of a
+  // row and back cost about as much. What has dynamic dims is taken to be large.
+  int64_t min_saved_elements = 4096;
+};
+
 // For graphs without writes. Gives the number of nodes that run on fewer rows; what they were
 // computed from before may be dead now.
-int64_t hoist_invariant(Graph& graph);
+int64_t hoist_invariant(Graph& graph, const HoistOptions& options = {});
 
 }  // namespace torchlift::compile
 

@@ -9,7 +9,6 @@
 #include "compile/passes/algebraic_simplification.h"
 #include "compile/passes/common_subexpressions.h"
 #include "compile/passes/dead_code.h"
-#include "compile/passes/hoist_invariant.h"
 #include "compile/passes/view_cleanup.h"
 
 namespace torchlift::compile {
@@ -37,7 +36,9 @@ const Row kPasses[] = {
     {"common_subexpressions", &OptimizeOptions::common_subexpressions,
      [](Graph& graph, const OptimizeOptions&) { return common_subexpressions(graph); }},
     {"hoist_invariant", &OptimizeOptions::hoist_invariant,
-     [](Graph& graph, const OptimizeOptions&) { return hoist_invariant(graph); }},
+     [](Graph& graph, const OptimizeOptions& options) {
+       return hoist_invariant(graph, options.hoisting);
+     }},
     {"dead_code", &OptimizeOptions::dead_code,
      [](Graph& graph, const OptimizeOptions&) { return dead_code(graph); }},
 };

@@ -19,6 +19,7 @@
 #include "compile/graph.h"
 #include "compile/passes/constant_folding.h"
 #include "compile/passes/functionalize.h"
+#include "compile/passes/hoist_invariant.h"
 
 namespace torchlift::compile {
 
@@ -30,6 +31,7 @@ struct OptimizeOptions {
   bool hoist_invariant = true;
   bool dead_code = true;
   FoldingOptions folding;
+  HoistOptions hoisting;
   // The passes run in rounds, until one changes nothing, or so many have run.
   int max_rounds = 8;
   // Whether to verify() after each pass.

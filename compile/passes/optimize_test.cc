@@ -13,7 +13,8 @@
 namespace torchlift::compile {
 namespace {
 
-constexpr OptimizeOptions kVerified = {.folding = {}, .verify_each = true};
+constexpr OptimizeOptions kVerified = {
+    .folding = {}, .hoisting = {.min_saved_elements = 0}, .verify_each = true};
 
 TEST(OptimizeTest, PassesOpenTheWayForEachOther) {
   GraphBuilder b;
