@@ -106,7 +106,7 @@ def test_what_a_file_does_not_keep(tmp_path):
     torchlift.save(lambda p: p.a + p.b, tmp_path / "f.tlc", Pair(torch.ones(2), torch.ones(2)))
     loaded = torchlift.load(tmp_path / "f.tlc")
     assert torch.equal(loaded((torch.ones(2), torch.ones(2))), torch.full((2,), 2.0))
-    with pytest.raises(torchlift.UnsupportedError, match="x holds a set, a set"):
+    with pytest.raises(torchlift.UnsupportedError, match="x holds .*set.*, which a file does not keep"):
         torchlift.save(lambda x: torch.ones(2), tmp_path / "g.tlc", {1, 2})
 
 

@@ -182,7 +182,7 @@ def _structure(value: Any, name: str, tensor: Any = None) -> "tuple[str, str, An
             [_structure(v, "", tensor) for v in value],
         )
     raise UnsupportedError(
-        f"[save] {name or 'the result'} holds {describe(value)}, a {type(value).__name__}, which a "
+        f"[save] {name or 'the result'} holds {describe(value)}, which a "
         f"file does not keep. Use tuples, lists, dicts with strings as keys, tensors and numbers."
     )
 
