@@ -23,9 +23,9 @@ def run_python(*args):
 
 
 MODULES = sorted(
-    f"torchlift.{info.name}"
-    for info in pkgutil.iter_modules([str(FOLDER)])
-    if info.name not in ("_C", "__main__")
+    info.name
+    for info in pkgutil.walk_packages([str(FOLDER)], "torchlift.")
+    if info.name not in ("torchlift._C", "torchlift.__main__")
 )
 
 
@@ -44,10 +44,13 @@ def test_every_public_name_is_documented_with_an_example():
         assert inspect.getdoc(value), name
         if name not in ("FallbackRecord", "reset_fallback_report"):
             assert ">>>" in inspect.getdoc(value), name
+    for name in torchlift.compile.__all__:
+        if name != "default_decompositions":
+            assert ">>>" in inspect.getdoc(getattr(torchlift.compile, name)), name
 
 
 def test_every_function_has_type_hints():
-    for path in FOLDER.glob("*.py"):
+    for path in FOLDER.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if not isinstance(node, ast.FunctionDef):
                 continue

@@ -1,7 +1,7 @@
 """What runs the graphs of jit, by name.
 
 A backend is a function of (a torch.fx.GraphModule of plain operators, example inputs) that returns a
-function of the inputs, which gives a list of tensors (or a boxed function, of their list). "eager" needs no fx: jit runs it by itself.
+function of the inputs, which gives a list of tensors (or what make_boxed_func makes of it). "eager" needs no fx: jit runs it by itself.
 """
 
 from __future__ import annotations

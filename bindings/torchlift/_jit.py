@@ -43,6 +43,13 @@ class CacheInfo:
         evicted: graphs that were dropped since the cache was full.
         size: graphs in the cache.
         max_size: how many it holds.
+
+    >>> import torch, torchlift
+    >>> f = torchlift.jit(torch.sin)
+    >>> for _ in range(3):
+    ...     y = f(torch.zeros(2))
+    >>> f.cache_info().hits, f.cache_info().misses
+    (2, 1)
     """
 
     hits: int
@@ -309,6 +316,6 @@ def _run_backend(traced: Traced, backend: Callable[..., Any]) -> Run:
 
     def run(tensors: "list[torch.Tensor]") -> "list[Any]":
         frame.check_aliases(tensors)
-        return frame.finish(tensors, call(compiled, list(tensors)))
+        return frame.finish(tensors, call(compiled, list(tensors), ours_only=True))
 
     return run

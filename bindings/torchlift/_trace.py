@@ -29,6 +29,16 @@ class Traced:
 
     Attributes:
         graph: the graph.
+
+    >>> import torch, torchlift
+    >>> traced = torchlift.trace(torch.sin)(torch.zeros(3))
+    >>> print(traced)
+    def graph(arg0: f32[3]):
+        sin = aten.sin(arg0)  # f32[3]
+        return sin
+    <BLANKLINE>
+    >>> traced(torch.zeros(3))
+    tensor([0., 0., 0.])
     """
 
     def __init__(self, graph: "_C.Graph", in_spec: Any, leaves: "list[Any]", out: Any) -> None:

@@ -78,7 +78,9 @@ def _copies(tensors: Tensors) -> Tensors:
 class _Tracer:
     """Traces one signature."""
 
-    def __init__(self, flat: Callable[[Tensors], Any], tensors: Tensors, tracked: "list[bool]"):
+    def __init__(
+        self, flat: Callable[[Tensors], Any], tensors: Tensors, tracked: "list[bool]"
+    ) -> None:
         self.flat = flat
         self.tensors = tensors
         self.tracked = tracked

@@ -18,7 +18,7 @@ def make_boxed_func(f: Callable[..., Any]) -> "Callable[[list[Any]], Any]":
     def boxed(args: "list[Any]") -> Any:
         return f(*args)
 
-    boxed._boxed_call = True  # type: ignore[attr-defined]
+    boxed._boxed_call = boxed._torchlift_boxed = True  # type: ignore[attr-defined]
     return boxed
 
 
@@ -43,10 +43,12 @@ def make_boxed_compiler(compiler: Callable[..., Any]) -> Callable[..., Any]:
     return boxed
 
 
-def call(compiled: Callable[..., Any], args: "list[Any]") -> "list[Any]":
-    """What a compiler gave, called by its own convention; always a list."""
-    if getattr(compiled, "_boxed_call", False):
-        outputs = compiled(args)
-    else:
-        outputs = compiled(*args)
+def call(compiled: Callable[..., Any], args: "list[Any]", ours_only: bool = False) -> "list[Any]":
+    """What a compiler gave, called by its own convention; always a list.
+
+    ours_only: only what `make_boxed_func` made is boxed. (torch's compile_fx gives functions that say
+        so of themselves, and are not.)
+    """
+    boxed = getattr(compiled, "_torchlift_boxed" if ours_only else "_boxed_call", False)
+    outputs = compiled(args) if boxed else compiled(*args)
     return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]

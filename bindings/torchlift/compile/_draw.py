@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import os
 import shutil
 import subprocess
@@ -69,6 +68,8 @@ def _corner(row: int, column: int) -> "tuple[int, int]":
 
 
 def _box(node: "torch.fx.Node", x: int, y: int) -> str:
+    import html
+
     first, second = (html.escape(text) for text in _label(node))
     color = _COLORS.get(node.op, "#eeeeee")
     return (

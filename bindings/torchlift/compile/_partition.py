@@ -36,6 +36,11 @@ class PartitionReport:
         recomputed: the nodes that run in both passes, views left out.
         recomputed_elements: of their results.
         recomputed_bytes: that they read and write.
+
+    >>> from torchlift.compile import PartitionReport
+    >>> print(PartitionReport((("primals_1", 12, True),), 12, 0, (), 0, 0))
+    saves 1 tensors, 12 bytes (0 without primals); computes 0 nodes again (0 elements, 0 bytes)
+                12 primals_1 (primal)
     """
 
     saved: "tuple[tuple[str, int, bool], ...]"
