@@ -22,6 +22,7 @@
 
 #include "autodiff/cotangents.h"
 #include "autodiff/forward_mode.h"
+#include "autodiff/reverse_formulas.h"
 #include "core/dispatch.h"
 #include "core/lifted_tensor.h"
 #include "core/narrow.h"
@@ -54,7 +55,7 @@ bool takes_no_shortcut(const std::string& name) {
       "TBackward0", "TanhBackward0", "TransposeBackward0", "UnsafeViewBackward0",
       "UnsqueezeBackward0", "ViewBackward0", "_LogSoftmaxBackward0", "FwPrimalBackward0",
       "torch::autograd::AccumulateGrad", "Identity", "torch::autograd::Identity",
-      "GatherRowsBackward", "ScatterRowsBackward"};
+      "GatherRowsBackward", "ScatterRowsBackward", "StatisticsBackward"};
   // clang-format on
   return known->count(name) > 0;
 }
@@ -342,6 +343,15 @@ std::vector<at::Tensor> Pullback::operator()(std::vector<at::Tensor> cotangents,
   return result;
 }
 
+namespace {
+
+void note_function_ended() {
+  note_transform_closed();
+  close_reverse_formulas();
+}
+
+}  // namespace
+
 ReverseScope::ReverseScope()
     : level_(current_level()),
       outer_grad_(c10::GradMode::is_enabled()),
@@ -351,11 +361,12 @@ ReverseScope::ReverseScope()
   check_no_torch_func("a gradient transform");
   if (!outer_grad_) outer_guard_.emplace(level_, OuterGradMode::kOff);
   grad_guard_.emplace(true);
+  open_reverse_formulas();
   note_transform_opened("reverse mode");
 }
 
 ReverseScope::~ReverseScope() {
-  if (grad_guard_.has_value()) note_transform_closed();
+  if (grad_guard_.has_value()) note_function_ended();
 }
 
 at::Tensor ReverseScope::primal(const at::Tensor& input) {
@@ -380,7 +391,7 @@ at::Tensor ReverseScope::primal(const at::Tensor& input) {
 }
 
 Pullback ReverseScope::finish(const std::vector<at::Tensor>& outputs) {
-  note_transform_closed();
+  note_function_ended();
   grad_guard_.reset();
   outer_guard_.reset();
   auto state = std::make_shared<Pullback::State>();

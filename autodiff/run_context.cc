@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "autodiff/forward_mode.h"
+#include "autodiff/reverse_formulas.h"
 #include "core/keys.h"
 #include "core/lifted_tensor.h"
 
@@ -47,7 +48,8 @@ RunContext::RunContext()
       keys_(c10::impl::tls_local_dispatch_key_set()),
       grad_mode_(c10::AutogradState::get_tls_state().get_grad_mode()),
       forward_grad_mode_(c10::AutogradState::get_tls_state().get_fw_grad_mode()),
-      forward_(forward_mode_open()) {
+      forward_(forward_mode_open()),
+      reverse_formulas_(reverse_formulas_open()) {
   exchange_domain_limit(domain_limit_);
   for (const LevelPtr& level : level_stack()) {
     levels_.push_back({level, level->outer_grad_mode()});
@@ -76,8 +78,10 @@ bool RunContext::same_forward_mode() const {
   });
 }
 
-ContextScope::ContextScope(const RunContext& context) {
+ContextScope::ContextScope(const RunContext& context)
+    : reverse_formulas_(context.reverse_formulas_) {
   open_levels(context);
+  if (reverse_formulas_) open_reverse_formulas();
   domain_limit_ = exchange_domain_limit(context.domain_limit_);
   c10::AutogradState& state = c10::AutogradState::get_tls_state();
   grad_mode_ = state.get_grad_mode();
@@ -97,6 +101,7 @@ ContextScope::ContextScope(const RunContext& context) {
 
 ContextScope::~ContextScope() {
   keys_.reset();
+  if (reverse_formulas_) close_reverse_formulas();
   for (const auto& [device, dtype] : autocast_dtypes_) {
     at::autocast::set_autocast_dtype(device, dtype);
   }

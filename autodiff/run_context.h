@@ -61,6 +61,7 @@ class RunContext {
   bool grad_mode_;
   bool forward_grad_mode_;
   bool forward_;
+  bool reverse_formulas_;
   std::weak_ptr<torch::autograd::ForwardADLevel> dual_level_;
   std::vector<std::pair<c10::DeviceType, c10::ScalarType>> autocast_dtypes_;
 };
@@ -91,6 +92,7 @@ class ContextScope {
   DomainLimit domain_limit_;
   bool grad_mode_;
   bool forward_grad_mode_;
+  bool reverse_formulas_;
   std::optional<c10::impl::ForceDispatchKeyGuard> keys_;
 };
 
