@@ -782,6 +782,52 @@ def test_functions_with_rules_of_their_own():
     torch.testing.assert_close(value, 2 * x * x)
 
 
+PULLBACKS = {
+    "jvp": lambda x, g: jvp(torch.sin, (x,), (g,))[1],
+    "jvp of jvp": lambda x, g: jvp(lambda y: jvp(lambda z: -z.cos(), (y,), (torch.ones_like(y),))[1], (x,), (g,))[1],
+    "jacfwd": lambda x, g: jacfwd(torch.sin)(x) * g,
+    "vjp": lambda x, g: vjp(torch.sin, x)[1](g)[0],
+    "jet": lambda x, g: jet(torch.sin, (x,), (g.unsqueeze(0),))[1][0],
+}
+
+
+@pytest.mark.parametrize("pullback", PULLBACKS.values(), ids=PULLBACKS)
+def test_forward_mode_in_a_pullback(pullback):
+    """GradMode is off in a backward pass, which no transform in a rule may take for no_grad."""
+
+    @torchlift.custom_vjp
+    def sine(x):
+        return x.sin()
+
+    sine.defvjp(lambda x: (x.sin(), x), lambda x, g: (pullback(x, g),))
+    x, t, one = real(), real(), torch.ones((), dtype=torch.float64)
+    series = real(3)
+
+    def compositions(sine):
+        def gradient(w, t):
+            return grad(lambda w: sine(w) * t.exp() + sine(w) ** 2 * t)(w)
+
+        def along(w, t):
+            return jet(lambda t: gradient(w, t), (t,), (series,))[1]
+
+        def by_both(w):
+            return jvp(lambda t: along(w, t), (t,), (one,))[1]
+
+        batch = torch.stack([x, 2 * x])
+        return (
+            along(x, t),
+            jvp(lambda w: along(w, t), (x,), (one,))[1],
+            jvp(lambda t: along(x, t), (t,), (one,))[1],
+            jvp(by_both, (x,), (one,))[1],
+            grad(lambda w: along(w, t).sum())(x),
+            jvp(grad(lambda w: along(w, t).sum()), (x,), (one,))[1],
+            vmap(lambda v: jvp(lambda w: along(w, t), (v,), (one,))[1])(batch),
+            jvp(lambda v: jet(lambda t: vmap(lambda w: gradient(w, t))(v), (t,), (series,))[1], (batch,), (torch.ones_like(batch),))[1],
+        )
+
+    torch.testing.assert_close(compositions(sine), compositions(torch.sin), rtol=1e-10, atol=1e-10)
+
+
 def test_tensor_escapes():
     kept = []
     x = real(3)
