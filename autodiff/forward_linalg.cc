@@ -2,6 +2,12 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/_sparse_addmm_ops.h>
+#include <ATen/ops/_sparse_coo_tensor_with_dims_and_tensors_ops.h>
+#include <ATen/ops/_to_sparse_bsc_ops.h>
+#include <ATen/ops/_to_sparse_bsr_ops.h>
+#include <ATen/ops/_to_sparse_csc_ops.h>
+#include <ATen/ops/_to_sparse_csr_ops.h>
+#include <ATen/ops/_to_sparse_ops.h>
 #include <ATen/ops/cholesky_inverse_ops.h>
 #include <ATen/ops/eye.h>
 #include <ATen/ops/linalg_householder_product_ops.h>
@@ -11,12 +17,14 @@
 #include <ATen/ops/triangular_solve_ops.h>
 
 #include <cstdint>
+#include <optional>
 #include <tuple>
 #include <utility>
 #include <vector>
 
 #include "autodiff/forward_kernels.h"
 #include "autodiff/forward_pass.h"
+#include "batching/sparse_results.h"
 #include "core/tensor_operators.h"
 
 namespace torchlift::forward_internal {
@@ -105,6 +113,33 @@ std::tuple<Tensor, Tensor> triangular_solve(const Tensor& self, const Tensor& a,
   return {std::move(solution), a.expand(sizes).clone()};
 }
 
+// --- sparse tensors ------------------------------------------------------------------------------
+//
+// libtorch's have no tangents: what has one stays dense.
+
+Tensor to_sparse(const Tensor& self, std::optional<at::Layout> /*layout*/,
+                 at::OptionalIntArrayRef /*blocksize*/, std::optional<int64_t> /*dense_dim*/) {
+  return self.clone();
+}
+
+Tensor to_sparse_dims(const Tensor& self, int64_t /*sparse_dim*/) { return self.clone(); }
+
+Tensor to_sparse_rows(const Tensor& self, std::optional<int64_t> /*dense_dim*/) {
+  return self.clone();
+}
+
+Tensor to_sparse_blocks(const Tensor& self, at::IntArrayRef /*blocksize*/,
+                        std::optional<int64_t> /*dense_dim*/) {
+  return self.clone();
+}
+
+Tensor sparse_coo(int64_t sparse_dim, int64_t /*dense_dim*/, c10::SymIntArrayRef size,
+                  const Tensor& indices, const Tensor& values, std::optional<at::ScalarType> dtype,
+                  std::optional<at::Layout> /*layout*/, std::optional<at::Device> /*device*/,
+                  std::optional<bool> /*pin_memory*/, std::optional<bool> /*is_coalesced*/) {
+  return dense_coo(sparse_dim, size, indices, values, dtype);
+}
+
 // --- products with a sparse matrix ---------------------------------------------------------------
 
 // beta self + alpha mat1 mat2
@@ -121,6 +156,13 @@ std::vector<ForwardKernel> linalg_formulas() {
   kernels.push_back(made<ops::linalg_householder_product, &householder_product>());
   kernels.push_back(made<ops::ormqr, &ormqr>());
   kernels.push_back(made<ops::_sparse_addmm, &sparse_addmm>());
+  kernels.push_back(made<ops::_sparse_coo_tensor_with_dims_and_tensors, &sparse_coo>());
+  kernels.push_back(made<ops::_to_sparse, &to_sparse>());
+  kernels.push_back(made<ops::_to_sparse_sparse_dim, &to_sparse_dims>());
+  kernels.push_back(made<ops::_to_sparse_csr, &to_sparse_rows>());
+  kernels.push_back(made<ops::_to_sparse_csc, &to_sparse_rows>());
+  kernels.push_back(made<ops::_to_sparse_bsr, &to_sparse_blocks>());
+  kernels.push_back(made<ops::_to_sparse_bsc, &to_sparse_blocks>());
   kernels.push_back(made<ops::cholesky_inverse, &cholesky_inverse>());
   kernels.push_back(made<ops::triangular_solve, &triangular_solve>());
   return kernels;

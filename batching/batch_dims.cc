@@ -2,6 +2,7 @@
 
 #include <c10/util/irange.h>
 
+#include "batching/sparse_results.h"
 #include "core/error.h"
 
 namespace torchlift {
@@ -270,9 +271,9 @@ void MappedOutputs::take_out(const Path& path, at::Tensor& leaf) const {
   if (!lowered.bdim.has_value()) {
     leaf = repeat_for_examples(lowered.value, dim, level_.size());
   } else if (*lowered.bdim == dim) {
-    leaf = std::move(lowered.value);
+    leaf = as_marked(std::move(lowered.value), leaf, dim);
   } else {
-    leaf = lowered.value.permute(moved_dims(rank, *lowered.bdim, dim));
+    leaf = as_marked(lowered.value.permute(moved_dims(rank, *lowered.bdim, dim)), leaf, dim);
   }
 }
 

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "core/error.h"
 #include "core/narrow.h"
@@ -140,7 +141,9 @@ LiftedTensorImpl::LiftedTensorImpl(at::Tensor value, std::optional<int64_t> bdim
 void LiftedTensorImpl::refresh_metadata() {
   if (C10_UNLIKELY(value_.layout() != c10::kStrided)) {
     // It has no strides: those of a contiguous tensor stand in.
-    set_sizes_contiguous(value_.sizes());
+    std::vector<int64_t> shown = value_.sizes().vec();
+    if (bdim_ >= 0) shown.erase(shown.begin() + bdim_);
+    set_sizes_contiguous(shown);
     return;
   }
   const auto sizes = value_.sizes();

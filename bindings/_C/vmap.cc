@@ -10,6 +10,7 @@
 
 #include "batching/chunks.h"
 #include "batching/random_rows.h"
+#include "batching/sparse_results.h"
 #include "core/level.h"
 #include "core/lifted_tensor.h"
 
@@ -165,8 +166,10 @@ Output lower_output(const at::Tensor& t, std::optional<int64_t> out_dim, const L
     sizes.insert(sizes.begin() + *dim, level.size());
     return {lowered.value.unsqueeze(*dim).expand(sizes)};
   }
-  if (*lowered.bdim != *dim) return {at::movedim(lowered.value, *lowered.bdim, *dim)};
-  return {std::move(lowered.value)};
+  if (*lowered.bdim != *dim) {
+    return {as_marked(at::movedim(lowered.value, *lowered.bdim, *dim), t, *dim)};
+  }
+  return {as_marked(std::move(lowered.value), t, *dim)};
 }
 
 // The output of f with its tensors lowered; empty when it is not as simple as that.
