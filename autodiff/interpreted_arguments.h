@@ -9,6 +9,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <string_view>
+
 #include "core/error.h"
 #include "core/level.h"
 #include "core/lifted_tensor.h"
@@ -29,6 +31,12 @@ inline const Level* interpreted_level(const at::Tensor& t) {
   return nullptr;
 }
 
+// What else can be done there.
+inline const char* advice_at(const Level& level) {
+  if (std::string_view(level.transform()) != "sparsity") return "";
+  return " Or give the pattern yourself: coloring(pattern) takes any that contains the nonzeros.";
+}
+
 // what: "custom_jvp".
 inline void check_not_interpreted(const char* what, const at::Tensor& t) {
   const Level* level = interpreted_level(t);
@@ -38,7 +46,8 @@ inline void check_not_interpreted(const char* what, const at::Tensor& t) {
                     level->transform(),
                     " follows, and its rule does not say what to do there. Call the operators that "
                     "it is made of; or, where a constant is meant, use torchlift.stop_gradient on "
-                    "its argument.");
+                    "its argument.",
+                    advice_at(*level));
 }
 
 }  // namespace torchlift
