@@ -21,24 +21,31 @@ using c10::IValue;
 using c10::OperatorHandle;
 using torch::jit::Stack;
 
-// Whether what `op` writes are keyword arguments, and what it returns are these.
-bool writes_out_only(const OperatorHandle& op) {
+// Of the keyword arguments that `op` writes, if it writes no others and returns these or nothing
+// (foreach operators do): "Tensor" or "Tensor[]" each. Else empty.
+std::vector<std::string> types_of_out(const OperatorHandle& op) {
   const auto& arguments = op.schema().arguments();
-  size_t written = 0;
+  std::vector<std::string> types;
   for (size_t i = 0; i < arguments.size(); ++i) {
     if (!writes_argument(op, i)) continue;
-    if (!arguments[i].kwarg_only() || arguments[i].type()->str() != "Tensor") return false;
-    ++written;
+    types.push_back(arguments[i].type()->str());
+    if (!arguments[i].kwarg_only() || (types.back() != "Tensor" && types.back() != "Tensor[]")) {
+      return {};
+    }
   }
-  return written > 0 && op.schema().returns().size() == written;
+  const size_t returned = op.schema().returns().size();
+  if (returned != 0 && returned != types.size()) return {};
+  return types;
 }
 
-// Whether `other` takes the same arguments but for those, and returns as many new tensors.
-bool is_functional_form(const OperatorHandle& other, const OperatorHandle& op) {
-  for (const auto& result : other.schema().returns()) {
-    if (result.alias_info() != nullptr || result.type()->str() != "Tensor") return false;
+// Whether `other` takes the same arguments but for those, and returns new tensors of these types.
+bool is_functional_form(const OperatorHandle& other, const OperatorHandle& op,
+                        const std::vector<std::string>& types) {
+  const auto& returns = other.schema().returns();
+  if (returns.size() != types.size()) return false;
+  for (size_t i = 0; i < returns.size(); ++i) {
+    if (returns[i].alias_info() != nullptr || returns[i].type()->str() != types[i]) return false;
   }
-  if (other.schema().returns().size() != op.schema().returns().size()) return false;
   const auto& own = other.schema().arguments();
   const auto& arguments = op.schema().arguments();
   size_t next = 0;
@@ -69,11 +76,12 @@ const Overloads& overloads() {
 }
 
 std::optional<OperatorHandle> find_functional_form(const OperatorHandle& op) {
-  if (!writes_out_only(op)) return std::nullopt;
+  const std::vector<std::string> types = types_of_out(op);
+  if (types.empty()) return std::nullopt;
   const auto same_name = overloads().find(op.schema().name());
   if (same_name == overloads().end()) return std::nullopt;
   for (const OperatorHandle& other : same_name->second) {
-    if (is_functional_form(other, op)) return other;
+    if (is_functional_form(other, op, types)) return other;
   }
   return std::nullopt;
 }
@@ -109,6 +117,16 @@ void write(const OperatorHandle& op, const at::Tensor& result, const at::Tensor&
   as_lifted(out)->replace_value(std::move(shown.value), shown.bdim);
 }
 
+void write(const OperatorHandle& op, const IValue& result, const IValue& out,
+           const LevelPtr& level) {
+  if (!out.isTensorList()) return write(op, result.toTensor(), out.toTensor(), level);
+  const std::vector<at::Tensor> results = result.toTensorVector(), targets = out.toTensorVector();
+  TORCH_CHECK(results.size() == targets.size(), "[vmap] ", toString(op.operator_name()),
+              ": `out` has ", targets.size(), " tensors, but there are ", results.size(),
+              " results.");
+  for (size_t i = 0; i < results.size(); ++i) write(op, results[i], targets[i], level);
+}
+
 }  // namespace
 
 bool run_out_form(const OperatorHandle& op, const LevelPtr& level, Stack* stack) {
@@ -116,18 +134,18 @@ bool run_out_form(const OperatorHandle& op, const LevelPtr& level, Stack* stack)
   if (!form.has_value()) return false;
   const std::vector<IValue> args = torch::jit::pop(*stack, op.schema().arguments().size());
   Stack results;
-  std::vector<at::Tensor> targets;
+  std::vector<IValue> targets;
   for (size_t i = 0; i < args.size(); ++i) {
     if (writes_argument(op, i)) {
-      targets.push_back(args[i].toTensor());
+      targets.push_back(args[i]);
     } else {
       results.push_back(args[i]);
     }
   }
   form->callBoxed(results);
   for (size_t i = 0; i < targets.size(); ++i) {
-    write(op, results[i].toTensor(), targets[i], level);
-    stack->emplace_back(targets[i]);
+    write(op, results[i], targets[i], level);
+    if (!op.schema().returns().empty()) stack->push_back(targets[i]);
   }
   return true;
 }

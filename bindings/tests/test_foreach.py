@@ -106,3 +106,22 @@ def test_clipping_by_a_norm_that_differs():
     xs = 3 * torch.randn(N, 2)
     want = torch.stack([clipped(x) for x in xs])
     torch.testing.assert_close(vmap(clipped)(xs), want)
+
+
+def test_out_forms():
+    xs = lists()
+
+    def f(a, b):
+        made = [torch.zeros(2, dtype=f64), torch.empty(0, dtype=f64)]
+        torch.ops.aten._foreach_sin.out([a, b], out=made)
+        sums = [torch.zeros_like(a), torch.zeros_like(b)]
+        torch.ops.aten._foreach_add.List_out([a, b], made, alpha=2, out=sums)
+        return *made, *sums
+
+    a, b = xs
+    for got, want in zip(vmap(f)(a, b), (a.sin(), b.sin(), a + 2 * a.sin(), b + 2 * b.sin())):
+        torch.testing.assert_close(got, want)
+    for got, want in zip(vmap(vmap(f))(a[None], b[None]), (a.sin(), b.sin())):
+        torch.testing.assert_close(got[0], want)
+    with pytest.raises(RuntimeError, match="`out` has 1 tensors, but there are 2 results"):
+        vmap(lambda a, b: torch.ops.aten._foreach_sin.out([a, b], out=[torch.zeros(2)]))(a, b)
