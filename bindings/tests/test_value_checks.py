@@ -77,6 +77,8 @@ DISTRIBUTIONS = {
     "Exponential": lambda p: D.Exponential(p.exp()),
     "Gamma": lambda p: D.Gamma(p.exp(), p.exp()),
     "Geometric": lambda p: D.Geometric(torch.stack([p.sigmoid()])),
+    "Geometric of a number": lambda p: D.Geometric(p.sigmoid()),
+    "Geometric of a logit": lambda p: D.Geometric(logits=p),
     "Laplace": lambda p: D.Laplace(p, 1.0),
     "MultivariateNormal": lambda p: D.MultivariateNormal(
         torch.stack([p, p]), (1 + p.exp()) * torch.eye(2, dtype=f64)

@@ -9,6 +9,7 @@ signature, and what somebody imported before torchlift is served, too.
 
 AdaptiveLogSoftmaxWithLoss does not only check: it sorts its targets into clusters, of sizes that
 depend on them. With batched targets it computes the log-probabilities of all clusters and chooses.
+Geometric.log_prob of a number works on a vector of one number.
 """
 
 from __future__ import annotations
@@ -115,10 +116,25 @@ def _patch_adaptive_log_softmax() -> None:
     cls.forward, cls.predict = batched_forward, batched_predict  # type: ignore[method-assign]
 
 
+def _patch_geometric() -> None:
+    """Geometric.log_prob indexes by a mask, which for a number asks for its value."""
+    log_prob = geometric.Geometric.log_prob
+
+    @functools.wraps(log_prob)
+    def batched_log_prob(self: Any, value: torch.Tensor) -> torch.Tensor:
+        numbers = self.batch_shape == () and isinstance(value, torch.Tensor) and value.dim() == 0
+        if not numbers or not (_C.is_lifted(self.probs) or _C.is_lifted(value)):
+            return log_prob(self, value)
+        return log_prob(self.expand((1,)), value.reshape(1)).squeeze(0)
+
+    geometric.Geometric.log_prob = batched_log_prob  # type: ignore[method-assign]
+
+
 def install() -> None:
     """Done once, when torchlift is imported."""
     _ask_all_examples()
     _patch_adaptive_log_softmax()
+    _patch_geometric()
 
 
 install()
