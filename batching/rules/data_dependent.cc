@@ -11,6 +11,7 @@
 #include <ATen/ops/bincount_ops.h>
 #include <ATen/ops/equal_ops.h>
 #include <ATen/ops/isclose.h>
+#include <ATen/ops/narrow_ops.h>
 #include <ATen/ops/one_hot_ops.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/repeat_interleave_ops.h>
@@ -20,6 +21,7 @@
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "batching/rules/dims.h"
@@ -100,8 +102,9 @@ bool allclose_rule(const Level& level, BatchedArg self, BatchedArg other, double
   return agreed("aten::allclose", level, flat({close, 0}).all(1));
 }
 
-// A tensor of numbers that all examples share, taken out of its levels.
-at::Tensor shared_numbers(const char* op, const at::Tensor& t) {
+// A tensor of numbers that all examples share, taken out of its levels. advice: what to say if they
+// do not.
+at::Tensor shared_numbers(const char* op, const at::Tensor& t, const char* advice) {
   at::Tensor value = t;
   while (const LiftedTensorImpl* impl = as_lifted(value)) {
     if (!impl->bdim() || impl->level().size() == 0) {
@@ -110,15 +113,14 @@ at::Tensor shared_numbers(const char* op, const at::Tensor& t) {
       continue;
     }
     if (impl->level().interpreter() != nullptr) {
-      unsupported_error(impl->level().transform(), op,
-                        ": the shapes of its results depend on numbers that are computed from the "
-                        "inputs, and are not known here. Pass numbers that are no such tensor.");
+      unsupported_error(
+          impl->level().transform(), op,
+          ": its results depend on numbers that are computed from the inputs, and are "
+          "not known here. Pass numbers that are no such tensor.");
     }
     const at::Tensor rows = impl->value().movedim(*impl->bdim(), 0);
     if (!innermost(rows.eq(rows.narrow(0, 0, 1))).all().item<bool>()) {
-      unsupported_error("vmap", op, " of a tensor of ", impl->level().describe(),
-                        ": the shapes of its results depend on numbers that differ between the "
-                        "examples. Pass numbers that all examples share.");
+      unsupported_error("vmap", op, " of a tensor of ", impl->level().describe(), ": ", advice);
     }
     value = rows.select(0, 0);
   }
@@ -126,8 +128,23 @@ at::Tensor shared_numbers(const char* op, const at::Tensor& t) {
 }
 
 std::vector<at::Tensor> tensor_split(const at::Tensor& self, const at::Tensor& where, int64_t dim) {
-  return at::compositeimplicitautograd::tensor_split(self, shared_numbers("tensor_split", where),
-                                                     dim);
+  constexpr const char* kAdvice =
+      "the shapes of its results depend on numbers that differ between the examples. Pass numbers "
+      "that all examples share.";
+  return at::compositeimplicitautograd::tensor_split(
+      self, shared_numbers("tensor_split", where, kAdvice), dim);
+}
+
+at::Tensor narrow_from(const at::Tensor& self, int64_t dim, const at::Tensor& start,
+                       c10::SymInt length) {
+  TORCH_CHECK(start.dim() == 0 && at::isIntegralType(start.scalar_type(), /*includeBool=*/false),
+              "start must be an 0-dim integral Tensor.");
+  constexpr const char* kAdvice =
+      "it starts at places that differ between the examples, and no view of the batch shows those. "
+      "Copy them: x.index_select(dim, start + torch.arange(length)); or pass a start that all "
+      "examples share.";
+  const int64_t first = shared_numbers("narrow", start, kAdvice).item<int64_t>();
+  return self.narrow_symint(dim, first, std::move(length));
 }
 
 // --- a shape that the values decide ------------------------------------------------------------
@@ -288,6 +305,7 @@ at::Tensor one_hot(const at::Tensor& self, int64_t num_classes) {
     rule<ops::bincount, &bincount_rule>(),
     rule<ops::repeat_interleave_Tensor, &repeat_interleave_rule>(),
     composite<ops::tensor_split_tensor_indices_or_sections, &tensor_split>(),
+    composite<ops::narrow_Tensor, &narrow_from>(),
     rule<ops::_is_all_true, &is_all_true_rule>(),
     rule<ops::_is_any_true, &is_any_true_rule>(),
     composite<ops::one_hot, &one_hot>(),

@@ -8,6 +8,7 @@
 #include <ATen/ops/bincount.h>
 #include <ATen/ops/equal.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/narrow.h>
 #include <ATen/ops/nonzero.h>
 #include <ATen/ops/one_hot.h>
 #include <ATen/ops/ones.h>
@@ -87,6 +88,14 @@ TEST_F(DataDependent, TensorSplit) {
   EXPECT_EQ(at::tensor_split(x, same, 0).size(), 3U);
   EXPECT_THAT(message_of([&] { at::tensor_split(x, counted, 0); }),
               HasSubstr("Pass numbers that all examples share"));
+}
+
+TEST_F(DataDependent, NarrowFromATensor) {
+  const at::Tensor same = lift_alias(at::full({4}, 1, at::kLong), 0, scope.level());
+  const at::Tensor differs = lift_alias(at::arange(4, at::kLong), 0, scope.level());
+  EXPECT_TRUE(at::equal(at::narrow(x, 0, same, 2), at::narrow(x, 0, 1, 2)));
+  EXPECT_THAT(message_of([&] { at::narrow(x, 0, differs, 1); }),
+              HasSubstr("x.index_select(dim, start + torch.arange(length))"));
 }
 
 TEST_F(DataDependent, Shapes) {

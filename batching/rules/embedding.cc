@@ -1,6 +1,7 @@
 // Embedding tables.
 
 #include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/embedding.h>
 #include <ATen/ops/embedding_backward_ops.h>
@@ -18,6 +19,8 @@
 #include <vector>
 
 #include "batching/rules/reduction.h"
+#include "core/boxed.h"
+#include "core/promotion.h"
 #include "core/tensor_operators.h"
 
 namespace torchlift {
@@ -134,10 +137,27 @@ Batched embedding_renorm_rule(BatchedArg self, BatchedArg indices, double max_no
   return {renormed(expanded(self, size), indices, max_norm, norm_type), 0};
 }
 
-void embedding_renorm_in_place(BatchedArg self, BatchedArg indices, double max_norm,
-                               double norm_type) {
-  const at::Tensor target = batch_first(self);
-  target.copy_(renormed(target, indices, max_norm, norm_type));
+// NOTE [a table from outside]
+// A row comes out the same however often it is renormalised, and depends on no other row. So a loop
+// over examples that look into one table from outside would leave it as one call does with the
+// indices of all of them, and each example would find its rows renormalised. A table that the
+// function makes is every example's own.
+void embedding_renorm__rule(const c10::OperatorHandle& op, const LevelPtr& level,
+                            torch::jit::Stack* stack) {
+  const std::vector<c10::IValue> args = torch::jit::pop(*stack, 4);
+  at::Tensor self = args[0].toTensor();
+  const Lowered indices = lower(args[1].toTensor(), *level);
+  const double max_norm = args[2].toDouble(), norm_type = args[3].toDouble();
+  if (depth_of(self) < level->depth()) {
+    ops::embedding_renorm_::call(self, indices.value.reshape(-1), max_norm, norm_type);
+  } else {
+    promote(op.schema().name().c_str(), self, level);
+    const WriteScope writing(as_lifted(self));
+    const Lowered tables = lower(self, *level);
+    const at::Tensor target = batch_first(as_arg(tables));
+    target.copy_(renormed(target, as_arg(indices), max_norm, norm_type));
+  }
+  stack->push_back(args[0]);
 }
 
 [[maybe_unused]] const RuleSet kRules{
@@ -145,7 +165,7 @@ void embedding_renorm_in_place(BatchedArg self, BatchedArg indices, double max_n
     rule<ops::embedding_dense_backward, &dense_backward>(),
     composite<ops::embedding_backward, &embedding_backward>(),
     rule<ops::embedding_renorm, &embedding_renorm_rule>(),
-    rule<ops::embedding_renorm_, &embedding_renorm_in_place>(),
+    boxed_rule("aten::embedding_renorm_", "", &embedding_renorm__rule),
 };
 
 }  // namespace

@@ -1,9 +1,16 @@
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/allclose.h>
 #include <ATen/ops/embedding.h>
 #include <ATen/ops/embedding_renorm.h>
+#include <ATen/ops/equal.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/stack.h>
 #include <gtest/gtest.h>
 
+#include <vector>
+
 #include "batching/testing/rule_check.h"
+#include "batching/vmap.h"
 #include "core/tensor_operators.h"
 
 namespace torchlift::testing {
@@ -62,6 +69,43 @@ TEST(EmbeddingRules, Renorm) {
                   },
               .always_batched = {0},
               .differentiable = false});
+}
+
+// A loop over the examples leaves a table from outside as this does.
+TEST(EmbeddingRules, RenormOfATableFromOutside) {
+  const at::Tensor table = randn({6, 3}) * 4, indices = integers(0, 4, {2, 3, 4});
+  at::Tensor expected = table.clone(), got = table.clone(), nested = table.clone();
+  std::vector<at::Tensor> rows;
+  for (const at::Tensor& each : indices.flatten(0, 1).unbind()) {
+    at::embedding_renorm_(expected, each, 0.5, 2);
+    rows.push_back(at::embedding(expected, each));
+  }
+  const auto lookup = [](at::Tensor& shared) {
+    return [&shared](const at::Tensor& each) {
+      at::embedding_renorm_(shared, each, 0.5, 2);
+      return at::embedding(shared, each);
+    };
+  };
+  const at::Tensor found = vmap(lookup(got))(indices.flatten(0, 1));
+  EXPECT_TRUE(at::allclose(found, at::stack(rows)));
+  EXPECT_TRUE(at::allclose(got, expected));
+  const at::Tensor twice = vmap(vmap(lookup(nested)))(indices);
+  EXPECT_TRUE(at::allclose(twice.flatten(0, 1), found));
+  EXPECT_TRUE(at::allclose(nested, expected));
+  EXPECT_TRUE(at::equal(got.narrow(0, 4, 2), table.narrow(0, 4, 2)));
+}
+
+// A table that the function makes is every example's own.
+TEST(EmbeddingRules, RenormOfATableOfTheFunction) {
+  const at::Tensor indices = integers(0, 4, {3, 2});
+  const auto f = [](const at::Tensor& each) {
+    at::Tensor table = at::ones({4, 3});
+    at::embedding_renorm_(table, each, 0.5, 2);
+    return table;
+  };
+  std::vector<at::Tensor> expected;
+  for (const at::Tensor& each : indices.unbind()) expected.push_back(f(each));
+  EXPECT_TRUE(at::allclose(vmap(f)(indices), at::stack(expected)));
 }
 
 }  // namespace

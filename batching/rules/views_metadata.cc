@@ -1,6 +1,7 @@
 // Strided views of storage, operators that change what a tensor shows, and questions about its
 // memory. All of them speak of one example.
 
+#include <ATen/TensorUtils.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/as_strided_ops.h>
@@ -12,6 +13,8 @@
 #include <ATen/ops/resize_ops.h>
 #include <ATen/ops/where.h>
 
+#include <algorithm>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -139,18 +142,73 @@ void as_strided__rule(const c10::OperatorHandle& /*op*/, const LevelPtr& level,
   stack->push_back(args[0]);
 }
 
-// resize_(self, size, memory_format): only to the size it has.
+// Whether nothing but `impl` shows the memory of its value.
+bool owns_memory(const LiftedTensorImpl& impl) {
+  const LiftedTensorImpl* each = &impl;
+  while (true) {
+    const at::Tensor& value = each->value();
+    if (each->group() != nullptr || value.use_count() != 1) return false;
+    each = as_lifted(value);
+    if (each == nullptr) return value.has_storage() && value.storage().use_count() == 1;
+  }
+}
+
+int64_t product(at::IntArrayRef sizes) {
+  int64_t result = 1;
+  for (const int64_t size : sizes) result *= size;
+  return result;
+}
+
+// The first numbers of each row, B..., in another shape; as a view of them, if that can be.
+std::optional<at::Tensor> first_numbers(const at::Tensor& rows, at::IntArrayRef size) {
+  const int64_t wanted = product(size), each = product(rows.sizes().slice(1));
+  const std::vector<int64_t> flat = {rows.size(0), each};
+  if (wanted > each || !at::detail::computeStride(rows.sizes(), rows.strides(), flat)) return {};
+  std::vector<int64_t> shape = {rows.size(0)};
+  shape.insert(shape.end(), size.begin(), size.end());
+  const at::Tensor kept = rows.view(flat).narrow(1, 0, wanted);
+  if (!at::detail::computeStride(kept.sizes(), kept.strides(), shape)) return {};
+  return kept.view(shape);
+}
+
+// Memory of its own for what each row, B..., holds, and for more that has no value yet.
+at::Tensor in_more_memory(const at::Tensor& rows, at::IntArrayRef size) {
+  std::vector<int64_t> shape = {rows.size(0)};
+  shape.insert(shape.end(), size.begin(), size.end());
+  at::Tensor result = rows.new_empty(shape);
+  const int64_t wanted = product(size), each = product(rows.sizes().slice(1));
+  const int64_t kept = std::min(wanted, each), count = rows.size(0);
+  if (count * kept > 0) {
+    result.view({count, wanted})
+        .narrow(1, 0, kept)
+        .copy_(rows.reshape({count, each}).narrow(1, 0, kept));
+  }
+  return result;
+}
+
+// resize_(self, size, memory_format): a tensor keeps its first numbers. Where those are no view of
+// the batch, it gets other memory, which no other tensor may miss.
 void resize__rule(const c10::OperatorHandle& /*op*/, const LevelPtr& level,
                   torch::jit::Stack* stack) {
   const std::vector<c10::IValue> args = torch::jit::pop(*stack, 3);
   const at::Tensor& target = args[0].toTensor();
   const auto size = args[1].toIntVector();
   if (!target.sizes().equals(size)) {
-    unsupported_error(
-        "vmap", "resize_() cannot change the shape of a tensor of ", level->describe(), " from ",
-        target.sizes(), " to ", at::IntArrayRef(size),
-        ": its memory is shared by all examples. Use reshape, or make a new tensor with "
-        "new_empty(size).");
+    LiftedTensorImpl* impl = as_lifted(target);
+    const bool own = owns_memory(*impl);
+    const at::Tensor rows = impl->value().movedim(*impl->bdim(), 0);
+    std::optional<at::Tensor> resized = first_numbers(rows, size);
+    if (!resized.has_value() && own) resized = in_more_memory(rows, size);
+    if (!resized.has_value()) {
+      unsupported_error(
+          "vmap", "resize_() cannot change the shape of a tensor of ", level->describe(), " from ",
+          target.sizes(), " to ", at::IntArrayRef(size),
+          ": its memory, which holds all examples, would have to move, and other tensors share it. "
+          "Resize a copy (x.clone().resize_(size)), use reshape, or make a new tensor with "
+          "new_empty(size).");
+    }
+    impl->replace_value(std::move(*resized), 0);
+    if (!target.is_inference()) impl->bump_version();
   }
   stack->push_back(args[0]);
 }

@@ -20,9 +20,11 @@
 
 #include "batching/rules/strides.h"
 #include "batching/testing/rule_check.h"
+#include "batching/vmap.h"
 #include "core/level.h"
 #include "core/lifted_tensor.h"
 #include "core/tensor_operators.h"
+#include "core/testing.h"
 
 namespace torchlift::testing {
 namespace {
@@ -216,6 +218,20 @@ TEST(ViewRules, MetadataInPlace) {
       {"transpose_", [](at::Tensor& y) { y.transpose_(0, -1); }},
       {"as_strided_", [](at::Tensor& y) { y.as_strided_({2}, {1}, 1); }},
       {"resize_ to its size", [](at::Tensor& y) { y.resize_(y.sizes()); }},
+      {"resize_ to another shape", [](at::Tensor& y) { y.resize_({3}); }},
+      {"resize_ to fewer numbers",
+       [](at::Tensor& y) {
+         y.resize_({2, 1});
+       }},
+      {"resize_ to none",
+       [](at::Tensor& y) {
+         y.resize_({0, 4});
+       }},
+      {"resize_ to more numbers",
+       [](at::Tensor& y) {
+         y.resize_({2, 4});
+         y.view({8}).narrow(0, 3, 5).fill_(0.5);
+       }},
   };
   for (const InPlace& each : cases) {
     check_rule({.name = each.name,
@@ -232,6 +248,32 @@ TEST(ViewRules, MetadataInPlace) {
                     },
                 .differentiable = each.name.find("resize") != 0});
   }
+}
+
+// What is left of a tensor shares its memory, as without vmap; more memory moves, which nobody else
+// may miss.
+TEST(ViewRules, ResizeAndAliases) {
+  const at::Tensor xs = randn({3, 4});
+  vmap([](const at::Tensor& x) {
+    at::Tensor part = x.detach();
+    part.resize_({2});
+    part.mul_(0);
+    return x;
+  })(xs);
+  EXPECT_EQ(xs.narrow(1, 0, 2).abs().sum().item<double>(), 0);
+  EXPECT_NE(xs.narrow(1, 2, 2).abs().min().item<double>(), 0);
+  const auto grows = [](const at::Tensor& x) {
+    at::Tensor part = x.detach();
+    return part.resize_({5});
+  };
+  EXPECT_THAT(error_of([&] { vmap(grows)(xs); }), ::testing::HasSubstr("x.clone().resize_(size)"));
+  const auto held = [](const at::Tensor& x) {
+    at::Tensor y = x * 2;
+    const at::Tensor view = y.narrow(0, 0, 2);
+    y.resize_({5});
+    return view;
+  };
+  EXPECT_THAT(error_of([&] { vmap(held)(xs); }), ::testing::HasSubstr("other tensors share it"));
 }
 
 TEST(ViewRules, Scatters) {
@@ -337,7 +379,7 @@ TEST(ViewRules, Errors) {
               HasSubstr("memory of other examples"));
   EXPECT_THAT(message_of([&] { interleaved.as_strided({3}, {1}, 0); }),
               HasSubstr("Call .contiguous() first"));
-  EXPECT_THAT(message_of([&] { x.clone().resize_({2, 3}); }), HasSubstr("resize_() cannot change"));
+  EXPECT_THAT(message_of([&] { x.resize_({2, 4}); }), HasSubstr("resize_() cannot change"));
   EXPECT_THAT(message_of([&] { x.clone().set_(at::zeros({3})); }), HasSubstr("set_() cannot give"));
 }
 
