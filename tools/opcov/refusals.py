@@ -12,9 +12,6 @@ import dataclasses
 VALUE = "gives one Python number or bool, which cannot differ between the examples"
 SHAPE = "the shape of its result depends on the values, so the examples would not stack"
 STATISTICS = "training would write each example's statistics into running statistics that all share"
-VIEW = "a start that differs between the examples gives no view of the batch, and a copy would lose writes"
-RESIZE = "gives a tensor that the caller owns another shape, but its memory holds all examples"
-RENORM = "max_norm writes into a weight that all examples share"
 
 FORWARD = ("vmap", "vmapvmap")
 DIFFERENTIATED = (*FORWARD, "vmapvjp", "vmapjvp", "vjpvmap")
@@ -27,6 +24,12 @@ class Refusal:
     reason: str
     transforms: tuple[str, ...]
     data_dependent: bool = True  # by nature: no library could return anything
+    spelling_of: str | None = None  # another operator of the list, which does the same
+
+
+def batch_norm(*more: str) -> Refusal:
+    """The one reason, in an operator that batch_norm calls, or that calls batch_norm."""
+    return Refusal(STATISTICS, (*DIFFERENTIATED, *more), False, "nn.functional.batch_norm")
 
 
 REFUSALS: dict[str, Refusal] = {
@@ -34,20 +37,16 @@ REFUSALS: dict[str, Refusal] = {
     "equal": Refusal(VALUE, FORWARD),
     "item": Refusal(VALUE, FORWARD),
     "nonzero": Refusal(SHAPE, FORWARD),
-    "argwhere": Refusal(SHAPE, FORWARD),
+    "argwhere": Refusal(SHAPE, FORWARD, spelling_of="nonzero"),
     "unique": Refusal(SHAPE, FORWARD),
     "unique_consecutive": Refusal(SHAPE, FORWARD),
     "masked_select": Refusal(SHAPE, DIFFERENTIATED),
     "repeat_interleave": Refusal(SHAPE, DIFFERENTIATED),
-    "narrow": Refusal(VIEW, DIFFERENTIATED, data_dependent=False),
-    "resize_": Refusal(RESIZE, (*FORWARD, "vmap_inplace"), data_dependent=False),
-    "nn.functional.embedding": Refusal(RENORM, FORWARD, data_dependent=False),
-    "nn.functional.embedding_bag": Refusal(RENORM, FORWARD, data_dependent=False),
     "nn.functional.batch_norm": Refusal(STATISTICS, DIFFERENTIATED, data_dependent=False),
-    "nn.functional.instance_norm": Refusal(STATISTICS, DIFFERENTIATED, data_dependent=False),
-    "native_batch_norm": Refusal(STATISTICS, DIFFERENTIATED, data_dependent=False),
-    "_native_batch_norm_legit": Refusal(STATISTICS, (*DIFFERENTIATED, "jvpjvp"), data_dependent=False),
-    "_batch_norm_with_update": Refusal(STATISTICS, (*DIFFERENTIATED, "jvpjvp"), data_dependent=False),
+    "nn.functional.instance_norm": batch_norm(),
+    "native_batch_norm": batch_norm(),
+    "_native_batch_norm_legit": batch_norm("jvpjvp"),
+    "_batch_norm_with_update": batch_norm("jvpjvp"),
 }
 
 
