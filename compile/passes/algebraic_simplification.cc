@@ -67,6 +67,7 @@ class Simplifier {
     for (Node& node : graph_.nodes) {
       replace_arguments(node, map_);
       if (node.is_control_flow() || node.results.size() != 1 || node.results[0].is_list) continue;
+      if (result(node) == kNoValue) continue;
       note_uniform(node);
       simplify(node);
     }

@@ -28,7 +28,7 @@ namespace {
 // slots of the storage are out of date then, and are made anew from their parent when they are
 // read. A slot keeps its type, strides too, whatever is written.
 
-enum class Origin : uint8_t { kInput, kConstant, kNode, kControlFlow };
+enum class Origin : uint8_t { kInput, kConstant, kNode, kUnclear };
 
 struct Storage {
   Origin origin = Origin::kNode;
@@ -220,9 +220,13 @@ class Functionalizer {
 
   void plain(const Node& node) {
     Node current = with_current_arguments(node);
-    const bool views = effects_of(node).views;
+    const bool views = may_view(node);
     std::vector<std::vector<Inferred>> inferred;
-    if (views) inferred = infer(graph_, current);
+    if (views && !infer_views(current, &inferred)) {
+      for (const ValueId id : results_of(node)) add_root(id, id, Origin::kUnclear);
+      nodes_.push_back(std::move(current));
+      return;
+    }
     nodes_.push_back(current);
     for (size_t i = 0; i < node.results.size(); ++i) {
       for (size_t k = 0; k < node.results[i].ids.size(); ++k) {
@@ -235,6 +239,17 @@ class Functionalizer {
           add_root(id, id, Origin::kNode);
         }
       }
+    }
+  }
+
+  // Gives false if the operator need not give a view, and nothing is known of its result.
+  bool infer_views(const Node& node, std::vector<std::vector<Inferred>>* inferred) const {
+    try {
+      *inferred = infer(graph_, node);
+      return true;
+    } catch (const UnsupportedError&) {
+      if (effects_of(node).views) throw;
+      return false;
     }
   }
 
@@ -262,7 +277,7 @@ class Functionalizer {
       }
       inner = std::make_shared<const Graph>(std::move(graph));
     }
-    for (const ValueId id : results_of(node)) add_root(id, id, Origin::kControlFlow);
+    for (const ValueId id : results_of(node)) add_root(id, id, Origin::kUnclear);
     nodes_.push_back(std::move(current));
   }
 
@@ -306,10 +321,10 @@ class Functionalizer {
                        "the next. Make that tensor an input of the function, or clone() it "
                        "before writing.");
     }
-    if (memory.origin == Origin::kControlFlow) {
+    if (memory.origin == Origin::kUnclear) {
       refuse(node, "it writes into " + memory.name +
-                       ", which a branch or a loop gave and which may be one of its operands. "
-                       "clone() it before writing.");
+                       ", which may be one of the arguments of what gave it (a branch, a loop, or "
+                       "an operator made of others). clone() it before writing.");
     }
   }
 
@@ -460,7 +475,7 @@ class Functionalizer {
     while (slot(index).parent >= 0) {
       if (graph_.type(value) == slot(index).type) known.emplace_back(index, value);
       const int32_t parent = slot(index).parent;
-      value = inverted(*slot(index).step, read(parent), value);
+      value = inverted(*slot(index).step, read(parent), value, owns_memory(parent));
       index = parent;
     }
     if (graph_.type(value) != slot(index).type) value = retyped(value, index);
@@ -474,8 +489,13 @@ class Functionalizer {
 
   // --- inverses of views ---
 
+  // Whether the value begins where its memory begins, whatever is written into it.
+  bool owns_memory(int32_t index) {
+    return slot(index).parent < 0 && storage(slot(index)).origin == Origin::kNode;
+  }
+
   // `parent` with what the view shows of it replaced by `value`.
-  ValueId inverted(const ViewStep& step, ValueId parent, ValueId value) {
+  ValueId inverted(const ViewStep& step, ValueId parent, ValueId value, bool owns_memory) {
     const Node& view = step.node;
     const TensorType type = graph_.type(parent);
     const std::string name = "scatter";
@@ -487,6 +507,9 @@ class Functionalizer {
     };
     if (op == "aten::slice" || op == "aten::select" || op == "aten::diagonal") {
       return scattered(view, op + "_scatter", parent, value);
+    }
+    if (op == "aten::as_strided" && owns_memory) {
+      return scattered(view, "aten::as_strided_scatter", parent, value);
     }
     if (op == "aten::t") return self("aten::t", "", {});
     if (op == "aten::transpose" && view.overload == "int") {
@@ -521,12 +544,12 @@ class Functionalizer {
 
   // Whether the view has all elements of its argument in their order.
   bool keeps_order(const Node& view, const TensorType& type, const TensorType& shown) const {
-    constexpr std::array<std::string_view, 17> kKeepOrder = {
-        "aten::view",      "aten::reshape",    "aten::_reshape_alias", "aten::unsqueeze",
-        "aten::squeeze",   "aten::flatten",    "aten::unflatten",      "aten::alias",
-        "aten::detach",    "aten::expand",     "aten::view_as",        "aten::reshape_as",
-        "aten::expand_as", "aten::contiguous", "aten::ravel",          "aten::lift_fresh",
-        "aten::to"};
+    constexpr std::array<std::string_view, 18> kKeepOrder = {
+        "aten::view",       "aten::reshape",    "aten::_reshape_alias", "aten::unsqueeze",
+        "aten::squeeze",    "aten::flatten",    "aten::unflatten",      "aten::alias",
+        "aten::detach",     "aten::expand",     "aten::view_as",        "aten::reshape_as",
+        "aten::expand_as",  "aten::contiguous", "aten::ravel",          "aten::_unsafe_view",
+        "aten::lift_fresh", "aten::to"};
     return std::find(kKeepOrder.begin(), kKeepOrder.end(), view.op) != kKeepOrder.end() &&
            type.dtype == shown.dtype && numel(type) == numel(shown);
   }

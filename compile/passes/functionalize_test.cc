@@ -149,6 +149,19 @@ TEST(FunctionalizeTest, AnyViewCanBeWrittenThrough) {
   check(graph_with("aten::expand", {{"size", ints({1, 4, 6})}}, x));
 }
 
+TEST(FunctionalizeTest, StridesOfATensorThatWasMadeThere) {
+  GraphBuilder b;
+  const ValueId x = b.input(at::randn({4, 6}));
+  const ValueId y = b.call("aten::mul.Scalar", {{"self", ref(x)}, {"other", number(2)}});
+  b.call("aten::sin_", {{"self", ref(y)}});
+  const ValueId corner = b.call("aten::as_strided", {{"self", ref(y)},
+                                                     {"size", ints({2, 3})},
+                                                     {"stride", ints({7, 2})},
+                                                     {"storage_offset", number(int64_t{1})}});
+  b.call("aten::fill_.Scalar", {{"self", ref(corner)}, {"value", number(5)}});
+  check(b.finish({y}));
+}
+
 TEST(FunctionalizeTest, WhatIsWrittenHasTheTypeOfItsTarget) {
   GraphBuilder b;
   const ValueId x = b.input(at::randn({3, 4}));

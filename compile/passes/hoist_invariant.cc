@@ -80,7 +80,7 @@ class Hoister {
 
   void process(Node node) {
     if (node.is_control_flow() || node.results.size() != 1 || node.results[0].is_list ||
-        !is_pure(node)) {
+        node.results[0].ids[0] == kNoValue || !is_pure(node)) {
       return keep(std::move(node));
     }
     Node on_twins = node;
@@ -189,7 +189,7 @@ class Hoister {
 
   bool try_to_hoist(const Node& node, const Node& on_twins) {
     const ValueId id = node.results[0].ids[0];
-    if (id == kNoValue || !can_copy_back(id)) return false;
+    if (!can_copy_back(id)) return false;
     const DimMap map = dims_of(on_twins);
     if (!is_worth_it(on_twins, map)) return false;
     Node small = on_twins;

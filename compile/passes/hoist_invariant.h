@@ -17,6 +17,8 @@
 // would get another type from an expanded argument (strides are part of it) is given a copy, so
 // that all types stay. Strides of inputs are not relied on.
 //
+// Where a dynamic dim has size 0, so has the row.
+//
 // Kernels may round the last bit differently on one row than on many, and so may this pass.
 
 #include <cstdint>

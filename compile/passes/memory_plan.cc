@@ -56,11 +56,7 @@ class Planner {
   void find_classes() {
     for (const Node& node : graph_.nodes) {
       if (node.is_control_flow()) {
-        // A branch may give one of its operands.
-        for (const ValueId result : results_of(node)) {
-          allocation_[index(result)] = true;
-          for (const ValueId argument : arguments_of(node)) merge(argument, result);
-        }
+        share_all(node);  // a branch may give one of its operands
       } else if (may_view(node)) {
         share(node);
       } else {
@@ -69,9 +65,22 @@ class Planner {
     }
   }
 
+  // Each result may be a view, or not.
+  void share_all(const Node& node) {
+    for (const ValueId result : results_of(node)) {
+      allocation_[index(result)] = true;
+      for (const ValueId argument : arguments_of(node)) merge(argument, result);
+    }
+  }
+
   // By what the operator does with these types: reshape may copy.
   void share(const Node& node) {
-    const auto inferred = infer(graph_, node);
+    std::vector<std::vector<Inferred>> inferred;
+    try {
+      inferred = infer(graph_, node);
+    } catch (const UnsupportedError&) {
+      return share_all(node);
+    }
     for (size_t i = 0; i < node.results.size(); ++i) {
       for (size_t k = 0; k < node.results[i].ids.size(); ++k) {
         const ValueId id = node.results[i].ids[k];

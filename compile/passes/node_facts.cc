@@ -59,8 +59,11 @@ bool may_view(const Node& node) {
   // Their schemas promise that the argument is not used any more.
   constexpr std::array<std::string_view, 3> kHidden = {"aten::_unsafe_view", "aten::resolve_conj",
                                                        "aten::resolve_neg"};
-  return effects_of(node).views ||
-         std::find(kHidden.begin(), kHidden.end(), node.op) != kHidden.end();
+  if (effects_of(node).views) return true;
+  if (std::find(kHidden.begin(), kHidden.end(), node.op) != kHidden.end()) return true;
+  // What is made of other operators may give one of its arguments back (dropout, type_as).
+  const auto op = find_operator(node);
+  return op.has_value() && op->hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd);
 }
 
 void require_functional(const Graph& graph, const std::string& pass) {

@@ -56,6 +56,7 @@ class Cleanup {
     for (Node& node : graph_.nodes) {
       replace_arguments(node, map_);
       if (node.is_control_flow() || node.results.size() != 1 || node.results[0].is_list) continue;
+      if (result(node) == kNoValue) continue;
       const ValueId x = tensor(node);
       if (x == kNoValue) continue;
       // A copy may be there to conjugate, which types do not tell.
