@@ -476,6 +476,7 @@ class Decoder {
     }
     graph.outputs = arguments_.numbers(encoded.outputs());
     for (const fb::Symbol* symbol : *encoded.symbols()) {
+      if (symbol->least() < 0) format_error("a dynamic dim is at least ", symbol->least(), ".");
       graph.symbols.push_back({.name = arguments_.name(symbol->name(), "a dynamic dim"),
                                .input = symbol->input(),
                                .dim = symbol->dim(),

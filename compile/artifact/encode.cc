@@ -229,7 +229,8 @@ class Encoder {
     for (const Node& node : graph.nodes) nodes.push_back(encode(node));
     std::vector<Offset<fb::Symbol>> symbols;
     for (const Symbol& symbol : graph.symbols) {
-      symbols.push_back(fb::CreateSymbol(builder_, text(symbol.name), symbol.input, symbol.dim, symbol.least));
+      symbols.push_back(
+          fb::CreateSymbol(builder_, text(symbol.name), symbol.input, symbol.dim, symbol.least));
     }
     const auto value_list = vector(values);
     const auto inputs = vector(graph.inputs);

@@ -161,6 +161,9 @@ TEST(HostileTest, SizesAreChecked) {
   EXPECT_THAT(error_of(dynamic_artifact(), [](auto& root) { root.graphs[0]->symbols.clear(); }),
               HasSubstr("depends on a dynamic dim that no input has"));
   EXPECT_THAT(
+      error_of(dynamic_artifact(), [](auto& root) { root.graphs[0]->symbols[0]->least = -1; }),
+      HasSubstr("a dynamic dim is at least -1"));
+  EXPECT_THAT(
       error_of(loss_artifact(),
                [](auto& root) { root.graphs[0]->values[0]->type->sizes->constants[0] = -3; }),
       HasSubstr("value params_w: a size is -3"));

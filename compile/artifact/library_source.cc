@@ -201,11 +201,15 @@ void write_literal(const std::string& bytes, std::ostream& out) {
   out << "\"";
 }
 
+std::string least_size(const Symbol& symbol) {
+  return symbol.least == 0 ? "" : " of at least " + std::to_string(symbol.least);
+}
+
 std::string dynamic_dims(const Graph& graph) {
   std::string result;
   for (const Symbol& symbol : graph.symbols) {
-    result += "// " + comment(symbol.name) + " may be any size: it is dim " +
-              std::to_string(symbol.dim) + " of " +
+    result += "// " + comment(symbol.name) + " may be any size" + least_size(symbol) +
+              ": it is dim " + std::to_string(symbol.dim) + " of " +
               comment(graph.value(graph.inputs[static_cast<size_t>(symbol.input)]).name) + ".\n";
   }
   return result;

@@ -63,7 +63,7 @@ LibrarySource source_of(const Artifact& artifact, const std::string& cpp_namespa
 TEST(LibrarySourceTest, TheHeaderSaysWhatTensorsAre) {
   const std::string header = source_of(dynamic_artifact()).header;
   EXPECT_THAT(header, HasSubstr("struct Inputs {\n  at::Tensor x;  // f32[n, 3]\n};\n"));
-  EXPECT_THAT(header, HasSubstr("// n may be any size: it is dim 0 of x.\n"));
+  EXPECT_THAT(header, HasSubstr("// n may be any size of at least 1: it is dim 0 of x.\n"));
   EXPECT_THAT(header, HasSubstr("struct Outputs {\n  at::Tensor mean;  // f32[3]\n"));
   EXPECT_THAT(header, HasSubstr("#ifndef TORCHLIFT_LIBRARY_PKG_FILE_H_\n"));
 }

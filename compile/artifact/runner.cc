@@ -89,7 +89,8 @@ void inspect(const CommandLine& line, std::ostream& out) {
        << typed(artifact.signature.outputs, graph, graph.outputs) << "\n";
   for (const Symbol& symbol : graph.symbols) {
     text << "dynamic:    " << symbol.name << ", dim " << symbol.dim << " of "
-         << graph.value(graph.inputs[static_cast<size_t>(symbol.input)]).name << "\n";
+         << graph.value(graph.inputs[static_cast<size_t>(symbol.input)]).name << ", at least "
+         << symbol.least << "\n";
   }
   Totals totals;
   add_totals(graph, totals);

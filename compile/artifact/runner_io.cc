@@ -141,8 +141,9 @@ std::vector<at::Tensor> random_inputs(const Artifact& artifact,
     }
   }
   std::vector<int64_t> sizes;
-  for (const std::string& name : names) {
-    sizes.push_back(dims.count(name) > 0 ? dims.at(name) : kDefaultDim);
+  for (const Symbol& symbol : graph.symbols) {
+    const auto given = dims.find(symbol.name);
+    sizes.push_back(given != dims.end() ? given->second : std::max(kDefaultDim, symbol.least));
   }
   const at::Generator generator = at::detail::createCPUGenerator(seed);
   std::vector<at::Tensor> inputs;

@@ -24,7 +24,8 @@ std::vector<at::Tensor> read_inputs(const Artifact& artifact,
                                     const std::vector<std::string>& files);
 
 // Numbers that most programs can work with: normal ones, zeros and ones for integers and bools.
-// `dims` are sizes of dynamic dims, by name; others have kDefaultDim.
+// `dims` are sizes of dynamic dims, by name; others have kDefaultDim, or
+// the least they may be.
 std::vector<at::Tensor> random_inputs(const Artifact& artifact,
                                       const std::map<std::string, int64_t>& dims, uint64_t seed);
 inline constexpr int64_t kDefaultDim = 16;

@@ -75,7 +75,8 @@ TEST_F(RunnerTest, Inspects) {
                                   "(loss: f32[], state: None)"));
   EXPECT_THAT(done.out, HasSubstr("operators:  3 (1 aten::add.Tensor, 1 aten::dot"));
   EXPECT_THAT(done.out, HasSubstr("dot = aten.dot(x, params_w)"));
-  EXPECT_THAT(command({"inspect", rows_}).out, HasSubstr("dynamic:    n, dim 0 of x"));
+  EXPECT_THAT(command({"inspect", rows_}).out,
+              HasSubstr("dynamic:    n, dim 0 of x, at least 1\n"));
 }
 
 TEST_F(RunnerTest, WhatItPrintsMovesNoCursor) {

@@ -176,7 +176,7 @@ Artifact dynamic_artifact() {
   TensorType flat = type({1});
   flat.sizes = {n * 3};
   const ValueId x = graph.add_input(rows, "x");
-  graph.symbols.push_back({.name = "n", .input = 0, .dim = 0});
+  graph.symbols.push_back({.name = "n", .input = 0, .dim = 0, .least = 1});
   const ValueId reshaped =
       add(graph, "aten::view", "", {ValueRef{x}, std::vector<SizeExpr>{n * 3}}, flat, "view");
   const ValueId back =
@@ -348,7 +348,7 @@ std::string difference(const Graph& a, const Graph& b) {
   if (a.symbols.size() != b.symbols.size()) return "number of dynamic dims";
   for (size_t i = 0; i < a.symbols.size(); ++i) {
     if (a.symbols[i].name != b.symbols[i].name || a.symbols[i].input != b.symbols[i].input ||
-        a.symbols[i].dim != b.symbols[i].dim) {
+        a.symbols[i].dim != b.symbols[i].dim || a.symbols[i].least != b.symbols[i].least) {
       return "dynamic dim " + a.symbols[i].name;
     }
   }
