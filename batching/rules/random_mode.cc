@@ -513,15 +513,30 @@ void bring_arguments(const Call& call) {
 
 // --- interpreted levels --------------------------------------------------------------------------
 
+// Whether an argument is a tensor of the level with a batch dim.
+bool has_batched(const Call& call, const Level& level) {
+  bool found = false;
+  for (size_t i = 0; i < call.size(); ++i) {
+    for_each_tensor(call.arg(i), [&](const at::Tensor& t) {
+      const LiftedTensorImpl* impl = as_lifted(t);
+      found = found || (impl != nullptr && &impl->level() == &level && impl->bdim().has_value());
+    });
+  }
+  return found;
+}
+
 // To those that a user's function is at work in, from the innermost, so that a trace writes down
-// what is drawn on plain tensors, too; interpreters that have no use for it leave it alone. From
-// tensors of the level an operator gets there by the front.
+// what is drawn on plain tensors, and on what the function made of no input, too; interpreters that
+// have no use for it leave it alone. From other tensors of the level an operator gets there by the
+// front.
 bool offer_to_interpreters(const Call& call) {
   const std::vector<LevelPtr>& levels = level_stack();
   const int64_t depth = deepest_argument(call);
-  for (auto level = levels.rbegin(); level != levels.rend() && depth < (*level)->depth(); ++level) {
-    if ((*level)->depth() >= rule_depth() || (*level)->interpreter() == nullptr) continue;
-    if ((*level)->interpreter()->run(call.op, *level, call.stack)) return true;
+  for (auto it = levels.rbegin(); it != levels.rend() && depth <= (*it)->depth(); ++it) {
+    const LevelPtr& level = *it;
+    if (level->depth() >= rule_depth() || level->interpreter() == nullptr) continue;
+    if (has_batched(call, *level)) return false;
+    if (level->interpreter()->run(call.op, level, call.stack)) return true;
   }
   return false;
 }

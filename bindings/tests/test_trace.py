@@ -270,10 +270,21 @@ class TestRandom:
         torch.manual_seed(1)
         assert_close(traced(torch.ones(20)), expected)
 
-    @pytest.mark.xfail(strict=True, reason="drawn once, while it is traced: docs/limits.md")
-    def test_of_tensors_that_depend_on_no_input(self):
+    def test_of_captured_tensors(self):
         captured = torch.full((200,), 0.5)
         traced = trace(lambda x: x + torch.bernoulli(captured))(torch.zeros(200))
+        assert not torch.equal(traced(torch.zeros(200)), traced(torch.zeros(200)))
+
+    @pytest.mark.parametrize(
+        "draw",
+        [
+            lambda: torch.bernoulli(torch.full((200,), 0.5)),
+            lambda: torch.zeros(200).uniform_(),
+            lambda: torch.randn_like(torch.zeros(200)),
+        ],
+    )
+    def test_of_tensors_that_the_function_makes(self, draw):
+        traced = trace(lambda x: x + draw())(torch.zeros(200))
         assert not torch.equal(traced(torch.zeros(200)), traced(torch.zeros(200)))
 
     def test_under_vmap(self):
