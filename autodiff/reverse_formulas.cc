@@ -6,8 +6,11 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/_batch_norm_with_update_ops.h>
 #include <ATen/ops/_native_batch_norm_legit_ops.h>
+#include <ATen/ops/batch_norm_backward_ops.h>
 #include <ATen/ops/cholesky_inverse_ops.h>
+#include <ATen/ops/native_batch_norm_backward_ops.h>
 #include <ATen/ops/native_batch_norm_ops.h>
+#include <ATen/ops/native_layer_norm_backward_ops.h>
 #include <ATen/ops/native_layer_norm_ops.h>
 #include <c10/core/CompileTimeFunctionPointer.h>
 #include <torch/csrc/autograd/function.h>
@@ -15,7 +18,9 @@
 #include <torch/csrc/autograd/saved_variable.h>
 #include <torch/csrc/autograd/variable.h>
 
+#include <array>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <type_traits>
@@ -170,6 +175,51 @@ struct Normalization<Op, R(const Tensor&, A...)> {
   }
 };
 
+// --- their backward passes -----------------------------------------------------------------------
+//
+// libtorch's second derivatives take the statistics for what they are, functions of the input, and
+// refuse such as have a graph of their own. Those of an outer domain have one now.
+
+using Gradients = std::tuple<Tensor, Tensor, Tensor>;
+using OptionalTensor = std::optional<Tensor>;
+
+Tensor without_graph(const Tensor& statistic) {
+  return statistic.defined() && statistic.grad_fn() != nullptr ? alias_of(statistic) : statistic;
+}
+
+OptionalTensor without_graph(const OptionalTensor& statistic) {
+  return statistic.has_value() ? OptionalTensor(without_graph(*statistic)) : std::nullopt;
+}
+
+Gradients layer_norm_backward(DispatchKeySet keys, const Tensor& grad, const Tensor& input,
+                              c10::SymIntArrayRef shape, const Tensor& mean, const Tensor& rstd,
+                              const OptionalTensor& weight, const OptionalTensor& bias,
+                              std::array<bool, 3> mask) {
+  return Original<ops::native_layer_norm_backward>::call(
+      keys, grad, input, shape, without_graph(mean), without_graph(rstd), weight, bias, mask);
+}
+
+Gradients native_batch_norm_backward(DispatchKeySet keys, const Tensor& grad, const Tensor& input,
+                                     const OptionalTensor& weight,
+                                     const OptionalTensor& running_mean,
+                                     const OptionalTensor& running_var, const OptionalTensor& mean,
+                                     const OptionalTensor& rstd, bool train, double eps,
+                                     std::array<bool, 3> mask) {
+  return Original<ops::native_batch_norm_backward>::call(keys, grad, input, weight, running_mean,
+                                                         running_var, without_graph(mean),
+                                                         without_graph(rstd), train, eps, mask);
+}
+
+Gradients batch_norm_backward(DispatchKeySet keys, const Tensor& grad, const Tensor& input,
+                              const Tensor& weight, const OptionalTensor& running_mean,
+                              const OptionalTensor& running_var, const OptionalTensor& mean,
+                              const OptionalTensor& rstd, bool update, double eps,
+                              std::array<bool, 3> mask, const Tensor& reserve) {
+  return Original<ops::batch_norm_backward>::call(keys, grad, input, weight, running_mean,
+                                                  running_var, without_graph(mean),
+                                                  without_graph(rstd), update, eps, mask, reserve);
+}
+
 // --- installing ----------------------------------------------------------------------------------
 
 // Registrations live as long as the process: libtorch's tables are torn down after us at exit.
@@ -206,6 +256,9 @@ bool install() {
   replace_normalization<ops::_native_batch_norm_legit_no_stats>();
   replace_normalization<ops::_batch_norm_with_update>();
   replace_normalization<ops::native_layer_norm>();
+  replace_autograd<ops::native_layer_norm_backward, &layer_norm_backward>();
+  replace_autograd<ops::native_batch_norm_backward, &native_batch_norm_backward>();
+  replace_autograd<ops::batch_norm_backward, &batch_norm_backward>();
   return true;
 }
 

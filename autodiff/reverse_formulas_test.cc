@@ -196,6 +196,17 @@ TEST_P(ReverseFormulas, OverVmap) {
       p.x);
 }
 
+TEST_P(ReverseFormulas, OverVmapOfTheGradient) {
+  const Case& p = GetParam();
+  const Function gradient = gradient_of(p.f, randn(p.f(p.x).sizes()));
+  check_gradient(
+      [&](const Tensor& x) {
+        return vmap([&](const Tensor& s) { return gradient(x * s); })(
+            at::arange(1, 3, at::kDouble) * 0.5 + 0.3);
+      },
+      p.x);
+}
+
 TEST_P(ReverseFormulas, InACheckpoint) {
   const Case& p = GetParam();
   check_gradient([&](const Tensor& x) { return checkpoint(p.f, x); }, p.x);
