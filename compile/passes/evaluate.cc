@@ -183,7 +183,10 @@ class Inference {
 
   Sample sample(const std::vector<int64_t>& point) const {
     try {
-      return sample_on(point, /*meta=*/true);
+      // Asked first, as an exception takes milliseconds.
+      if (op_.hasComputedKernelForDispatchKey(c10::DispatchKey::Meta)) {
+        return sample_on(point, /*meta=*/true);
+      }
     } catch (const c10::NotImplementedError&) {
     } catch (const std::exception& error) {
       fail(error.what());

@@ -18,22 +18,23 @@ namespace {
 
 using Overloads = std::vector<c10::OperatorHandle>;
 
-// All operators of a name. Libraries may register more at any time, so a name that is not found, or
-// has grown, is looked up anew: the list is made again when the dispatcher knows more names.
-Overloads overloads_of(const std::string& name) {
+// All operators of a name. To ask the dispatcher for all names takes a millisecond, so that is done
+// anew only where nothing was found: libraries may register more at any time.
+Overloads overloads_of(const std::string& name, bool anew) {
   static std::mutex mutex;
-  static size_t known = 0;
   static std::unordered_map<std::string, std::vector<std::string>> index;
   const std::lock_guard<std::mutex> lock(mutex);
   auto& dispatcher = c10::Dispatcher::singleton();
-  const auto names = dispatcher.getAllOpNames();
-  if (names.size() != known) {
+  if (index.empty() || anew) {
     index.clear();
-    for (const auto& each : names) index[each.name].push_back(each.overload_name);
-    known = names.size();
+    for (const auto& each : dispatcher.getAllOpNames()) {
+      index[each.name].push_back(each.overload_name);
+    }
   }
   Overloads found;
-  for (const std::string& overload : index[name]) {
+  const auto overloads = index.find(name);
+  if (overloads == index.end()) return found;
+  for (const std::string& overload : overloads->second) {
     // A kernel may be registered before, or without, its schema.
     if (const auto op = dispatcher.findSchema({name, overload})) found.push_back(*op);
   }
@@ -77,7 +78,9 @@ std::string without_underscore(const std::string& name) {
 
 }  // namespace
 
-std::optional<FunctionalVariant> find_functional_variant(const c10::OperatorHandle& op) {
+namespace {
+
+std::optional<FunctionalVariant> functional_variant(const c10::OperatorHandle& op, bool anew) {
   const auto& schema = op.schema();
   std::vector<size_t> written;
   std::vector<const c10::Argument*> all, read_only;
@@ -99,7 +102,7 @@ std::optional<FunctionalVariant> find_functional_variant(const c10::OperatorHand
   }
   const std::string base = without_underscore(schema.name());
   for (const std::string& name : {base, base + "_functional"}) {
-    for (const c10::OperatorHandle& candidate : overloads_of(name)) {
+    for (const c10::OperatorHandle& candidate : overloads_of(name, anew)) {
       if (writes(candidate)) continue;
       if (candidate.schema().returns().size() != own + written.size()) continue;
       if (!has_arguments(candidate, out_form ? read_only : all, out_form)) continue;
@@ -109,18 +112,30 @@ std::optional<FunctionalVariant> find_functional_variant(const c10::OperatorHand
   return std::nullopt;
 }
 
-std::optional<c10::OperatorHandle> find_view_variant(const c10::OperatorHandle& op) {
-  if (!op.hasTag(at::Tag::inplace_view)) return std::nullopt;
+std::optional<c10::OperatorHandle> view_variant(const c10::OperatorHandle& op, bool anew) {
   std::vector<const c10::Argument*> arguments;
   for (const c10::Argument& argument : op.schema().arguments()) arguments.push_back(&argument);
   for (const c10::OperatorHandle& candidate :
-       overloads_of(without_underscore(op.schema().name()))) {
+       overloads_of(without_underscore(op.schema().name()), anew)) {
     const auto& returns = candidate.schema().returns();
     const bool view = returns.size() == 1 && returns[0].alias_info() != nullptr &&
                       !returns[0].alias_info()->isWrite();
     if (view && has_arguments(candidate, arguments, false)) return candidate;
   }
   return std::nullopt;
+}
+
+}  // namespace
+
+std::optional<FunctionalVariant> find_functional_variant(const c10::OperatorHandle& op) {
+  const auto known = functional_variant(op, /*anew=*/false);
+  return known.has_value() ? known : functional_variant(op, /*anew=*/true);
+}
+
+std::optional<c10::OperatorHandle> find_view_variant(const c10::OperatorHandle& op) {
+  if (!op.hasTag(at::Tag::inplace_view)) return std::nullopt;
+  const auto known = view_variant(op, /*anew=*/false);
+  return known.has_value() ? known : view_variant(op, /*anew=*/true);
 }
 
 }  // namespace torchlift::compile
