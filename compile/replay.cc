@@ -8,7 +8,9 @@
 #include <ATen/ops/stack.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
+#include <algorithm>
 #include <mutex>
+#include <numeric>
 #include <string>
 #include <utility>
 
@@ -137,6 +139,29 @@ class SeedScope {
   const RandomState before_;
 };
 
+// Whether two strides are the same where there is more than one element to step over.
+bool same_strides(at::IntArrayRef sizes, at::IntArrayRef a, at::IntArrayRef b) {
+  for (size_t d = 0; d < sizes.size(); ++d) {
+    if (sizes[d] > 1 && a[d] != b[d]) return false;
+  }
+  return true;
+}
+
+// The numbers of t in the layout of `strides`, if that is dense: dims in the order of their
+// strides.
+at::Tensor laid_out(const at::Tensor& t, at::IntArrayRef strides) {
+  std::vector<int64_t> order(strides.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
+    return strides[static_cast<size_t>(a)] > strides[static_cast<size_t>(b)];
+  });
+  std::vector<int64_t> back(order.size());
+  for (size_t i = 0; i < order.size(); ++i) {
+    back[static_cast<size_t>(order[i])] = static_cast<int64_t>(i);
+  }
+  return t.permute(order).contiguous().permute(back);
+}
+
 std::string shape_str(const at::Tensor& t) {
   return c10::str(c10::toString(t.scalar_type()), t.sizes(), " on ", t.device());
 }
@@ -147,6 +172,7 @@ struct Program::Plan {
   Graph graph;
   std::vector<Step> steps;
   bool tracked_constants = false;
+  bool writes_inputs = false;
 
   Plan(Graph given, const std::vector<std::pair<int32_t, ValueId>>& in_place)
       : graph(std::move(given)) {
@@ -159,6 +185,7 @@ struct Program::Plan {
       if (first != nullptr && first->id == argument) step.in_place = in_place_variant(*step.op);
     }
     find_dead();
+    writes_inputs = finds_writes();
     for (const Constant& constant : graph.constants) {
       tracked_constants = tracked_constants || constant.tensor.requires_grad();
     }
@@ -188,6 +215,26 @@ struct Program::Plan {
     }
     for (const auto& subgraph : node.subgraphs) step.subprograms.emplace_back(*subgraph);
     return step;
+  }
+
+  // Into an input, or a view of one.
+  bool finds_writes() const {
+    std::vector<bool> seen(graph.values.size(), false);
+    for (const ValueId id : graph.inputs) seen[static_cast<size_t>(id)] = true;
+    for (size_t n = 0; n < steps.size(); ++n) {
+      if (!steps[n].op.has_value()) continue;
+      const Effects effects = effects_of(graph.nodes[n]);
+      for (size_t i = 0; i < graph.nodes[n].args.size(); ++i) {
+        for (const ValueId id : values_in(graph.nodes[n].args[i])) {
+          if (!seen[static_cast<size_t>(id)]) continue;
+          if (writes_argument(*steps[n].op, i)) return true;
+          if (!effects.views) continue;
+          for (const ValueId view : results_of(graph.nodes[n]))
+            seen[static_cast<size_t>(view)] = true;
+        }
+      }
+    }
+    return false;
   }
 
   void find_dead() {
@@ -255,6 +302,28 @@ struct Program::Plan {
       if (input.size(d) != type.sizes[static_cast<size_t>(d)].evaluate(symbols)) return false;
     }
     return true;
+  }
+
+  // Operators that look at strides (as_strided, view) were traced with those of the graph's inputs.
+  std::vector<at::Tensor> with_traced_strides(at::ArrayRef<at::Tensor> inputs) const {
+    const std::vector<int64_t> sizes = symbols(inputs);
+    std::vector<at::Tensor> result = inputs.vec();
+    for (size_t i = 0; i < result.size(); ++i) {
+      const TensorType& type = graph.type(graph.inputs[i]);
+      if (type.layout != c10::kStrided) continue;
+      const std::vector<int64_t> strides = type.concrete_strides(sizes);
+      if (same_strides(result[i].sizes(), result[i].strides(), strides)) continue;
+      const at::IntArrayRef got = inputs[i].strides();
+      if (!writes_inputs) result[i] = laid_out(result[i], strides);
+      if (!same_strides(result[i].sizes(), result[i].strides(), strides)) {
+        transform_error("compile", "input ", i, " (", graph.value(graph.inputs[i]).name,
+                        ") has the strides ", got, "; the program was traced with ",
+                        at::IntArrayRef(strides),
+                        writes_inputs ? ", and writes into its inputs" : "",
+                        ". Trace it anew with such inputs, or pass a tensor of these strides.");
+      }
+    }
+    return result;
   }
 
   [[noreturn]] void throw_input(size_t i, const at::Tensor& input) const {
@@ -410,7 +479,7 @@ std::vector<at::Tensor> Program::run(at::ArrayRef<at::Tensor> inputs,
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   std::optional<SeedScope> seeded;
   if (options.seed.has_value()) seeded.emplace(*options.seed, plan_->devices(inputs));
-  return plan_->execute(inputs, !dispatch);
+  return plan_->execute(plan_->with_traced_strides(inputs), !dispatch);
 }
 
 }  // namespace torchlift::compile

@@ -221,6 +221,18 @@ TEST(ReplayTest, ChecksItsInputs) {
   EXPECT_THAT(message({Tensor()}), HasSubstr("undefined"));
 }
 
+TEST(ReplayTest, InputsOfOtherStrides) {
+  const auto f = [](const Tensor& x) { return x.as_strided({4}, {2}).clone() + x.view({12})[1]; };
+  const Program program(torchlift::trace(f, input()));
+  const Tensor x = at::rand({4, 3}, at::kDouble).t();
+  EXPECT_CLOSE(program.run({x})[0], f(x.contiguous()));
+  EXPECT_THROW(Program(torchlift::trace([](Tensor y) { return y.add_(1); }, input())).run({x}),
+               TransformError);
+  const auto columns = [](const Tensor& y) { return y.t().view({12}); };
+  const Program transposed(torchlift::trace(columns, x));
+  EXPECT_CLOSE(transposed.run({x.contiguous()})[0], columns(x));
+}
+
 TEST(ReplayTest, CanBeTransformed) {
   const auto f = [](const Tensor& x) { return (x.sin() * x).sum(); };
   const Program program(torchlift::trace(f, at::rand({4}, at::kDouble)));
