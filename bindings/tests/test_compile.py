@@ -162,6 +162,7 @@ class TestAotFunction:
         check(write_into_buffer, leaf(3, 4), data(3, 4), **options)
         check(write_into_buffer, data(3, 4), data(3, 4), **options)
         check(write_through_view, leaf(3, 4), data(3, 4), **options)
+        check(lambda x, b: (x * b.exp(), b.add_(1)), leaf(3), data(3), **options)
 
     def test_random_operators(self, compiler, partition_fn):
         options = dict(fw_compiler=compiler, partition_fn=partition_fn)
@@ -530,6 +531,11 @@ class TestPartition:
             if enough(set(saved))
         )
         assert tlc.partition_report(forward).saved_bytes == best
+
+    def test_bytes_count_not_tensors(self):
+        module, inputs = joint_of(lambda p, q: ((p + q).sin(),), data(9, 1), data(1, 9))
+        forward, _ = tlc.min_cut_rematerialization_partition(module, inputs, num_fwd_outputs=1)
+        assert tlc.partition_report(forward).saved_bytes == 2 * 9 * 8  # p and q, not their sum
 
     def test_random_operators_and_products_never_run_twice(self):
         module, inputs = joint_of(torchlift.functionalize(attention), data(4, 4), data(4, 4))
