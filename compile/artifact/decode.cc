@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstring>
 #include <limits>
 #include <map>
 #include <memory>
@@ -30,6 +31,7 @@
 //     which follows each use, would not come back: expanded_ counts.
 //   - numbers of any size, where ids, sizes, enums are meant.
 //   - a union that says what it is and is not there.
+//   - vectors of numbers at odd addresses: numbers() copies them byte by byte.
 // Subgraphs have smaller indices than the graphs that hold them, so there are no cycles.
 
 namespace torchlift::compile {
@@ -79,7 +81,9 @@ class ArgumentDecoder {
   std::vector<T> numbers(const flatbuffers::Vector<T>* vector) {
     if (vector == nullptr) return {};
     budget_.take(uint64_t{vector->size()} * sizeof(T));
-    return {vector->begin(), vector->end()};
+    std::vector<T> result(vector->size());
+    if (!result.empty()) std::memcpy(result.data(), vector->Data(), result.size() * sizeof(T));
+    return result;
   }
 
   SizeExpr size(const fb::SizeExpr& encoded) {
@@ -100,8 +104,8 @@ class ArgumentDecoder {
   }
 
   std::vector<SizeExpr> sizes(const fb::SizeExprs& encoded) {
-    budget_.take(uint64_t{encoded.constants()->size()} * sizeof(int64_t));
-    std::vector<SizeExpr> result(encoded.constants()->begin(), encoded.constants()->end());
+    const std::vector<int64_t> constants = numbers(encoded.constants());
+    std::vector<SizeExpr> result(constants.begin(), constants.end());
     for (const SizeExpr& size : result) {
       if (size.constant() == std::numeric_limits<int64_t>::min()) {
         format_error("a size is -2^63.");
