@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <limits>
 #include <numeric>
 #include <sstream>
 #include <utility>
@@ -80,6 +81,8 @@ SizeExpr SizeExpr::from_parts(std::map<Monomial, int64_t> terms, int64_t denomin
                         " can be.");
       }
     }
+    if (coefficient == std::numeric_limits<int64_t>::min())
+      throw_overflow();  // has no -coefficient
     if (coefficient != 0) result.terms_.emplace(powers, coefficient);
   }
   result.denominator_ = denominator;
