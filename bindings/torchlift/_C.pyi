@@ -241,6 +241,26 @@ class Executable:
     def updates(self) -> list[tuple[int, int]]: ...
     def report(self) -> str: ...
 
+# (kind, name, content) of a part of a signature: see torchlift/_save.py.
+Structure = tuple[str, str, Any]
+
+class Artifact:
+    name: str
+    torchlift_version: str
+    torch_version: str
+    @property
+    def graph(self) -> Graph: ...
+    @property
+    def signature(self) -> str: ...
+    @property
+    def inputs(self) -> Structure: ...
+    @property
+    def outputs(self) -> Structure: ...
+
+def save_artifact(
+    graph: Graph, inputs: Structure, outputs: Structure, name: str, path: str
+) -> None: ...
+def load_artifact(path: str) -> Artifact: ...
 def trace_leaves(
     call: Callable[[list[torch.Tensor]], tuple[list[Any], int]],
     leaves: list[torch.Tensor],

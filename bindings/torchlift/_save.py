@@ -22,6 +22,12 @@ class Loaded:
         name: of the function.
         graph: its graph.
         signature: its arguments and results, as text.
+
+    >>> import os, tempfile, torch, torchlift
+    >>> path = os.path.join(tempfile.mkdtemp(), "sum.tlc")
+    >>> torchlift.save(lambda x, y: {"sum": x + y}, path, torch.ones(2), torch.ones(2))
+    >>> torchlift.load(path).signature
+    '(x: Tensor, y: Tensor) -> {sum: Tensor}'
     """
 
     def __init__(self, artifact: "_C.Artifact") -> None:
@@ -157,6 +163,13 @@ def load(path: "str | os.PathLike[str]") -> Loaded:
     Raises:
         TransformError (a ValueError): for a file that is no artifact, or damaged.
         UnsupportedError (a RuntimeError): if it calls an operator that this torch does not have.
+
+    >>> import os, tempfile, torch, torchlift
+    >>> path = os.path.join(tempfile.mkdtemp(), "sin.tlc")
+    >>> torchlift.save(lambda x: x.sin().sum(), path, torch.ones(3))
+    >>> torchlift.vmap(torchlift.grad(torchlift.load(path)))(torch.zeros(2, 3))
+    tensor([[1., 1., 1.],
+            [1., 1., 1.]])
     """
     return Loaded(_C.load_artifact(os.fspath(path)))
 
