@@ -4,6 +4,7 @@
 #include <ATen/core/dispatch/CppSignature.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/core/stack.h>
 #include <ATen/ops/_batch_norm_with_update_ops.h>
 #include <ATen/ops/_native_batch_norm_legit_ops.h>
 #include <ATen/ops/batch_norm_backward_ops.h>
@@ -20,6 +21,7 @@
 
 #include <array>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -228,13 +230,35 @@ std::vector<c10::RegistrationHandleRAII>& handles() {
   return *all;
 }
 
+// Before torch 2.15 the dispatcher hands out a kernel that can only be called boxed.
+template <class Found>
+class BoxedKernel final : public c10::OperatorKernel {
+ public:
+  explicit BoxedKernel(Found found) : found_(std::move(found)) {}
+  void operator()(const c10::OperatorHandle& op, DispatchKeySet keys, torch::jit::Stack* stack) {
+    found_.callBoxed(op, keys, stack);
+  }
+
+ private:
+  const Found found_;
+};
+
+template <class Found>
+c10::KernelFunction kernel_of(Found found) {
+  if constexpr (requires { found.kernelFunction(); }) {
+    return found.kernelFunction();
+  } else {
+    return c10::KernelFunction::makeFromBoxedFunctor(
+        std::make_unique<BoxedKernel<Found>>(std::move(found)));
+  }
+}
+
 // libtorch registers its kernels for all of autograd, ours come before those for single backends.
 template <class Op, auto Kernel>
 void replace_autograd() {
   auto& dispatcher = c10::Dispatcher::singleton();
   const auto op = dispatcher.findSchemaOrThrow(Op::name, Op::overload_name);
-  Original<Op>::kernel =
-      op.getComputedKernelForDispatchKey(DispatchKey::AutogradCPU).kernelFunction();
+  Original<Op>::kernel = kernel_of(op.getComputedKernelForDispatchKey(DispatchKey::AutogradCPU));
   for (const DispatchKey key :
        {DispatchKey::AutogradCPU, DispatchKey::AutogradCUDA, DispatchKey::AutogradPrivateUse3}) {
     handles().push_back(dispatcher.registerImpl(
