@@ -36,6 +36,11 @@ struct Variable {
   Argument source;
 };
 
+struct InputLayout {
+  std::vector<int64_t> sizes;
+  std::vector<int64_t> strides;
+};
+
 struct Step {
   std::optional<c10::OperatorHandle> op;        // none: control flow
   std::optional<c10::OperatorHandle> in_place;  // the same, written over its first argument
@@ -173,6 +178,7 @@ struct Program::Plan {
   std::vector<Step> steps;
   bool tracked_constants = false;
   bool writes_inputs = false;
+  std::vector<InputLayout> fixed_layouts;  // where no dim is dynamic
 
   Plan(Graph given, const std::vector<std::pair<int32_t, ValueId>>& in_place)
       : graph(std::move(given)) {
@@ -186,6 +192,7 @@ struct Program::Plan {
     }
     find_dead();
     writes_inputs = finds_writes();
+    if (graph.symbols.empty()) fixed_layouts = layouts({});
     for (const Constant& constant : graph.constants) {
       tracked_constants = tracked_constants || constant.tensor.requires_grad();
     }
@@ -275,7 +282,17 @@ struct Program::Plan {
     return sizes;
   }
 
-  void check(at::ArrayRef<at::Tensor> inputs) const {
+  // What the inputs must be like, at these sizes of the dynamic dims.
+  std::vector<InputLayout> layouts(const std::vector<int64_t>& sizes) const {
+    std::vector<InputLayout> result;
+    for (const ValueId id : graph.inputs) {
+      result.push_back(
+          {graph.type(id).concrete_sizes(sizes), graph.type(id).concrete_strides(sizes)});
+    }
+    return result;
+  }
+
+  void check_defined(at::ArrayRef<at::Tensor> inputs) const {
     if (inputs.size() != graph.inputs.size()) {
       transform_error("compile", "the program takes ", graph.inputs.size(), " tensors, and got ",
                       inputs.size(), ".");
@@ -286,32 +303,25 @@ struct Program::Plan {
                         ") is an undefined tensor.");
       }
     }
-    const std::vector<int64_t> sizes = symbols(inputs);
-    for (size_t i = 0; i < inputs.size(); ++i) {
-      if (!fits(graph.type(graph.inputs[i]), inputs[i], sizes)) throw_input(i, inputs[i]);
-    }
   }
 
-  static bool fits(const TensorType& type, const at::Tensor& input,
-                   const std::vector<int64_t>& symbols) {
-    if (input.scalar_type() != type.dtype || input.device() != type.device ||
-        input.dim() != type.dim()) {
-      return false;
+  void check(at::ArrayRef<at::Tensor> inputs, const std::vector<InputLayout>& layouts) const {
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      const TensorType& type = graph.type(graph.inputs[i]);
+      if (inputs[i].scalar_type() != type.dtype || inputs[i].device() != type.device ||
+          inputs[i].sizes() != layouts[i].sizes) {
+        throw_input(i, inputs[i]);
+      }
     }
-    for (int64_t d = 0; d < input.dim(); ++d) {
-      if (input.size(d) != type.sizes[static_cast<size_t>(d)].evaluate(symbols)) return false;
-    }
-    return true;
   }
 
   // Operators that look at strides (as_strided, view) were traced with those of the graph's inputs.
-  std::vector<at::Tensor> with_traced_strides(at::ArrayRef<at::Tensor> inputs) const {
-    const std::vector<int64_t> sizes = symbols(inputs);
+  std::vector<at::Tensor> with_traced_strides(at::ArrayRef<at::Tensor> inputs,
+                                              const std::vector<InputLayout>& layouts) const {
     std::vector<at::Tensor> result = inputs.vec();
     for (size_t i = 0; i < result.size(); ++i) {
-      const TensorType& type = graph.type(graph.inputs[i]);
-      if (type.layout != c10::kStrided) continue;
-      const std::vector<int64_t> strides = type.concrete_strides(sizes);
+      if (graph.type(graph.inputs[i]).layout != c10::kStrided) continue;
+      const std::vector<int64_t>& strides = layouts[i].strides;
       if (same_strides(result[i].sizes(), result[i].strides(), strides)) continue;
       const at::IntArrayRef got = inputs[i].strides();
       if (!writes_inputs) result[i] = laid_out(result[i], strides);
@@ -336,8 +346,8 @@ struct Program::Plan {
   // --- running -----------------------------------------------------------------------------------
 
   // exclusive: nobody else sees intermediate values.
-  std::vector<at::Tensor> execute(at::ArrayRef<at::Tensor> inputs, bool exclusive) const {
-    const std::vector<int64_t> sizes = symbols(inputs);
+  std::vector<at::Tensor> execute(at::ArrayRef<at::Tensor> inputs,
+                                  const std::vector<int64_t>& sizes, bool exclusive) const {
     Slots slots(graph.values.size());
     for (size_t i = 0; i < inputs.size(); ++i) {
       slots[static_cast<size_t>(graph.inputs[i])] = inputs[i];
@@ -470,7 +480,12 @@ const Graph& Program::graph() const { return plan_->graph; }
 
 std::vector<at::Tensor> Program::run(at::ArrayRef<at::Tensor> inputs,
                                      const RunOptions& options) const {
-  plan_->check(inputs);
+  plan_->check_defined(inputs);
+  const std::vector<int64_t> sizes = plan_->symbols(inputs);
+  std::vector<InputLayout> made;
+  if (!sizes.empty()) made = plan_->layouts(sizes);
+  const std::vector<InputLayout>& layouts = sizes.empty() ? plan_->fixed_layouts : made;
+  plan_->check(inputs, layouts);
   bool dispatch = plan_->tracked_constants && c10::GradMode::is_enabled();
   for (const at::Tensor& input : inputs) dispatch = dispatch || needs_dispatch(input);
   std::optional<c10::impl::ExcludeDispatchKeyGuard> below;
@@ -479,7 +494,7 @@ std::vector<at::Tensor> Program::run(at::ArrayRef<at::Tensor> inputs,
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   std::optional<SeedScope> seeded;
   if (options.seed.has_value()) seeded.emplace(*options.seed, plan_->devices(inputs));
-  return plan_->execute(plan_->with_traced_strides(inputs), !dispatch);
+  return plan_->execute(plan_->with_traced_strides(inputs, layouts), sizes, !dispatch);
 }
 
 }  // namespace torchlift::compile

@@ -300,10 +300,10 @@ def _compiled(traced: Traced, backend: "str | Callable[..., Any]") -> Run:
 def _run_eager(traced: Traced) -> Run:
     """The C++ replay. What the function writes into its arguments it writes there itself."""
     try:
-        _, updates = traced.graph.copy().functionalize()
+        optimized = traced.optimized()
     except UnsupportedError:
-        return _C.Program(traced.graph).run
-    return _C.Program(traced.graph).run if updates else traced.optimized().run
+        return traced.program.run
+    return traced.program.run if optimized.updates() else optimized.run
 
 
 def _run_backend(traced: Traced, backend: Callable[..., Any]) -> Run:

@@ -29,6 +29,7 @@ class Traced:
 
     Attributes:
         graph: the graph.
+        program: what runs it on the tensors among the arguments.
 
     >>> import torch, torchlift
     >>> traced = torchlift.trace(torch.sin)(torch.zeros(3))
@@ -43,7 +44,7 @@ class Traced:
 
     def __init__(self, graph: "_C.Graph", in_spec: Any, leaves: "list[Any]", out: Any) -> None:
         self.graph = graph
-        self._program = _C.Program(graph)
+        self.program = _C.Program(graph)
         self._in_spec = in_spec
         # Of each leaf of the arguments: None for a tensor, else the constant it must be.
         self._constants = [None if isinstance(leaf, torch.Tensor) else (leaf,) for leaf in leaves]
@@ -75,7 +76,7 @@ class Traced:
                     f"[trace] got {describe(leaf)} where the function was traced with "
                     f"{'a tensor' if constant is None else repr(constant[0])}. Trace it anew."
                 )
-        return self.rebuild(self._program.run(tensors, seed))
+        return self.rebuild(self.program.run(tensors, seed))
 
     def rebuild(self, outputs: "list[torch.Tensor]") -> Any:
         """The function's result, with these tensors in it."""
