@@ -8,6 +8,9 @@
 #include <torch/csrc/autograd/function.h>
 
 #include <algorithm>
+#include <cstring>
+#include <mutex>
+#include <optional>
 #include <string>
 #include <unordered_set>
 #include <vector>
@@ -30,18 +33,15 @@
 // While a vmap level is open, every operator that draws random numbers comes here first. It belongs
 // to the innermost level that has not dealt with it yet (random_level()), whose Randomness decides:
 //
-//   error      throw
-//   same       every example is to see the same numbers: draw once, for one example. An operator
-//   without a
-//              batched argument just runs, on behalf of the level around this one.
-//   different  every example is to see its own: an operator with a batched argument has a rule
-//   (random.cc);
-//              one that makes a tensor from a size makes one more dim; another one gets a batched
-//              argument.
-//   reproducible  as different, but the numbers are made from a key for each row of all levels
-//   around
-//              (NOTE [reproducible numbers] in core/random_stream.h), so that the levels around are
-//              dealt with as well. An operator that cannot do so runs once a row.
+//   error: throw.
+//   same: every example is to see the same numbers. Draw once, for one example. An operator without
+//     a batched argument just runs, on behalf of the level around this one.
+//   different: every example is to see its own. An operator with a batched argument has a rule
+//     (random.cc); one that makes a tensor from a size makes one more dim; another one gets a
+//     batched argument.
+//   reproducible: as different, but the numbers are made from a key for each row of all levels
+//     around (NOTE [reproducible numbers] in core/random_stream.h), so that the levels around are
+//     dealt with as well. An operator that cannot do so runs once a row.
 //
 // When no level is left, the operator runs as always, unless an interpreted level takes it. So the
 // levels of nested vmaps each have their say.
@@ -439,11 +439,59 @@ c10::Device device_of(const Call& call) {
   return device == nullptr || device->isNone() ? c10::Device(c10::kCPU) : device->toDevice();
 }
 
-// Puts the state of a default generator back.
+// The overload of a factory that takes a generator, randperm.generator for randperm; none if there
+// is none.
+std::optional<OperatorHandle> overload_with_generator(const OperatorHandle& op) {
+  const auto& [name, overload] = op.operator_name();
+  std::string with = overload;
+  for (const char* last : {"out", "dtype"}) {
+    if (with.ends_with(last)) {
+      with.insert(with.size() - std::strlen(last), "generator_");
+      return c10::Dispatcher::singleton().findSchema({name, with});
+    }
+  }
+  with += with.empty() ? "generator" : "_generator";
+  return c10::Dispatcher::singleton().findSchema({name, with});
+}
+
+// Where the other overload takes the arguments of the operator, which both name alike; none where
+// it takes others.
+std::optional<std::vector<size_t>> places_of_arguments(const OperatorHandle& op,
+                                                       const OperatorHandle& other) {
+  std::vector<size_t> places;
+  for (const c10::Argument& argument : op.schema().arguments()) {
+    const auto place = other.schema().argumentIndexWithName(argument.name());
+    if (!place.has_value()) return std::nullopt;
+    places.push_back(static_cast<size_t>(*place));
+  }
+  if (other.schema().arguments().size() != places.size() + 1) return std::nullopt;
+  return places;
+}
+
+// Draws by the overload with a generator. False, with nothing done, where there is none.
+bool draw_by_overload(const Call& call, uint64_t key, c10::Device device) {
+  const std::optional<OperatorHandle> other = overload_with_generator(call.op);
+  if (!other.has_value()) return false;
+  const auto places = places_of_arguments(call.op, *other);
+  const auto generator = other->schema().argumentIndexWithName("generator");
+  if (!places.has_value() || !generator.has_value()) return false;
+  std::vector<IValue> args(call.size() + 1);
+  for (size_t i = 0; i < call.size(); ++i) args[(*places)[i]] = call.arg(i);
+  args[static_cast<size_t>(*generator)] = generator_for(key, device);
+  torch::jit::drop(*call.stack, call.size());
+  for (IValue& arg : args) call.stack->push_back(std::move(arg));
+  other->redispatchBoxed(call.keys, call.stack);
+  return true;
+}
+
+// Lends the default generator to one row, and puts its state back. Rows of other threads wait: with
+// the state of another row they would draw its numbers, or put that state back at last. Operators
+// that other threads run outside of rows do not know of it, and may disturb the numbers.
 class DefaultGeneratorScope {
  public:
   DefaultGeneratorScope(c10::Device device, uint64_t key)
-      : generator_(device.is_cpu() ? at::detail::getDefaultCPUGenerator()
+      : alone_(mutex()),
+        generator_(device.is_cpu() ? at::detail::getDefaultCPUGenerator()
                                    : at::globalContext().defaultGenerator(device)) {
     const std::lock_guard<std::mutex> lock(generator_.mutex());
     saved_ = generator_.get_state();
@@ -457,6 +505,12 @@ class DefaultGeneratorScope {
   DefaultGeneratorScope& operator=(const DefaultGeneratorScope&) = delete;
 
  private:
+  static std::recursive_mutex& mutex() {
+    static auto* const mutex = new std::recursive_mutex;
+    return *mutex;
+  }
+
+  const std::lock_guard<std::recursive_mutex> alone_;
   at::Generator generator_;
   at::Tensor saved_;
 };
@@ -472,6 +526,7 @@ void draw_seeded(const Call& call, RowDraws& rows) {
     call.op.redispatchBoxed(call.keys, call.stack);
     return;
   }
+  if (draw_by_overload(call, key, device)) return;
   const DefaultGeneratorScope seeded(device, key);
   call.op.redispatchBoxed(call.keys, call.stack);
 }

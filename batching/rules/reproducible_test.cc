@@ -27,6 +27,8 @@
 #include <functional>
 #include <set>
 #include <string>
+#include <thread>
+#include <tuple>
 #include <vector>
 
 #include "batching/random_rows.h"
@@ -268,6 +270,35 @@ TEST(Reproducible, RowsInAnyOrderAndTwice) {
   }
   EXPECT_THAT(error_of([&] { const RandomRows::Row row(rows, -1); }),
               HasSubstr("rows are counted from 0"));
+}
+
+// Rows of several threads do not disturb each other, whether an operator has a form that takes a
+// generator (randperm) or borrows the default one (native_dropout).
+TEST(Reproducible, RowsOnThreads) {
+  constexpr int64_t kRows = 4, kTimes = 50;
+  const F draw = [](const Tensor& x) {
+    const Tensor dropped = std::get<0>(at::native_dropout(x.add(1).expand({16}), 0.5, true));
+    return at::stack({at::randperm(16).to(at::kDouble), dropped, at::rand({16}, at::kDouble),
+                      at::randint(5, 90, {16}).to(at::kDouble)});
+  };
+  at::manual_seed(4);
+  const Tensor whole = vmap(draw, reproducible())(at::zeros({kRows}, at::kDouble));
+  at::manual_seed(4);
+  const RandomRows rows;
+  const Tensor state = at::detail::getDefaultCPUGenerator().get_state();
+  std::vector<int64_t> same(kRows);
+  std::vector<std::thread> threads;
+  for (int64_t i = 0; i < kRows; ++i) {
+    threads.emplace_back([&, i] {
+      for (int64_t time = 0; time < kTimes; ++time) {
+        const RandomRows::Row row(rows, i);
+        same[i] += draw(at::zeros({}, at::kDouble)).equal(whole[i]);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_THAT(same, ::testing::Each(kTimes));
+  EXPECT_TRUE(at::detail::getDefaultCPUGenerator().get_state().equal(state));
 }
 
 TEST(Reproducible, InARowTensorsStayPlain) {
