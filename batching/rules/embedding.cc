@@ -123,25 +123,38 @@ at::Tensor embedding_backward(const at::Tensor& grad, const at::Tensor& indices,
                                              std::move(padding_idx), scale_grad_by_freq);
 }
 
-at::Tensor renormed(const at::Tensor& tables, const BatchedArg& indices, double max_norm,
-                    double norm_type) {
-  const int64_t size = tables.size(0);
-  const at::Tensor index = in_common_table(expanded(indices, size), tables.size(1));
-  return at::embedding_renorm(tables.flatten(0, 1), index.flatten(), max_norm, norm_type)
-      .view(tables.sizes());
+// Tables one below the other, and the rows that the examples look into.
+at::Tensor rows_of_tables(const at::Tensor& tables, const BatchedArg& indices) {
+  return in_common_table(expanded(indices, tables.size(0)), tables.size(1)).flatten();
 }
 
 Batched embedding_renorm_rule(BatchedArg self, BatchedArg indices, double max_norm,
                               double norm_type) {
   const int64_t size = batch_size_of({&self, &indices});
-  return {renormed(expanded(self, size), indices, max_norm, norm_type), 0};
+  const at::Tensor tables = expanded(self, size);
+  const at::Tensor result = at::embedding_renorm(
+      tables.flatten(0, 1), rows_of_tables(tables, indices), max_norm, norm_type);
+  return {result.view(tables.sizes()), 0};
 }
 
 // NOTE [a table from outside]
 // A row comes out the same however often it is renormalised, and depends on no other row. So a loop
 // over examples that look into one table from outside would leave it as one call does with the
 // indices of all of them, and each example would find its rows renormalised. A table that the
-// function makes is every example's own.
+// function makes is every example's own. Where tables differ between the examples of this level,
+// the levels around tell the same: the copy that they see belongs to no level that the tables do
+// not belong to.
+void renorm_tables(const at::Tensor& tables, const BatchedArg& indices, double max_norm,
+                   double norm_type) {
+  at::Tensor rows;
+  {
+    const RuleDepthScope as_tables(depth_of(tables) + 1);
+    rows = tables.clone(at::MemoryFormat::Contiguous).flatten(0, 1);
+  }
+  ops::embedding_renorm_::call(rows, rows_of_tables(tables, indices), max_norm, norm_type);
+  tables.copy_(rows.view(tables.sizes()));
+}
+
 void embedding_renorm__rule(const c10::OperatorHandle& op, const LevelPtr& level,
                             torch::jit::Stack* stack) {
   const std::vector<c10::IValue> args = torch::jit::pop(*stack, 4);
@@ -154,8 +167,7 @@ void embedding_renorm__rule(const c10::OperatorHandle& op, const LevelPtr& level
     promote(op.schema().name().c_str(), self, level);
     const WriteScope writing(as_lifted(self));
     const Lowered tables = lower(self, *level);
-    const at::Tensor target = batch_first(as_arg(tables));
-    target.copy_(renormed(target, as_arg(indices), max_norm, norm_type));
+    renorm_tables(batch_first(as_arg(tables)), as_arg(indices), max_norm, norm_type);
   }
   stack->push_back(args[0]);
 }

@@ -95,6 +95,32 @@ TEST(EmbeddingRules, RenormOfATableFromOutside) {
   EXPECT_TRUE(at::equal(got.narrow(0, 4, 2), table.narrow(0, 4, 2)));
 }
 
+// Tables of the inner vmap that come from outside of the outer one, in any layout: a table for each
+// inner example, which the outer ones share.
+TEST(EmbeddingRules, RenormOfTablesThatTheOuterExamplesShare) {
+  const at::Tensor indices = integers(0, 4, {2, 3, 4});
+  for (const int64_t dim : {0, 1, 2}) {
+    const at::Tensor tables = randn({3, 6, 3}) * 4;
+    at::Tensor expected = tables.clone(), got = tables.movedim(0, dim).contiguous();
+    std::vector<at::Tensor> rows;
+    for (int64_t i = 0; i < 2; ++i) {
+      for (int64_t j = 0; j < 3; ++j) {
+        at::Tensor table = expected[j];
+        at::embedding_renorm_(table, indices[i][j], 0.5, 2);
+        rows.push_back(at::embedding(table, indices[i][j]));
+      }
+    }
+    const auto lookup = [](at::Tensor table, const at::Tensor& each) {
+      at::embedding_renorm_(table, each, 0.5, 2);
+      return at::embedding(table, each);
+    };
+    const auto inner = vmap(lookup, {.in_dims = in(dim, 0)});
+    const at::Tensor found = vmap(inner, {.in_dims = in(kNone, 0)})(got, indices);
+    EXPECT_TRUE(at::allclose(found.flatten(0, 1), at::stack(rows))) << dim;
+    EXPECT_TRUE(at::allclose(got.movedim(dim, 0), expected)) << dim;
+  }
+}
+
 // A table that the function makes is every example's own.
 TEST(EmbeddingRules, RenormOfATableOfTheFunction) {
   const at::Tensor indices = integers(0, 4, {3, 2});

@@ -12,7 +12,6 @@ import dataclasses
 VALUE = "gives one Python number or bool, which cannot differ between the examples"
 SHAPE = "the shape of its result depends on the values, so the examples would not stack"
 STATISTICS = "training would write each example's statistics into running statistics that all share"
-RENORM = "max_norm renormalises weights of one vmap, which all examples of another share, by their indices"
 
 FORWARD = ("vmap", "vmapvmap")
 DIFFERENTIATED = (*FORWARD, "vmapvjp", "vmapjvp", "vjpvmap")
@@ -43,8 +42,6 @@ REFUSALS: dict[str, Refusal] = {
     "unique_consecutive": Refusal(SHAPE, FORWARD),
     "masked_select": Refusal(SHAPE, DIFFERENTIATED),
     "repeat_interleave": Refusal(SHAPE, DIFFERENTIATED),
-    "nn.functional.embedding": Refusal(RENORM, ("vmapvmap",), data_dependent=False),
-    "nn.functional.embedding_bag": Refusal(RENORM, ("vmapvmap",), False, "nn.functional.embedding"),
     "nn.functional.batch_norm": Refusal(STATISTICS, DIFFERENTIATED, data_dependent=False),
     "nn.functional.instance_norm": batch_norm(),
     "native_batch_norm": batch_norm(),
