@@ -50,6 +50,8 @@ def test_headers_and_rule_files_are_found():
     names = [path.name for path in compile_time.public_headers()]
     assert "vmap.h" in names and "grad.h" in names
     assert "testing.h" not in names and "paired_benchmark.h" not in names and "compositions.h" not in names
+    modules = [path.name for path in compile_time.public_headers() if compile_time.module_headers(path)]
+    assert modules == ["ensemble.h"]
     assert compile_time.rule_files() and not any(p.stem.endswith("_test") for p in compile_time.rule_files())
 
 
