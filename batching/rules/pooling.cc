@@ -87,12 +87,21 @@ std::tuple<Batched, Batched> fractional_pool(const Level& level, BatchedArg self
 constexpr int64_t kWorthCopies = 8192;
 constexpr int64_t kVectorBytes = 128;
 
+// Whether a trace writes down the operators on x (core/recorder.h).
+bool is_recorded(const at::Tensor& x) {
+  const LiftedTensorImpl* lifted = as_lifted(x);
+  return lifted != nullptr && lifted->level().interpreter() != nullptr &&
+         lifted->level().size() == 1;
+}
+
 // How many planes to take at a time: 8, 16 or 32; 0 where the kernel is better called as it is.
+// What a trace writes down may run with other batch sizes: there the channels alone decide.
 int64_t planes_at_a_time(const at::Tensor& x) {
-  const bool taken = x.is_cpu() && x.is_contiguous() && x.numel() >= kWorthCopies &&
+  const bool recorded = is_recorded(x);
+  const bool taken = x.is_cpu() && x.is_contiguous() && (recorded || x.numel() >= kWorthCopies) &&
                      (x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble);
-  if (!taken || is_lifted(x) || is_tracked(x)) return 0;
-  const int64_t planes = x.numel() / (x.size(-1) * x.size(-2));
+  if (!taken || (is_lifted(x) && !recorded) || is_tracked(x)) return 0;
+  const int64_t planes = recorded ? x.size(-3) : x.numel() / (x.size(-1) * x.size(-2));
   int64_t count = kVectorBytes / static_cast<int64_t>(x.element_size());
   while (count >= 8 && planes % count != 0) count /= 2;
   return count >= 8 ? count : 0;

@@ -51,6 +51,22 @@ def test_any_size_of_a_dynamic_dim(tmp_path, data):
         )
 
 
+@pytest.mark.parametrize("channels", [8, 12, 33])
+def test_pools_of_any_batch_size(tmp_path, channels):
+    """The layout that a batched max pool works in is chosen by the channels alone in a trace."""
+
+    def pooled(x):
+        return (torch.nn.functional.max_pool2d(x, 2) ** 2).sum()
+
+    f = torchlift.vmap(torchlift.grad_and_value(pooled))
+    torchlift.save(f, tmp_path / "f.tlc", torch.randn(6, channels, 6, 6), dynamic={"x": {0: "batch"}})
+    loaded = torchlift.load(tmp_path / "f.tlc")
+    for n in (1, 2, 5, 40):
+        x = torch.randn(n, channels, 6, 6)
+        for got, expected in zip(loaded(x), f(x)):
+            torch.testing.assert_close(got, expected)
+
+
 def test_it_can_be_transformed_and_saved_again(tmp_path):
     torchlift.save(lambda x: (x.sin() * x).sum(), tmp_path / "f.tlc", torch.ones(3))
     f = torchlift.load(tmp_path / "f.tlc")
