@@ -1,6 +1,7 @@
 #include "autodiff/grad.h"
 
 #include <ATen/ops/ones.h>
+#include <ATen/ops/real.h>
 
 #include "core/error.h"
 

@@ -1,6 +1,7 @@
 #include "autodiff/implicit.h"
 
 #include <ATen/ops/isfinite.h>
+#include <ATen/ops/view_as_real.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
