@@ -165,8 +165,8 @@ class Graph {
   const Constant* find_constant(ValueId id) const;
   std::vector<std::string> symbol_names() const;
 
-  // As readable code.
-  std::string str() const;
+  // As readable code; with comments that tell where it comes from, where that is known.
+  std::string str(bool sources = false) const;
 
  private:
   std::unordered_map<std::string, int64_t> name_counts_;

@@ -85,7 +85,8 @@ std::string constant_str(const c10::IValue& value, const std::string& argument) 
 
 class Printer {
  public:
-  explicit Printer(const Graph& graph) : graph_(graph), symbols_(graph.symbol_names()) {}
+  Printer(const Graph& graph, bool sources)
+      : graph_(graph), symbols_(graph.symbol_names()), sources_(sources) {}
 
   std::string run(const std::string& name, const std::string& indent) {
     out_ << indent << "def " << name << "("
@@ -96,7 +97,10 @@ class Printer {
       out_ << inner << value_name(constant.id) << " = constant()  # " << type_str(constant.id)
            << "\n";
     }
-    for (const Node& node : graph_.nodes) print(node, inner);
+    for (const Node& node : graph_.nodes) {
+      print_source(node, inner);
+      print(node, inner);
+    }
     out_ << inner << "return " << (graph_.outputs.size() == 1 ? "" : "(")
          << joined(graph_.outputs, [&](ValueId id) { return value_name(id); })
          << (graph_.outputs.size() == 1 ? "" : ")") << "\n";
@@ -158,9 +162,17 @@ class Printer {
     });
   }
 
+  // Once for all nodes of a line that follow each other.
+  void print_source(const Node& node, const std::string& indent) {
+    if (!sources_ || node.source.empty() || node.source == last_source_) return;
+    last_source_ = node.source;
+    out_ << indent << "# " << node.source << "\n";
+  }
+
   void print(const Node& node, const std::string& indent) {
     for (size_t i = 0; i < node.subgraphs.size(); ++i) {
-      out_ << Printer(*node.subgraphs[i]).run("graph_" + std::to_string(++subgraphs_), indent);
+      out_ << Printer(*node.subgraphs[i], sources_)
+                  .run("graph_" + std::to_string(++subgraphs_), indent);
     }
     std::string name = node.full_name();
     if (const size_t colons = name.find("::"); colons != std::string::npos) {
@@ -186,6 +198,8 @@ class Printer {
 
   const Graph& graph_;
   const Names symbols_;
+  const bool sources_;
+  std::string last_source_;
   std::ostringstream out_;
   int64_t subgraphs_ = 0;
 };
@@ -199,6 +213,6 @@ std::string TensorType::str(const std::vector<std::string>& symbols) const {
   return result;
 }
 
-std::string Graph::str() const { return Printer(*this).run("graph", ""); }
+std::string Graph::str(bool sources) const { return Printer(*this, sources).run("graph", ""); }
 
 }  // namespace torchlift::compile

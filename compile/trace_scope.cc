@@ -50,11 +50,13 @@ bool aliases(const c10::OperatorHandle& op, size_t result, bool write) {
 // What has been written down so far.
 class Recording {
  public:
-  explicit Recording(std::string transform) : transform_(std::move(transform)) {}
+  Recording(std::string transform, std::function<std::string()> source)
+      : transform_(std::move(transform)), source_(std::move(source)) {}
 
   Graph graph;
 
   const std::string& transform() const { return transform_; }
+  std::string source() const { return source_ ? source_() : std::string(); }
 
   // Values are known by the tensors inside of the level's own ones, [1, ...]: those stay the same
   // where autograd makes another tensor of the level of the same value.
@@ -112,7 +114,7 @@ class Recording {
                        IValue(real.storage_offset())},
               .results = {},
               .subgraphs = {},
-              .source = ""};
+              .source = source()};
     const ValueId id = graph.add_value(type_of(real), "as_strided");
     node.results.push_back({.ids = {id}});
     graph.nodes.push_back(std::move(node));
@@ -126,6 +128,7 @@ class Recording {
 
  private:
   const std::string transform_;
+  const std::function<std::string()> source_;
   std::unordered_map<const c10::TensorImpl*, Known> known_;
   std::unordered_map<const c10::StorageImpl*, Known> owners_;
   std::unordered_map<const c10::TensorImpl*, ValueId> constants_;
@@ -141,6 +144,7 @@ class Call {
       : op_(op), level_(level), recording_(recording) {
     node_.op = op.schema().name();
     node_.overload = op.schema().overload_name();
+    node_.source = recording.source();
   }
 
   void run(Stack* stack) {
@@ -407,7 +411,7 @@ class TraceRecorder final : public Recorder {
                        IValue(static_cast<int64_t>(at::MemoryFormat::Contiguous))},
               .results = {},
               .subgraphs = {},
-              .source = ""};
+              .source = recording_->source()};
     const ValueId id = recording_->graph.add_value(type_of(real), "clone");
     node.results.push_back({.ids = {id}});
     recording_->graph.nodes.push_back(std::move(node));
@@ -435,8 +439,8 @@ std::string input_name(const std::string& path) {
   return number ? "x" + name : name;
 }
 
-TraceScope::TraceScope(std::string transform)
-    : recording_(std::make_shared<Recording>(std::move(transform))) {
+TraceScope::TraceScope(std::string transform, std::function<std::string()> source)
+    : recording_(std::make_shared<Recording>(std::move(transform), std::move(source))) {
   level_scope_.emplace(
       Level::Options{.kind = LevelKind::kInterpreted,
                      .size = 1,

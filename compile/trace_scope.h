@@ -22,6 +22,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -40,8 +41,9 @@ std::string input_name(const std::string& path);
 // Held while the function runs. On this thread only.
 class TraceScope {
  public:
-  // transform: the name in error messages.
-  explicit TraceScope(std::string transform = "trace");
+  // transform: the name in error messages. source: called for each operator, it tells where in the
+  // user's code that is (Node::source).
+  explicit TraceScope(std::string transform = "trace", std::function<std::string()> source = {});
   ~TraceScope();
   TraceScope(const TraceScope&) = delete;
   TraceScope& operator=(const TraceScope&) = delete;

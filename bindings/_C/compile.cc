@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "bindings/_C/returned.h"
+#include "bindings/_C/source_line.h"
 #include "compile/artifact/artifact.h"
 #include "compile/artifact/signature.h"
 #include "compile/dynamic.h"
@@ -190,7 +191,8 @@ void define_graph(py::module_& m) {
       .def_readonly("name", &NamedValue::name)
       .def("__repr__", [](const NamedValue& self) { return "%" + self.name; });
   py::class_<Graph, GraphPtr>(m, "Graph")
-      .def("__str__", &Graph::str)
+      .def("__str__", [](const Graph& self) { return self.str(); })
+      .def("code", &Graph::str, py::arg("sources"))
       .def("copy", [](const Graph& self) { return std::make_shared<Graph>(self); })
       .def("verify",
            [](const Graph& self) {
@@ -204,6 +206,12 @@ void define_graph(py::module_& m) {
       .def("input_types", &input_types)
       .def("constants", &constants_of)
       .def("functionalize", &functionalize_graph)
+      .def("sources",
+           [](const Graph& self) {
+             std::vector<std::string> sources;
+             for (const Node& node : self.nodes) sources.push_back(node.source);
+             return sources;
+           })
       .def("nodes", [](const Graph& self) {
         return guarded_object([&]() -> py::object {
           const Exporter exporter(self);
@@ -220,7 +228,9 @@ PyObject* trace_leaves(PyObject* /*self*/, PyObject* const* args, Py_ssize_t /*c
   return guarded([&]() -> py::object {
     const Tensors leaves = tensors_of(args[1]);
     const auto names = borrow(args[2]).cast<std::vector<std::string>>();
-    compile::TraceScope scope(borrow(args[3]).cast<std::string>());
+    const auto skipped = borrow(args[4]).cast<std::vector<std::string>>();
+    compile::TraceScope scope(borrow(args[3]).cast<std::string>(),
+                              [&skipped] { return line_now(skipped); });
     Tensors traced;
     for (size_t i = 0; i < leaves.size(); ++i) traced.push_back(scope.input(leaves[i], names[i]));
     Returned returned;
@@ -312,11 +322,13 @@ py::tuple object_of(const Structure& structure) {
   return py::make_tuple(kind, structure.name, content);
 }
 
-void save_artifact_of(const Graph& graph, const py::object& inputs, const py::object& outputs,
+// Without lines of code: a file does not tell of the machine that it was made on.
+void save_artifact_of(Graph graph, const py::object& inputs, const py::object& outputs,
                       const std::string& name, const std::string& path) {
+  for (Node& node : graph.nodes) node.source.clear();
   guarded_object([&]() -> py::object {
     compile::save_artifact(
-        {.graph = graph,
+        {.graph = std::move(graph),
          .signature = {.inputs = structure_of(inputs), .outputs = structure_of(outputs)},
          .name = name,
          .torchlift_version = "",

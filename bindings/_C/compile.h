@@ -9,9 +9,10 @@
 
 namespace torchlift::python {
 
-// trace_leaves(call, leaves, names, transform) -> (Graph, what call returned): call is a function
-// of a list of leaves as in bindings/_C/returned.h. The tensors in what it returned mean nothing
-// any more.
+// trace_leaves(call, leaves, names, transform, skipped) -> (Graph, what call returned): call is a
+// function of a list of leaves as in bindings/_C/returned.h. The tensors in what it returned mean
+// nothing any more. The nodes know the lines of code they come from, but for files whose names have
+// one of the strings `skipped` as prefix.
 PyObject* trace_leaves(PyObject* self, PyObject* const* args, Py_ssize_t count);
 
 // Defines the classes Graph and Program.

@@ -542,3 +542,63 @@ class TestMakeFx:
     def test_other_modes_are_refused(self):
         with pytest.raises(UnsupportedError, match="tracing_mode='symbolic' is not supported"):
             make_fx(torch.sin, tracing_mode="symbolic")
+
+
+# --- where operators come from --------------------------------------------------------------------
+
+
+def line_of(text):
+    """The number of the line of this file that has the text as its comment."""
+    with open(__file__) as file:
+        return next(i for i, line in enumerate(file, 1) if line.rstrip().endswith("# " + text))
+
+
+def square_of_sine(x):
+    y = x.sin()  # the sine
+    return (y * y).sum()  # the square
+
+
+class TestSources:
+    def test_each_operator_knows_its_line(self):
+        traced = torchlift.trace(square_of_sine)(torch.ones(3))
+        sine, square = (
+            f"{__file__}:{line_of(text)}, in square_of_sine" for text in ("the sine", "the square")
+        )
+        assert traced.graph.sources() == [sine, square, square]
+        assert traced.code(sources=True).splitlines()[1:4] == [
+            f"    # {sine}",
+            "    sin = aten.sin(x)  # f32[3]",
+            f"    # {square}",
+        ]
+        assert __file__ not in traced.code() and str(traced) == traced.code()
+
+    def test_lines_outlive_the_passes(self):
+        def written(x):
+            y = x.clone()
+            y.add_(1)  # the addition
+            return y * 1 * 2
+
+        graph = torchlift.trace(written)(torch.ones(3)).optimized().graph()
+        assert any(f":{line_of('the addition')}, in written" in source for source in graph.sources())
+
+    def test_of_derivatives_it_is_the_line_that_asks_for_them(self):
+        def derivative(x):
+            return torchlift.vmap(torchlift.grad(square_of_sine))(x)  # the gradient
+
+        traced = torchlift.trace(derivative)(torch.ones(2, 3))
+        asked = f"{__file__}:{line_of('the gradient')}, in derivative"
+        assert {source.rpartition(" ")[2] for source in traced.graph.sources()} == {
+            "square_of_sine",
+            "derivative",
+        }
+        assert asked in traced.graph.sources()
+
+    def test_fx_nodes_have_them(self):
+        module = torchlift.make_fx(square_of_sine)(torch.ones(3))
+        sine = next(node for node in module.graph.nodes if node.target is torch.ops.aten.sin.default)
+        assert f'line {line_of("the sine")}, in square_of_sine' in sine.stack_trace
+        assert "y = x.sin()" in module.print_readable(print_output=False)
+
+    def test_files_do_not_tell_of_the_machine_they_were_made_on(self, tmp_path):
+        torchlift.save(square_of_sine, tmp_path / "f.tlc", torch.ones(3))
+        assert __file__.encode() not in (tmp_path / "f.tlc").read_bytes()

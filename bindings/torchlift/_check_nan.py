@@ -5,17 +5,12 @@ The work is done in C++ (autodiff/check_nan.h), which calls back for the line of
 
 from __future__ import annotations
 
-import os
 from typing import Any, Callable
 
 import torch
 
 from torchlift import _C
-from torchlift._names import wraps
-
-# The code of these is nobody's to change.
-_SKIPPED = [os.path.dirname(path) + os.sep for path in (__file__, torch.__file__)] + ["<frozen "]
-
+from torchlift._names import NOT_USERS, wraps
 
 class NanError(FloatingPointError):
     """An operator made a NaN: see `check_nan`.
@@ -64,7 +59,7 @@ def check_nan(func: Callable[..., Any], *, inf: bool = False) -> Callable[..., A
 
     @wraps(func)
     def checked(*args: Any, **kwargs: Any) -> Any:
-        watch = _C.NanWatch(inf, _SKIPPED)
+        watch = _C.NanWatch(inf, NOT_USERS)
         try:
             result = func(*args, **kwargs)
         except BaseException as error:

@@ -10,7 +10,7 @@ from torchlift import _C, _pytree
 from torchlift._errors import TransformError
 from torchlift._graph_outputs import Frame
 from torchlift._names import wraps
-from torchlift._trace import with_line
+from torchlift._trace import trace_leaves
 
 _REMOVE = ("mutations", "mutations_and_views")
 
@@ -63,7 +63,7 @@ def functionalize(func: Callable[..., Any], *, remove: str = "mutations") -> Cal
         names = [f"x{i}" for i in range(len(tensors))]
         examples = [_example(tensor) for tensor in tensors]
         with torch.random.fork_rng():
-            graph, _ = with_line(lambda: _C.trace_leaves(run, examples, names, "functionalize"))
+            graph = trace_leaves(run, examples, names, "functionalize")
         made = iter(_run(graph, tensors, names, remove == "mutations_and_views"))
         found, out_spec = out
         return out_spec.unflatten(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 import operator
 from typing import Any, Callable
 
@@ -10,13 +11,23 @@ import torch
 from torchlift import _C, _decomposition
 from torchlift._errors import UnsupportedError
 from torchlift._names import parameters_of, wraps
-from torchlift._trace import with_line
+from torchlift._trace import trace_leaves
 
 
 def overload_of(name: str, overload: str) -> Any:
     """torch.ops.aten.mul.Tensor of ("aten::mul", "Tensor")."""
     namespace, _, op = name.partition("::")
     return getattr(getattr(getattr(torch.ops, namespace), op), overload or "default")
+
+
+def _stack_trace(source: str) -> "str | None":
+    """"model.py:12, in loss", as fx shows it in print_readable()."""
+    place, found, function = source.partition(", in ")
+    if not found:
+        return None
+    file, _, line = place.rpartition(":")
+    code = linecache.getline(file, int(line)).strip()
+    return f'  File "{file}", line {line}, in {function}\n    {code}'
 
 
 class _Exporter:
@@ -26,11 +37,13 @@ class _Exporter:
         self.root = torch.nn.Module()
         self.fx_graph = torch.fx.Graph()
         self.env: "dict[str, torch.fx.Node]" = {}
+        self.stack_trace: "str | None" = None  # of what is exported now
         for value, name in zip(graph.inputs(), names):
             self.env[value.name] = self.fx_graph.placeholder(name)
         constants = dict(graph.constants())
-        for node in graph.nodes():
+        for node, source in zip(graph.nodes(), graph.sources()):
             self._constants_of(node, constants)
+            self.stack_trace = _stack_trace(source)
             self._node(*node)
         self._read(graph.outputs(), constants)
         self.outputs = [self._argument(value) for value in graph.outputs()]
@@ -65,6 +78,7 @@ class _Exporter:
         target = overload_of(name, overload)
         given, keywords = self._call_arguments(target, [self._argument(each) for each in args])
         node = self.fx_graph.call_function(target, tuple(given), keywords)
+        node.stack_trace = self.stack_trace
         if len(results) == 1 and not isinstance(results[0], list):
             self._define(results[0], node)
             return
@@ -183,11 +197,8 @@ def _make_fx(f: Callable[..., Any], args: "tuple[Any, ...]") -> "torch.fx.GraphM
 
     names = _placeholder_names(f, args)
     copies = [tensor.detach().clone() for tensor in tensors]
-    graph, _ = with_line(
-        lambda: _C.trace_leaves(
-            run, copies, [n for n, tensor in zip(names, is_tensor) if tensor], "make_fx"
-        )
-    )
+    of_tensors = [name for name, tensor in zip(names, is_tensor) if tensor]
+    graph = trace_leaves(run, copies, of_tensors, "make_fx")
     return _with_pytrees(graph, args, names, is_tensor, in_spec, out)
 
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import types
 from typing import Any, Callable
 
 import torch
 
 from torchlift import _pytree
+
+# What the names of files begin with whose lines are not the user's.
+NOT_USERS = [os.path.dirname(path) + os.sep for path in (__file__, torch.__file__)] + ["<frozen "]
 
 
 def wraps(func: Callable[..., Any]) -> Callable[[Any], Any]:

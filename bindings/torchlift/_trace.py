@@ -9,7 +9,6 @@ control flow are those of this run, and tensors that it captures are constants o
 from __future__ import annotations
 
 import linecache
-import os
 from types import TracebackType
 from typing import Any, Callable
 
@@ -17,15 +16,13 @@ import torch
 
 from torchlift import _C, _pytree
 from torchlift._errors import TransformError, UnsupportedError
-from torchlift._names import describe, function_name, parameters_of, wraps
-
-_PACKAGES = (os.path.dirname(__file__) + os.sep, os.path.dirname(torch.__file__) + os.sep)
-
+from torchlift._names import NOT_USERS, describe, function_name, parameters_of, wraps
 
 class Traced:
     """A function that was traced: a program without Python, for arguments of the same structure.
 
-    Calling it runs the graph. `str()` shows it as code.
+    Calling it runs the graph. `str()` shows it as code, and `code(sources=True)` where in the function
+    it comes from.
 
     Attributes:
         graph: the graph.
@@ -102,6 +99,18 @@ class Traced:
             for sizes, strides, dtype, device in self.graph.input_types()
         ]
 
+    def code(self, sources: bool = False) -> str:
+        """The graph as code; with comments that name the lines of the function it comes from.
+
+        >>> import torch, torchlift
+        >>> def f(x):
+        ...     return torch.sin(x)
+        >>> text = torchlift.trace(f)(torch.zeros(3)).code(sources=True)
+        >>> text.splitlines()[1].endswith(":2, in f")
+        True
+        """
+        return self.graph.code(sources)
+
     def __str__(self) -> str:
         return str(self.graph)
 
@@ -176,7 +185,7 @@ def trace_call(
     def graph_of(inputs: "list[torch.Tensor]") -> "_C.Graph":
         # What the function writes into its arguments is written into copies.
         copies = [tensor.clone() for tensor in inputs]
-        return _C.trace_leaves(run, copies, names, transform)[0]
+        return trace_leaves(run, copies, names, transform)
 
     dims = dynamic_dims(transform, func, paths, leaves, dynamic)
     graph = with_line(
@@ -262,6 +271,16 @@ def _same_constant(a: Any, b: Any) -> bool:
     return type(a) is type(b) and (a is b or bool(a == b))
 
 
+def trace_leaves(
+    run: "Callable[[list[torch.Tensor]], tuple[list[Any], int]]",
+    tensors: "list[torch.Tensor]",
+    names: "list[str]",
+    transform: str,
+) -> "_C.Graph":
+    """The graph of run, which takes the list of tensors and returns (leaves, how many). Writes into them."""
+    return with_line(lambda: _C.trace_leaves(run, tensors, names, transform, NOT_USERS)[0])
+
+
 def with_line(run: Callable[[], Any]) -> Any:
     """run(); an UnsupportedError names the line of the user's code that met it."""
     try:
@@ -278,7 +297,7 @@ def _users_line(traceback: "TracebackType | None") -> "str | None":
     found = None
     while traceback is not None:
         code = traceback.tb_frame.f_code
-        if not code.co_filename.startswith(_PACKAGES):
+        if not code.co_filename.startswith(tuple(NOT_USERS)):
             found = (code.co_filename, traceback.tb_lineno, code.co_name)
         traceback = traceback.tb_next
     if found is None:

@@ -187,6 +187,7 @@ class Functionalizer {
   }
 
   ValueId emit(Node node, const std::string& name) {
+    if (node.source.empty()) node.source = source_;
     return append(graph_, &nodes_, std::move(node), name);
   }
 
@@ -194,6 +195,7 @@ class Functionalizer {
 
   void process(const Node& given) {
     const Node node = told(given);
+    source_ = node.source;
     if (writes(node)) {
       ++writes_;
       write(node);
@@ -371,7 +373,6 @@ class Functionalizer {
     const Node current = with_current_arguments(node);
     Node call = make_node(variant.op.schema().name(), variant.op.schema().overload_name(),
                           arguments_for(node, current, variant, targets));
-    call.source = node.source;
     const std::string name = variant.op.schema().name();
     const size_t before = nodes_.size();
     emit(std::move(call), name.substr(name.find("::") + 2));
@@ -672,6 +673,7 @@ class Functionalizer {
 
   Graph graph_;
   std::vector<Node> nodes_;
+  std::string source_;  // of the node that is processed: what it becomes has the same
   std::vector<Storage> storages_;
   std::vector<Slot> slots_;
   std::vector<int32_t> slot_of_;  // by the ids of the program as it was

@@ -24,7 +24,7 @@ from torchlift._fx import graph_module
 from torchlift._graph_outputs import Frame, reorder_outputs
 from torchlift._names import describe, function_name, wraps
 from torchlift._signature import leaf_key, mode_key, module_key, module_state
-from torchlift._trace import with_line
+from torchlift._trace import trace_leaves
 from torchlift.compile import _context
 from torchlift.compile._boxed import call
 from torchlift.compile._partition import default_partition
@@ -63,7 +63,7 @@ class _Forward:
 
 def _trace(run: Callable[..., Any], tensors: Tensors, names: "list[str]") -> "_C.Graph":
     with torch.random.fork_rng(enabled=True):
-        return with_line(lambda: _C.trace_leaves(run, tensors, names, "aot_function"))[0]
+        return trace_leaves(run, tensors, names, "aot_function")
 
 
 def _names(count: int, tangents: int = 0) -> "list[str]":
