@@ -157,6 +157,7 @@ PYBIND11_MODULE(_C, m) {
   tp::define_chunks(m);
   tp::define_check_nan(m);
   tp::define_compile(m);
+  tp::define_functional_call();
   m.def("set_error_types", &tp::set_error_types);
   m.def("level_of", &tp::level_of);
   m.def("is_tangent_batch", &tp::is_tangent_batch);
