@@ -339,7 +339,10 @@ void AttributeUse::install(uint64_t thread, py::object value) {
   holder_ = in_use ? found : std::move(holder);
   as_attribute(holder_.ptr())->values.push(node_);
   if (in_use) return;
-  as_attribute(holder_.ptr())->own = Py_XNewRef(found.ptr());
+  // What a copy of another module's dict holds, that module's CallAttribute, counts as its value.
+  const bool of_another = found && is_attribute(found.ptr());
+  const py::object own = of_another ? value_of(as_attribute(found.ptr())) : found;
+  as_attribute(holder_.ptr())->own = Py_XNewRef(own.ptr());
   if (PyDict_SetItem(attributes_.ptr(), name_.ptr(), holder_.ptr()) != 0) throw_python_error();
 }
 

@@ -353,12 +353,15 @@ void define_call_dict() {
 
 bool is_call_dict(PyObject* object) { return Py_IS_TYPE(object, &call_dict_type); }
 
-py::object new_call_dict(const py::object& own) {
+py::object new_call_dict() {
   py::object result = checked(PyDict_Type.tp_new(&call_dict_type, nullptr, nullptr));
-  CallDict* dict = as_call_dict(result.ptr());
-  dict->own = Py_NewRef(own.ptr());
-  new (&dict->values) ThreadValues<py::object>();
+  as_call_dict(result.ptr())->own = nullptr;
+  new (&as_call_dict(result.ptr())->values) ThreadValues<py::object>();
   return result;
+}
+
+void set_own_dict(const py::object& call_dict, const py::object& own) {
+  as_call_dict(call_dict.ptr())->own = Py_NewRef(own.ptr());
 }
 
 py::object own_dict(const py::object& dict) {

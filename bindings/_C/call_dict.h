@@ -30,7 +30,9 @@ void define_call_dict();
 
 bool is_call_dict(PyObject* object);
 
-py::object new_call_dict(const py::object& own);
+// One that stands for nothing yet, and so must not be seen by Python code.
+py::object new_call_dict();
+void set_own_dict(const py::object& call_dict, const py::object& own);
 
 // The dict that it stands for; `dict` itself where it is no CallDict.
 py::object own_dict(const py::object& dict);

@@ -76,12 +76,14 @@ class DictUse {
 
   void install(uint64_t thread) {
     node_.thread = thread;
+    // Made first: that may start Python's garbage collection and with it any Python code. From then
+    // on nothing does, so that no other thread's CallDict can be lost.
+    py::object fresh = new_call_dict();
     const py::object now = item(attributes_, name_);
     if (!now || !PyDict_Check(now.ptr())) return;  // another thread has taken it away
-    if (is_call_dict(now.ptr())) {
-      call_dict_ = now;
-    } else {
-      call_dict_ = new_call_dict(now);
+    call_dict_ = is_call_dict(now.ptr()) ? now : std::move(fresh);
+    if (!call_dict_.is(now)) {
+      set_own_dict(call_dict_, now);
       set_item(attributes_, name_, call_dict_);
     }
     values_of(call_dict_.ptr()).push(node_);
@@ -232,8 +234,7 @@ class Call {
                 PyObject* tensor) {
     const ModuleDicts dicts(module.ptr());
     if (!dicts.complete()) return false;
-    const bool first = modules_.insert(module.ptr()).second;
-    if (first) isolate_derived(module, dicts);
+    isolate_derived(module, dicts);
     Slot slot{nullptr, nullptr, {}, key, {}, borrow(tensor), borrow(source), borrow(name)};
     for (PyObject* kind : {parameters_name(), buffers_name()}) {
       const py::object dict = item(dicts.attributes, kind);
@@ -266,6 +267,7 @@ class Call {
 
   // What a module computes from its parameters and keeps in a plain attribute is the thread's too.
   void isolate_derived(const py::object& module, const ModuleDicts& dicts) {
+    if (!modules_.insert(module.ptr()).second) return;
     // A recurrent module makes a list of its parameters when it is called.
     static PyObject* const lists[] = {interned("_flat_weights"), interned("_flat_weight_refs")};
     for (PyObject* const name : lists) {
@@ -300,15 +302,15 @@ class Call {
     if (module == Py_None || !seen.insert(module).second) return;
     const ModuleDicts dicts(module);
     if (!dicts.complete()) return;
-    tie_dict(dicts, parameters_name(), replaced);
-    tie_dict(dicts, buffers_name(), replaced);
+    tie_dict(module, dicts, parameters_name(), replaced);
+    tie_dict(module, dicts, buffers_name(), replaced);
     PyObject *key, *child;
     Py_ssize_t position = 0;
     const py::object children = dicts.children();
     while (PyDict_Next(children.ptr(), &position, &key, &child)) tie_in(child, replaced, seen);
   }
 
-  void tie_dict(const ModuleDicts& dicts, PyObject* kind,
+  void tie_dict(PyObject* module, const ModuleDicts& dicts, PyObject* kind,
                 const std::unordered_map<PyObject*, size_t>& replaced) {
     const py::object dict = item(dicts.attributes, kind);
     if (!is_call_dict(dict.ptr()) && PyDict_GET_SIZE(dict.ptr()) == 0) return;
@@ -321,6 +323,7 @@ class Call {
       const Slot& first = slots_[found->second];
       // The slot itself, or one that the caller named too, with the same tensor.
       if (first.holder.is(own) && first.key.equal(py::handle(key))) continue;
+      isolate_derived(borrow(module), dicts);
       slots_.push_back({&use_of(dicts.attributes, kind, own),
                         nullptr,
                         own,

@@ -334,6 +334,48 @@ class TestDerivedTensors:
             for g, w in zip(got, want):
                 torch.testing.assert_close(g, w, msg=name)
 
+    def test_a_recurrent_module_that_is_tied_to_another(self):
+        class Tied(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.a, self.b = nn.GRU(3, 3), nn.GRU(3, 3)
+                self.b.weight_hh_l0 = self.a.weight_hh_l0
+
+            def forward(self, x):
+                return self.b(self.a(x)[0])[0]
+
+        model, x, w = Tied(), torch.randn(5, 2, 3), torch.randn(9, 3)
+        want = model(x)
+        other = copy.deepcopy(model)
+        with torch.no_grad():
+            other.a.weight_hh_l0.copy_(w)
+        assert torch.equal(functional_call(model, {"a.weight_hh_l0": w}, x), other(x))
+        own = [p for _, p in model.b.named_parameters()]
+        assert all(a is b for a, b in zip(model.b._flat_weights, own))
+        assert torch.equal(model(x), want)
+
+    def test_copies_of_an_instances_dict(self):
+        """As torch.nn.DataParallel makes replicas."""
+
+        class Replicated(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layer = nn.GRU(3, 4)
+
+            def forward(self, x):
+                replica = self.layer._replicate_for_data_parallel()
+                for name, p in self.layer._parameters.items():
+                    setattr(replica, name, p.clone())
+                state = {k: v for k, v in self.layer.named_parameters()}
+                return self.layer(x)[0], functional_call(copy.copy(self.layer), state, x)[0]
+
+        model, x = Replicated(), torch.randn(5, 2, 3)
+        state = state_of(model)
+        with torch.no_grad():
+            a, b = functional_call(model, state, x)
+            assert torch.equal(a, b)
+            assert torch.equal(model.layer(x)[0], copy.deepcopy(model).layer(x)[0])
+
     def test_plain_attributes(self):
         class Scaled(nn.Module):
             offset = None  # of the class, below that of the instance
@@ -536,6 +578,49 @@ class TestInsideOfACall:
         model, given = Starter(), torch.ones(2)
         seen, here = functional_call(model, {"w": given}, ())
         assert seen is model.w and here is given
+
+    def test_threads_of_autograd_see_what_their_caller_sees(self):
+        """libtorch hands the objects below to the threads of a device; here a thread takes them over by hand."""
+
+        class Starter(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.w, self.other = nn.Parameter(torch.zeros(2)), nn.Linear(1, 1, bias=False)
+
+            def forward(self):
+                key, seen = "functional_call", []
+                taken = torch._C._get_obj_in_tls(key)
+
+                def work(nested):
+                    torch._C._stash_obj_in_tls(key, taken)
+                    seen.append(self.w)
+                    if nested:
+                        functional_call(self.other, {"weight": torch.ones(1, 1)}, torch.ones(1))
+                        functional_call(Call(lambda: work(False)), {}, ())
+                        functional_call(self, {"w": inner}, (), {"n": 1})
+                        seen.append(self.w)
+
+                thread = threading.Thread(target=work, args=(True,))
+                thread.start()
+                thread.join()
+                return seen
+
+        class Call(nn.Module):
+            def __init__(self, f):
+                super().__init__()
+                self.f = f
+
+            def forward(self):
+                return self.f()
+
+        inner_seen = []
+        inner, given = torch.full((2,), 2.0), torch.ones(2)
+        outer_forward = Starter.forward
+        Starter.forward = lambda m, n=0: inner_seen.append(m.w) if n else outer_forward(m)
+        model = Starter()
+        seen = functional_call(model, {"w": given}, ())
+        assert len(seen) == 3 and all(w is given for w in seen) and inner_seen[0] is inner
+        assert not torch._C._is_key_in_tls("functional_call")
 
     def test_compiled_modules(self):
         model, x = net().eval(), torch.randn(5, 3)

@@ -47,8 +47,9 @@ def functional_call(
     has a note that names it.
 
     In-place changes that the module makes to its buffers reach the given tensors; a buffer it
-    assigns anew is put in the dict. The module may be used from several threads through
-    functional_call: while one call runs, others wait.
+    assigns anew is put in the dict. The module itself is not changed: other threads see its own tensors all
+    the while, and may call it, directly or by functional_call with other tensors, without waiting. So do
+    threads that the module's forward starts: they see its own, not the given ones.
 
     >>> import torch, torchlift
     >>> model = torch.nn.Linear(2, 1)
