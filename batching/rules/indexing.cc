@@ -161,10 +161,11 @@ at::Tensor values_for(const BatchedArg& values, const IndexList& list, const Pla
   return rows.permute(order_in_front_of_leading(places));
 }
 
-// x[mask] = v with a mask of each example, which where() can do if v has one value for all places
-// the mask selects: v has no dim for them.
+// x[mask] = v with a mask of each example (of this level, or of one around), which where() can do
+// if v has one value for all places the mask selects: v has no dim for them.
 bool fills_by_mask(const Indices& indices, const BatchedArg& self, const BatchedArg& values) {
-  if (indices.empty() || !indices[0] || !is_mask(*indices[0]) || !indices[0]->bdim) return false;
+  if (indices.empty() || !indices[0] || !is_mask(*indices[0])) return false;
+  if (!indices[0]->bdim && !is_lifted(indices[0]->value)) return false;
   for (size_t i = 1; i < indices.size(); ++i) {
     if (indices[i]) return false;
   }
@@ -172,11 +173,12 @@ bool fills_by_mask(const Indices& indices, const BatchedArg& self, const Batched
   return mask_rank <= self.logical_dim() && values.logical_dim() <= self.logical_dim() - mask_rank;
 }
 
-//   mask [B, mask...] -> [B, mask..., 1...];  values [B, v...] -> [B, 1..., v...]
+//   mask [B or 1, mask...] -> [B or 1, mask..., 1...];  values [B, v...] -> [B, 1..., v...]
 at::Tensor filled_by_mask(const Level& level, BatchedArg self, const Batched& mask,
                           BatchedArg values, bool accumulate) {
   const int64_t rank = self.logical_dim();
-  at::Tensor where = batch_first(as_arg(mask)).to(at::kBool);
+  const at::Tensor rows_of_mask = mask.bdim ? batch_first(as_arg(mask)) : mask.value.unsqueeze(0);
+  at::Tensor where = rows_of_mask.to(at::kBool);
   while (where.dim() <= rank) where = where.unsqueeze(-1);
   const at::Tensor rows = expanded(self, level.size());
   const at::Tensor source = aligned(values, rank).to(self.value.scalar_type());

@@ -1,19 +1,39 @@
-// Linear algebra with tensors of different ranks.
+// Linear algebra with tensors of different ranks, and what has come to libtorch lately.
 
 #include <ATen/ExpandUtils.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/stack.h>
+#include <ATen/ops/amax.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/linalg_eigvalsh.h>
 #include <ATen/ops/linalg_ldl_solve.h>
 #include <ATen/ops/linalg_ldl_solve_ops.h>
+#include <ATen/ops/linalg_lstsq.h>
+#include <ATen/ops/linalg_lstsq_ops.h>
+#include <ATen/ops/linalg_matrix_rank_ops.h>
 #include <ATen/ops/linalg_pinv.h>
 #include <ATen/ops/linalg_pinv_ops.h>
+#include <ATen/ops/linalg_svdvals.h>
+#include <ATen/ops/maximum.h>
 #include <ATen/ops/ormqr.h>
 #include <ATen/ops/ormqr_ops.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros.h>
+#include <c10/core/ScalarTypeToTypeMeta.h>
 
 #include <algorithm>
+#include <limits>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <tuple>
 #include <vector>
 
 #include "batching/rules/dims.h"
+#include "core/boxed.h"
 #include "core/registry.h"
+#include "core/tensor_operators.h"
 
 namespace torchlift {
 namespace {
@@ -72,10 +92,95 @@ Batched pinv_rule(const Level& level, BatchedArg a, std::optional<BatchedArg> at
   return {at::linalg_pinv(expanded(a, level.size()), in_front(atol), in_front(rtol), hermitian), 0};
 }
 
+// --- least squares -------------------------------------------------------------------------------
+
+// b as libtorch sees it: one right side, if its shape is that of a's rows.
+bool is_right_side(const BatchedArg& b, const BatchedArg& a) {
+  const auto rows = logical_sizes(a), sides = logical_sizes(b);
+  return sides.size() == 1 ||
+         (sides.size() + 1 == rows.size() && std::equal(sides.begin(), sides.end(), rows.begin()));
+}
+
+// What the driver, or the rank of the matrices, leaves out is a tensor of no numbers for each
+// example.
+Batched one_each(const at::Tensor& t, int64_t size, bool computed) {
+  return {computed ? t : t.new_zeros({size, 0}), 0};
+}
+
+std::tuple<Batched, Batched, Batched, Batched> lstsq_rule(const Level& level, BatchedArg a,
+                                                          BatchedArg b, std::optional<double> rcond,
+                                                          std::optional<std::string_view> driver) {
+  check_matrix("linalg.lstsq", a);
+  const bool vector = is_right_side(b, a);
+  const int64_t size = level.size(), rank = a.logical_dim();
+  const at::Tensor right = expanded(b, size);
+  const BatchedArg sides{vector ? right.unsqueeze(-1) : right, 0};
+  const auto [x, residuals, ranks, singular] =
+      at::linalg_lstsq(expanded(a, size), aligned(sides, rank), rcond, driver);
+  return {
+      Batched{vector ? x.squeeze(-1) : x, 0}, one_each(residuals, size, residuals.dim() == rank),
+      one_each(ranks, size, driver != "gels"), one_each(singular, size, singular.dim() == rank)};
+}
+
+// --- rank ----------------------------------------------------------------------------------------
+
+double epsilon_of(at::ScalarType dtype) {
+  return c10::toRealValueType(dtype) == at::kDouble ? std::numeric_limits<double>::epsilon()
+                                                    : std::numeric_limits<float>::epsilon();
+}
+
+// libtorch writes the rank into a tensor that it makes for one example.
+//   [..., m, n], tolerances [...] -> [...]
+at::Tensor matrix_rank(const at::Tensor& a, const std::optional<at::Tensor>& atol,
+                       const std::optional<at::Tensor>& rtol, bool hermitian) {
+  TORCH_CHECK(a.dim() >= 2, "[vmap] linalg.matrix_rank: expected a matrix, but got shape ",
+              a.sizes());
+  for (const auto& tolerance : {atol, rtol}) {
+    TORCH_CHECK(!tolerance.has_value() || !tolerance->is_complex(),
+                "[vmap] linalg.matrix_rank: tolerances of complex type are not supported. Got ",
+                tolerance.has_value() ? tolerance->scalar_type() : a.scalar_type());
+  }
+  if (a.numel() == 0)
+    return at::zeros(a.sizes().slice(0, a.dim() - 2), a.options().dtype(at::kLong));
+  const auto options = a.options().dtype(at::kDouble);
+  const double usual =
+      epsilon_of(a.scalar_type()) * static_cast<double>(std::max(a.size(-1), a.size(-2)));
+  const at::Tensor absolute = atol.value_or(at::zeros({}, options));
+  at::Tensor relative = rtol.value_or(at::full({}, usual, options));
+  if (atol.has_value() && !rtol.has_value()) relative = at::where(absolute > 0, 0.0, relative);
+  const at::Tensor values = hermitian ? at::linalg_eigvalsh(a).abs() : at::linalg_svdvals(a);
+  const at::Tensor largest = values.amax(-1);
+  const at::Tensor tolerance = at::maximum(absolute, relative * largest);
+  return (values > tolerance.unsqueeze(-1)).sum(-1);
+}
+
+at::Tensor matrix_rank_above(const at::Tensor& a, const at::Tensor& tol, bool hermitian) {
+  return matrix_rank(a, tol, at::zeros({}, a.options().dtype(at::kDouble)), hermitian);
+}
+
+// --- functions of one matrix ---------------------------------------------------------------------
+
+// By name, since not all versions of libtorch have them. Leading dims are what they have anyway.
+void of_matrices(const c10::OperatorHandle& op, const LevelPtr& level, torch::jit::Stack* stack) {
+  const Lowered a = lower(torch::jit::pop(*stack).toTensor(), *level);
+  check_matrix(op.schema().name().c_str(), as_arg(a));
+  stack->emplace_back(batch_first(as_arg(a)));
+  op.callBoxed(stack);
+  for (auto each = stack->end() - static_cast<int64_t>(op.schema().returns().size());
+       each != stack->end(); ++each) {
+    *each = lift(each->toTensor(), 0, level);
+  }
+}
+
 [[maybe_unused]] const RuleSet kRules{
     rule<ops::ormqr, &ormqr_rule>(),
     rule<ops::linalg_ldl_solve, &ldl_solve_rule>(),
     rule<ops::linalg_pinv_atol_rtol_tensor, &pinv_rule>(),
+    rule<ops::linalg_lstsq, &lstsq_rule>(),
+    composite<ops::linalg_matrix_rank_atol_rtol_tensor, &matrix_rank>(),
+    composite<ops::linalg_matrix_rank_tol_tensor, &matrix_rank_above>(),
+    boxed_rule("aten::linalg_matrix_sqrth", "", &of_matrices),
+    boxed_rule("aten::linalg_polar", "", &of_matrices),
 };
 
 }  // namespace

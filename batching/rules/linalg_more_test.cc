@@ -2,8 +2,11 @@
 #include <ATen/ops/geqrf.h>
 #include <ATen/ops/linalg_ldl_factor.h>
 #include <ATen/ops/linalg_ldl_solve.h>
+#include <ATen/ops/linalg_lstsq.h>
+#include <ATen/ops/linalg_matrix_rank.h>
 #include <ATen/ops/linalg_pinv.h>
 #include <ATen/ops/ormqr.h>
+#include <ATen/ops/rand.h>
 #include <gtest/gtest.h>
 
 #include "batching/testing/rule_check.h"
@@ -72,6 +75,51 @@ TEST(MoreLinalgRules, Pinv) {
        .differentiable = false,
        .empty_batch = false,
        .tolerance = 1e-6});
+}
+
+TEST(MoreLinalgRules, LeastSquares) {
+  for (const char* driver : {"gelsy", "gels", "gelsd"}) {
+    for (const bool vector : {false, true}) {
+      check_rule({.name = std::string("lstsq by ") + driver,
+                  .f =
+                      [=](const Tensors& in) {
+                        const auto [x, residuals, rank, singular] =
+                            at::linalg_lstsq(in[0], in[1], std::nullopt, driver);
+                        return Tensors{x, residuals, rank, singular};
+                      },
+                  .make =
+                      [=](int64_t) {
+                        return Tensors{randn({5, 3}), vector ? randn({5}) : randn({5, 2})};
+                      },
+                  .differentiable = false});
+    }
+  }
+  check_rule(
+      {.name = "lstsq of several matrices",
+       .f = [](const Tensors& in) { return Tensors{std::get<0>(at::linalg_lstsq(in[0], in[1]))}; },
+       .make =
+           [](int64_t) {
+             return Tensors{randn({2, 4, 3}), randn({2, 4, 2})};
+           }});
+}
+
+TEST(MoreLinalgRules, RankAboveTolerances) {
+  check_rule(
+      {.name = "matrix_rank",
+       .f =
+           [](const Tensors& in) {
+             return Tensors{at::linalg_matrix_rank(in[0], in[1], in[2]),
+                            at::linalg_matrix_rank(in[0], in[1], std::nullopt),
+                            at::linalg_matrix_rank(in[0], std::nullopt, in[2]),
+                            at::linalg_matrix_rank(in[0], in[1]),
+                            at::linalg_matrix_rank(in[0].add(in[0].mT()), in[1], in[2],
+                                                   /*hermitian=*/true)};
+           },
+       .make =
+           [](int64_t) {
+             return Tensors{randn({4, 4}), at::rand({}, at::kDouble), at::rand({}, at::kDouble)};
+           },
+       .differentiable = false});
 }
 
 }  // namespace

@@ -12,6 +12,7 @@
 #include <ATen/ops/count_nonzero.h>
 #include <ATen/ops/count_nonzero_ops.h>
 #include <ATen/ops/diagonal.h>
+#include <ATen/ops/hash_tensor_ops.h>
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/linalg_vector_norm_ops.h>
 #include <ATen/ops/logsumexp_ops.h>
@@ -119,7 +120,7 @@ Batched trace_rule(BatchedArg self) {
                    ops::amin, ops::any_dim, ops::all_dim, ops::logsumexp, ops::linalg_vector_norm,
                    ops::norm_ScalarOpt_dim, ops::norm_ScalarOpt_dim_dtype, ops::std_correction,
                    ops::var_correction, ops::std_mean_correction, ops::var_mean_correction,
-                   ops::count_nonzero_dim_IntList>()};
+                   ops::count_nonzero_dim_IntList, ops::hash_tensor>()};
 
 [[maybe_unused]] const RuleSet kAnyDims{
     rule<ops::any_dims, &any_dims_rule<ops::any_dims>>(),

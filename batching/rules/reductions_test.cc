@@ -4,6 +4,7 @@
 #include <ATen/ops/amin.h>
 #include <ATen/ops/any.h>
 #include <ATen/ops/count_nonzero.h>
+#include <ATen/ops/hash_tensor.h>
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/logsumexp.h>
 #include <ATen/ops/max.h>
@@ -79,6 +80,12 @@ TEST(ReductionRules, AlongADim) {
        {"any", [](const at::Tensor& x) { return (x > 0).any(-1, true); }, false},
        {"all", [](const at::Tensor& x) { return (x > 0).all(0); }, false},
        {"any dims none", [](const at::Tensor& x) { return (x > 0).any(at::OptionalIntArrayRef{}); },
+        false},
+       {"hash_tensor", [](const at::Tensor& x) { return at::hash_tensor(x).to(at::kLong); }, false},
+       {"hash_tensor -1",
+        [](const at::Tensor& x) {
+          return at::hash_tensor(x, {-1}, /*keepdim=*/true).to(at::kLong);
+        },
         false},
        {"count_nonzero -1",
         [](const at::Tensor& x) { return (x > 0).count_nonzero(std::optional<int64_t>(-1)); },
