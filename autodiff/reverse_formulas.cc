@@ -9,10 +9,12 @@
 #include <ATen/ops/_native_batch_norm_legit_ops.h>
 #include <ATen/ops/batch_norm_backward_ops.h>
 #include <ATen/ops/cholesky_inverse_ops.h>
+#include <ATen/ops/index_put_ops.h>
 #include <ATen/ops/native_batch_norm_backward_ops.h>
 #include <ATen/ops/native_batch_norm_ops.h>
 #include <ATen/ops/native_layer_norm_backward_ops.h>
 #include <ATen/ops/native_layer_norm_ops.h>
+#include <ATen/ops/where.h>
 #include <c10/core/CompileTimeFunctionPointer.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
@@ -56,7 +58,7 @@ struct Original {
   static inline c10::KernelFunction kernel;
 
   template <class... A>
-  static auto call(DispatchKeySet keys, A&&... args) {
+  static decltype(auto) call(DispatchKeySet keys, A&&... args) {
     return call_as(static_cast<typename Op::schema*>(nullptr), keys, std::forward<A>(args)...);
   }
 
@@ -75,6 +77,53 @@ Tensor cholesky_inverse(DispatchKeySet keys, const Tensor& self, bool upper) {
   using Autograd = Original<ops::cholesky_inverse>;
   if (!is_recorded(self)) return Autograd::call(keys, self, upper);
   return Autograd::call(keys, upper ? self.triu() : self.tril(), upper);
+}
+
+// --- x[mask] = v ---------------------------------------------------------------------------------
+
+// Whether the examples of some level have masks of their own.
+bool differs(const Tensor& mask) {
+  for (const LiftedTensorImpl* impl = as_lifted(mask); impl != nullptr;
+       impl = as_lifted(impl->value())) {
+    if (impl->bdim()) return true;
+  }
+  return false;
+}
+
+// Where libtorch's formula reads the gradient at the places of a mask, whose number differs from
+// example to example: the mask, with a dim for each of x's; v has none for the places.
+std::optional<Tensor> mask_to_fill_by(const Tensor& self,
+                                      const c10::List<std::optional<Tensor>>& indices,
+                                      const Tensor& values) {
+  if (!is_recorded(self) && !is_recorded(values)) return std::nullopt;
+  if (indices.size() != 1 || !indices.get(0).has_value()) return std::nullopt;
+  Tensor mask = *indices.get(0);
+  if (mask.scalar_type() != at::kBool || !differs(mask)) return std::nullopt;
+  if (mask.dim() + values.dim() > self.dim()) return std::nullopt;
+  while (mask.dim() < self.dim()) mask = mask.unsqueeze(-1);
+  return mask;
+}
+
+Tensor filled(const Tensor& mask, const Tensor& self, const Tensor& values, bool accumulate) {
+  return at::where(mask, accumulate ? self + values : values, self);
+}
+
+Tensor index_put(DispatchKeySet keys, const Tensor& self,
+                 const c10::List<std::optional<Tensor>>& indices, const Tensor& values,
+                 bool accumulate) {
+  if (const auto mask = mask_to_fill_by(self, indices, values)) {
+    return filled(*mask, self, values, accumulate);
+  }
+  return Original<ops::index_put>::call(keys, self, indices, values, accumulate);
+}
+
+Tensor& index_put_(DispatchKeySet keys, Tensor& self,
+                   const c10::List<std::optional<Tensor>>& indices, const Tensor& values,
+                   bool accumulate) {
+  if (const auto mask = mask_to_fill_by(self, indices, values)) {
+    return self.copy_(filled(*mask, self, values, accumulate));
+  }
+  return Original<ops::index_put_>::call(keys, self, indices, values, accumulate);
 }
 
 // --- statistics of normalizations ----------------------------------------------------------------
@@ -275,6 +324,8 @@ void replace_normalization() {
 
 bool install() {
   replace_autograd<ops::cholesky_inverse, &cholesky_inverse>();
+  replace_autograd<ops::index_put, &index_put>();
+  replace_autograd<ops::index_put_, &index_put_>();
   replace_normalization<ops::native_batch_norm>();
   replace_normalization<ops::_native_batch_norm_legit>();
   replace_normalization<ops::_native_batch_norm_legit_no_stats>();

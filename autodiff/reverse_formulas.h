@@ -7,15 +7,17 @@
 //
 // NOTE [reverse formulas]
 // Reverse mode is libtorch's autograd, and has no key of its own. The few operators whose formula
-// gives a wrong gradient without a word have a kernel of ours in the place of autograd's, for the
-// devices and levels that we know. It does what autograd's does, which it calls, unless a function
-// that is differentiated is at work on this thread:
+// gives a wrong gradient without a word, or cannot be batched, have a kernel of ours in the place
+// of autograd's, for the devices and levels that we know. It does what autograd's does, which it
+// calls, unless a function that is differentiated is at work on this thread:
 //
 //  - cholesky_inverse reads one triangle, but libtorch gives the other one a gradient too.
 //  - native_batch_norm, native_layer_norm and their relatives return the mean and the reciprocal
 //    standard deviation of the input, which to libtorch are constants: a loss that uses them would
 //    lose a part of its gradient. Here they have a node of their own, which costs nothing more
 //    where the loss does not use them.
+//  - index_put with a mask that differs between examples: the gradient of the values is read at the
+//    places of the mask, as many as it has. Here it is made of where.
 //
 // Forward mode has the same formulas in autodiff/forward_formulas.cc and forward_linalg.cc, so that
 // both modes agree.

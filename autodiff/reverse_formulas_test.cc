@@ -16,11 +16,13 @@
 #include <ATen/ops/rand.h>
 #include <ATen/ops/randn.h>
 #include <ATen/ops/tensor.h>
+#include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 #include <gtest/gtest.h>
 
 #include <cctype>
 #include <functional>
+#include <optional>
 #include <ostream>
 #include <string>
 #include <tuple>
@@ -251,6 +253,38 @@ TEST(ReverseFormulasOfHalfPrecision, Statistics) {
   const Tensor got = grad(loss)(x.to(at::kBFloat16));
   EXPECT_EQ(got.scalar_type(), at::kBFloat16);
   EXPECT_TRUE(at::allclose(got.to(at::kFloat), grad(loss)(x.to(at::kFloat)), 5e-2, 5e-2)) << got;
+}
+
+// x[mask] = v, with a mask for each example, against where.
+TEST(PutsByMask, GradientsOfBoth) {
+  const Tensor x = randn({3, 4, 2}), v = randn({3, 2});
+  const Tensor masks = (at::arange(12).remainder(5) < 2).view({3, 4});
+  const auto cube = [](const Tensor& y) { return (y * y * y).sum(); };
+  for (const bool accumulate : {false, true}) {
+    for (const bool in_place : {false, true}) {
+      const auto put = [=](const Tensor& x, const Tensor& v, const Tensor& mask) {
+        const c10::List<std::optional<Tensor>> places({std::optional<Tensor>(mask)});
+        Tensor y = x.sin();
+        y = in_place ? y.index_put_(places, v * v, accumulate)
+                     : y.index_put(places, v * v, accumulate);
+        return cube(y);
+      };
+      const auto chosen = [=](const Tensor& x, const Tensor& v, const Tensor& mask) {
+        const Tensor y = x.sin();
+        return cube(at::where(mask.unsqueeze(-1), accumulate ? y + v * v : v * v, y));
+      };
+      const auto [x_got, v_got] = vmap(grad<0, 1>(put))(x, v, masks);
+      const auto [x_expected, v_expected] = vmap(grad<0, 1>(chosen))(x, v, masks);
+      EXPECT_TRUE(at::allclose(x_got, x_expected)) << accumulate << in_place;
+      EXPECT_TRUE(at::allclose(v_got, v_expected)) << accumulate << in_place;
+      const auto second = [](const auto& f) {
+        return vmap(grad<1>([f](const Tensor& x, const Tensor& v, const Tensor& mask) {
+          return grad<1>(f)(x, v, mask).sin().sum();
+        }));
+      };
+      EXPECT_TRUE(at::allclose(second(put)(x, v, masks), second(chosen)(x, v, masks)));
+    }
+  }
 }
 
 }  // namespace

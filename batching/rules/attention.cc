@@ -1,4 +1,5 @@
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/_scaled_dot_product_attention_math.h>
 #include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu.h>
 #include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu_backward.h>
 #include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu_backward_ops.h>
@@ -7,6 +8,7 @@
 #include <ATen/ops/scaled_dot_product_attention_ops.h>
 
 #include "batching/rules/dims.h"
+#include "batching/rules/reduction.h"
 #include "core/registry.h"
 
 namespace torchlift {
@@ -47,9 +49,16 @@ std::tuple<Batched, Batched> flash_rule(const Level& level, BatchedArg q, Batche
                                         std::optional<BatchedArg> mask,
                                         std::optional<double> scale) {
   const int64_t batch = level.size();
-  const auto [out, logsumexp] = at::_scaled_dot_product_flash_attention_for_cpu(
-      folded(q, batch), folded(k, batch), folded(v, batch), dropout, causal,
-      folded_mask(mask, batch, logical_sizes(q)[0]), scale);
+  const at::Tensor query = folded(q, batch), key = folded(k, batch), value = folded(v, batch);
+  const auto bias = folded_mask(mask, batch, logical_sizes(q)[0]);
+  // The fused kernel has no gradient for the mask, and was chosen where nobody asked for one.
+  const bool by_math = bias.has_value() && is_tracked_outside(*bias);
+  auto [out, logsumexp] = at::_scaled_dot_product_flash_attention_for_cpu(
+      query, key, value, dropout, causal, by_math ? bias->detach() : bias, scale);
+  if (by_math) {
+    out = std::get<0>(at::_scaled_dot_product_attention_math(
+        query, key, value, bias, dropout, causal, /*dropout_mask=*/std::nullopt, scale));
+  }
   return {split(out, batch, q), split(logsumexp, batch, q)};
 }
 
