@@ -41,7 +41,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--ops", default="", help="regular expression on op names, e.g. '^nn.functional'")
     parser.add_argument("--max-samples", type=int, default=4, help="samples per op (default: 4)")
     parser.add_argument("--max-samples-grad", type=int, help="the same for transforms that differentiate")
-    parser.add_argument("--timeout", type=float, default=20.0, help="seconds per (op, transform) (default: 20)")
+    parser.add_argument("--timeout", type=float, default=60.0, help="seconds per (op, transform) (default: 60)")
     parser.add_argument(
         "--extended", action="store_true", help="instead: other dtypes, and other sizes and memory layouts of a batch"
     )
