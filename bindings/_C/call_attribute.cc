@@ -219,12 +219,15 @@ py::object in_class(PyObject* type, const char* name) {
   return found == nullptr ? py::object() : borrow(found);
 }
 
+// One for each class: while it is made, Python code runs, and another thread may be faster.
 py::object subclass_of(PyObject* base) {
   py::object subclass = in_class(base, kSubclass);
   if (subclass) return subclass;
-  subclass = make_subclass(base);
-  if (PyObject_SetAttrString(base, kSubclass, subclass.ptr()) != 0) throw_python_error();
-  return subclass;
+  const py::object made = make_subclass(base);
+  subclass = in_class(base, kSubclass);
+  if (subclass) return subclass;
+  if (PyObject_SetAttrString(base, kSubclass, made.ptr()) != 0) throw_python_error();
+  return in_class(base, kSubclass);
 }
 
 void describe(PyObject* subclass, PyObject* base, PyObject* name) {
@@ -241,7 +244,8 @@ void describe(PyObject* subclass, PyObject* base, PyObject* name) {
 // --- modules whose class is exchanged ---
 
 struct Exchanged {
-  py::object own;  // the class
+  py::object own;       // the class
+  py::object subclass;  // what is in its place
   int64_t uses = 0;
 };
 
@@ -276,7 +280,7 @@ void begin_use(PyObject* module, PyObject* name) {
   describe(subclass.ptr(), base.ptr(), name);
   if (!exchanged().contains(module)) {
     if (PyObject_GenericSetAttr(module, class_name(), subclass.ptr()) != 0) throw_python_error();
-    exchanged()[module].own = base;
+    exchanged()[module] = {.own = base, .subclass = subclass};
   }
   ++exchanged()[module].uses;
 }
@@ -285,11 +289,11 @@ void begin_use(PyObject* module, PyObject* name) {
 void end_use(PyObject* module) {
   const auto found = exchanged().find(module);
   if (--found->second.uses > 0) return;
-  const py::object base = std::move(found->second.own);
+  const Exchanged ended = std::move(found->second);
   exchanged().erase(found);
   // The module may have got another class meanwhile.
-  if (!in_class(base.ptr(), kSubclass).is(py::handle(as_object(Py_TYPE(module))))) return;
-  if (PyObject_GenericSetAttr(module, class_name(), base.ptr()) != 0) PyErr_Clear();
+  if (!ended.subclass.is(py::handle(as_object(Py_TYPE(module))))) return;
+  if (PyObject_GenericSetAttr(module, class_name(), ended.own.ptr()) != 0) PyErr_Clear();
 }
 
 }  // namespace
