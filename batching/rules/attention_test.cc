@@ -1,9 +1,13 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu.h>
+#include <ATen/ops/allclose.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "batching/testing/rule_check.h"
+#include "batching/vmap.h"
 
 namespace torchlift {
 namespace {
@@ -86,6 +90,29 @@ TEST(AttentionRules, KernelGivesLogsumexpPerExample) {
                     return Tensors{randn({2, 2, 5, 4}), randn({2, 2, 3, 4}), randn({2, 2, 3, 4})};
                   },
               .differentiable = false});
+}
+
+// The kernel is chosen inside of the vmap, where nobody sees that a gradient is wanted outside.
+TEST(AttentionRules, MaskWithAGradientOutside) {
+  const at::Tensor q = randn({3, 1, 2, 4, 5}), k = randn({3, 1, 2, 6, 5}),
+                   v = randn({3, 1, 2, 6, 5});
+  const at::Tensor values = randn({3, 1, 2, 4, 6});
+  const auto attend = [](const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                         const at::Tensor& mask) {
+    return at::scaled_dot_product_attention(q, k, v, mask);
+  };
+  const auto gradient = [&](const auto& f) {
+    const at::Tensor mask = values.clone().requires_grad_();
+    f(mask).sin().sum().backward();
+    return mask.grad();
+  };
+  const at::Tensor got =
+      gradient([&](const at::Tensor& mask) { return vmap(attend)(q, k, v, mask); });
+  const at::Tensor expected = gradient([&](const at::Tensor& mask) {
+    const at::Tensor scores = q.matmul(k.mT()).div(std::sqrt(5.0)).add(mask);
+    return scores.softmax(-1).matmul(v);
+  });
+  EXPECT_TRUE(at::allclose(got, expected));
 }
 
 }  // namespace

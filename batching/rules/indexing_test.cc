@@ -1,15 +1,19 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/_unsafe_index.h>
+#include <ATen/ops/allclose.h>
 #include <ATen/ops/index.h>
 #include <ATen/ops/index_put.h>
 #include <ATen/ops/ones.h>
+#include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 #include <c10/util/Exception.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "batching/rules/index_places.h"
 #include "batching/testing/rule_check.h"
+#include "batching/vmap.h"
 #include "core/level.h"
 #include "core/lifted_tensor.h"
 #include "core/tensor_operators.h"
@@ -177,6 +181,22 @@ TEST(IndexingRules, MaskOfEachExampleFills) {
                   },
               .always_batched = {1},
               .differentiable = false});
+}
+
+// The examples of the inner vmap share the mask that those of the outer one have.
+TEST(IndexingRules, MaskOfAnOuterExampleFills) {
+  const at::Tensor x = randn({2, 3, 4}), mask = randn({2, 4}).gt(0), value = randn({2, 3});
+  for (const bool accumulate : {false, true}) {
+    const auto outer = [&](const at::Tensor& rows, const at::Tensor& m, const at::Tensor& values) {
+      const List places({std::optional<at::Tensor>(m)});
+      return vmap([&](const at::Tensor& row, const at::Tensor& v) {
+        return at::index_put(row, places, v, accumulate);
+      })(rows, values);
+    };
+    const at::Tensor filled = value.unsqueeze(-1) + (accumulate ? x : at::zeros_like(x));
+    const at::Tensor expected = at::where(mask.unsqueeze(1), filled, x);
+    EXPECT_TRUE(at::allclose(vmap(outer)(x, mask, value), expected)) << accumulate;
+  }
 }
 
 // --- errors ------------------------------------------------------------------------------------

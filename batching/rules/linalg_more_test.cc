@@ -1,4 +1,7 @@
 #include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/stack.h>
+#include <ATen/ops/eye.h>
 #include <ATen/ops/geqrf.h>
 #include <ATen/ops/linalg_ldl_factor.h>
 #include <ATen/ops/linalg_ldl_solve.h>
@@ -120,6 +123,34 @@ TEST(MoreLinalgRules, RankAboveTolerances) {
              return Tensors{randn({4, 4}), at::rand({}, at::kDouble), at::rand({}, at::kDouble)};
            },
        .differentiable = false});
+}
+
+// By name: not all versions of libtorch have them.
+Tensors call_by_name(const c10::OperatorHandle& op, const at::Tensor& a) {
+  torch::jit::Stack stack{a};
+  op.callBoxed(&stack);
+  Tensors results;
+  for (const c10::IValue& each : stack) results.push_back(each.toTensor());
+  return results;
+}
+
+TEST(MoreLinalgRules, RootsAndPolarForms) {
+  for (const char* name : {"aten::linalg_matrix_sqrth", "aten::linalg_polar"}) {
+    const auto op = c10::Dispatcher::singleton().findSchema({name, ""});
+    if (!op.has_value()) GTEST_SKIP() << "this libtorch has no " << name;
+    for (const std::vector<int64_t>& sizes : std::vector<std::vector<int64_t>>{{3, 3}, {2, 3, 3}}) {
+      check_rule({.name = name,
+                  .f =
+                      [op](const Tensors& in) {
+                        const at::Tensor positive =
+                            in[0].matmul(in[0].mT()).add(at::eye(3, at::kDouble));
+                        return call_by_name(*op, positive);
+                      },
+                  .make = [sizes](int64_t) { return Tensors{randn(sizes)}; },
+                  .differentiable = false,
+                  .empty_batch = false});
+    }
+  }
 }
 
 }  // namespace
