@@ -103,18 +103,11 @@ py::object attributes_of(PyObject* module) {
   return checked(PyObject_GenericGetDict(module, nullptr));
 }
 
-// What the dict of the instance has under the name; null if nothing.
-py::object raw(PyObject* attributes, PyObject* name) {
-  PyObject* value = PyDict_GetItemWithError(attributes, name);
-  if (value == nullptr && PyErr_Occurred()) throw_python_error();
-  return value == nullptr ? py::object() : borrow(value);
-}
-
 PyObject* describe_get(PyObject* self, PyObject* module, PyObject* /*type*/) {
   return guarded([&]() -> py::object {
     const Descriptor* descriptor = as_descriptor(self);
     if (module == nullptr) return borrow(self);
-    py::object value = raw(attributes_of(module).ptr(), descriptor->name);
+    py::object value = dict_item(attributes_of(module).ptr(), descriptor->name);
     if (value && is_attribute(value.ptr())) value = value_of(as_attribute(value.ptr()));
     // Otherwise an attribute of the class, or none: then Python asks the module's __getattr__.
     return value ? value : checked(PyObject_GetAttr(descriptor->base, descriptor->name));
@@ -125,7 +118,7 @@ int describe_set(PyObject* self, PyObject* module, PyObject* value) {
   PyObject* done = guarded([&]() -> py::object {
     PyObject* name = as_descriptor(self)->name;
     const py::object attributes = attributes_of(module);
-    const py::object found = raw(attributes.ptr(), name);
+    const py::object found = dict_item(attributes.ptr(), name);
     CallAttribute* attribute =
         found && is_attribute(found.ptr()) ? as_attribute(found.ptr()) : nullptr;
     if (attribute == nullptr || attribute->module != module) {
@@ -327,7 +320,7 @@ AttributeUse::AttributeUse(py::object module, py::object name)
       attributes_(attributes_of(module_.ptr())) {}
 
 py::object AttributeUse::seen(PyObject* attributes, PyObject* name) {
-  const py::object value = raw(attributes, name);
+  const py::object value = dict_item(attributes, name);
   return value && is_attribute(value.ptr()) ? value_of(as_attribute(value.ptr())) : value;
 }
 
@@ -337,7 +330,7 @@ void AttributeUse::install(uint64_t thread, py::object value) {
   py::object holder = new_attribute(module_.ptr(), nullptr);
   begin_use(module_.ptr(), name_.ptr());
   // No other Python code runs from here on.
-  const py::object found = raw(attributes_.ptr(), name_.ptr());
+  const py::object found = dict_item(attributes_.ptr(), name_.ptr());
   const bool in_use =
       found && is_attribute(found.ptr()) && as_attribute(found.ptr())->module == module_.ptr();
   holder_ = in_use ? found : std::move(holder);

@@ -31,12 +31,6 @@ PyObject* children_name() {
   return name;
 }
 
-py::object item(const py::object& dict, PyObject* key) {
-  PyObject* value = PyDict_GetItemWithError(dict.ptr(), key);
-  if (value == nullptr && PyErr_Occurred()) throw_python_error();
-  return value == nullptr ? py::object() : borrow(value);
-}
-
 void set_item(const py::object& dict, PyObject* key, const py::object& value) {
   if (PyDict_SetItem(dict.ptr(), key, value.ptr()) != 0) throw_python_error();
 }
@@ -58,7 +52,7 @@ class ModuleDicts {
 
  private:
   py::object dict(PyObject* name) const {
-    py::object found = attributes ? item(attributes, name) : py::object();
+    py::object found = attributes ? dict_item(attributes.ptr(), name) : py::object();
     return found && PyDict_Check(found.ptr()) ? found : py::object();
   }
 };
@@ -79,7 +73,7 @@ class DictUse {
     // Made first: that may start Python's garbage collection and with it any Python code. From then
     // on nothing does, so that no other thread's CallDict can be lost.
     py::object fresh = new_call_dict();
-    const py::object now = item(attributes_, name_);
+    const py::object now = dict_item(attributes_.ptr(), name_);
     if (!now || !PyDict_Check(now.ptr())) return;  // another thread has taken it away
     call_dict_ = is_call_dict(now.ptr()) ? now : std::move(fresh);
     if (!call_dict_.is(now)) {
@@ -103,7 +97,7 @@ class DictUse {
 
   // What became of what was given; null if it was deleted.
   py::object value(PyObject* key) const {
-    py::object now = item(node_.value, key);
+    py::object now = dict_item(node_.value.ptr(), key);
     return now && now.ptr() != deleted_mark() ? now : py::object();
   }
 
@@ -215,7 +209,7 @@ class Call {
     for (size_t dot = rest.find('.'); dot != rest.npos; dot = rest.find('.')) {
       const py::object children = ModuleDicts(module.ptr()).children();
       py::object child =
-          children ? item(children, name_of(rest.substr(0, dot)).ptr()) : py::object();
+          children ? dict_item(children.ptr(), name_of(rest.substr(0, dot)).ptr()) : py::object();
       if (!child || child.is_none()) fail_unknown(root, name);
       module = std::move(child);
       rest.remove_prefix(dot + 1);
@@ -237,7 +231,7 @@ class Call {
     isolate_derived(module, dicts);
     Slot slot{nullptr, nullptr, {}, key, {}, borrow(tensor), borrow(source), borrow(name)};
     for (PyObject* kind : {parameters_name(), buffers_name()}) {
-      const py::object dict = item(dicts.attributes, kind);
+      const py::object dict = dict_item(dicts.attributes.ptr(), kind);
       slot.own = get_seen(dict, key.ptr());
       if (!slot.own || !replaceable(slot.own)) continue;
       slot.holder = own_dict(dict);
@@ -277,7 +271,7 @@ class Call {
       attribute(module, borrow(name), checked(PySequence_List(list.ptr())));
     }
     static PyObject* const hooks_name = interned("_forward_pre_hooks");
-    const py::object hooks = item(dicts.attributes, hooks_name);
+    const py::object hooks = dict_item(dicts.attributes.ptr(), hooks_name);
     if (!hooks || !PyDict_Check(hooks.ptr()) || PyDict_GET_SIZE(hooks.ptr()) == 0) return;
     all_children(checked(PyDict_Values(hooks.ptr())).ptr(), [&](PyObject* hook) {
       isolate_made_by(hook, module, dicts.attributes);
@@ -312,7 +306,7 @@ class Call {
 
   void tie_dict(PyObject* module, const ModuleDicts& dicts, PyObject* kind,
                 const std::unordered_map<PyObject*, size_t>& replaced) {
-    const py::object dict = item(dicts.attributes, kind);
+    const py::object dict = dict_item(dicts.attributes.ptr(), kind);
     if (!is_call_dict(dict.ptr()) && PyDict_GET_SIZE(dict.ptr()) == 0) return;
     const py::object own = own_dict(dict), all = all_seen(dict);
     PyObject *key, *tensor;

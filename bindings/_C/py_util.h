@@ -33,6 +33,14 @@ inline py::object checked(PyObject* object) {
   return steal(object);
 }
 
+// dict[key] without a default of a subclass; null where there is none. An error of the key's is
+// thrown.
+inline py::object dict_item(PyObject* dict, PyObject* key) {
+  PyObject* value = PyDict_GetItemWithError(dict, key);
+  if (value == nullptr && PyErr_Occurred()) throw_python_error();
+  return value == nullptr ? py::object() : borrow(value);
+}
+
 // Sets torchlift.TransformError or torchlift.UnsupportedError (see set_error_types).
 void set_python_error(const TransformError& error);
 void set_python_error(const UnsupportedError& error);

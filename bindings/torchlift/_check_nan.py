@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from typing import Any, Callable
 
-import torch
-
 from torchlift import _C
 from torchlift._names import NOT_USERS, wraps
+
 
 class NanError(FloatingPointError):
     """An operator made a NaN: see `check_nan`.

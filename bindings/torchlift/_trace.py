@@ -18,6 +18,7 @@ from torchlift import _C, _pytree
 from torchlift._errors import TransformError, UnsupportedError
 from torchlift._names import NOT_USERS, describe, function_name, parameters_of, wraps
 
+
 class Traced:
     """A function that was traced: a program without Python, for arguments of the same structure.
 
@@ -112,7 +113,7 @@ class Traced:
         return self.graph.code(sources)
 
     def __str__(self) -> str:
-        return str(self.graph)
+        return self.code()
 
     def __repr__(self) -> str:
         return f"<torchlift.Traced of {len(self.graph.nodes())} operators>"

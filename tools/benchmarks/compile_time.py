@@ -45,11 +45,16 @@ def public_headers():
     return headers
 
 
-def header_seconds(header):
+def include_seconds(names):
+    """Of a source that includes these files and has nothing else."""
     with tempfile.NamedTemporaryFile("w", suffix=".cc") as source:
-        source.write(f'#include "{header.relative_to(ROOT)}"\n')
+        source.writelines(f'#include "{name}"\n' for name in names)
         source.flush()
         return seconds_to_compile(source.name)
+
+
+def header_seconds(header):
+    return include_seconds([header.relative_to(ROOT)])
 
 
 def module_headers(header):
@@ -59,10 +64,7 @@ def module_headers(header):
 
 def seconds_above_modules(header):
     """Of a header that defines a module: what it costs above libtorch's headers for that."""
-    with tempfile.NamedTemporaryFile("w", suffix=".cc") as source:
-        source.writelines(f"#include <{name}>\n" for name in module_headers(header))
-        source.flush()
-        return header_seconds(header) - seconds_to_compile(source.name)
+    return header_seconds(header) - include_seconds(module_headers(header))
 
 
 def rule_files():
