@@ -9,6 +9,7 @@
 #include <ATen/ops/_native_batch_norm_legit_ops.h>
 #include <ATen/ops/batch_norm_backward_ops.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/native_batch_norm.h>
 #include <ATen/ops/native_batch_norm_backward.h>
 #include <ATen/ops/native_batch_norm_backward_ops.h>
@@ -90,6 +91,22 @@ void check_updatable(const OptionalArg& statistic, const char* which) {
   if (is_defined(statistic) && !statistic->batched()) refuse_shared_statistics(which);
 }
 
+// A batch of no examples. The kernels refuse tensors of no channels, or divide by their number.
+Batched nothing_like(const BatchedArg& input) {
+  return {at::empty_like(expanded(input, 0)), 0};  // 0NC...
+}
+
+Batched nothing_per_channel(const BatchedArg& input) {
+  return {at::empty({0, logical_sizes(input)[1]}, input.value.options()), 0};
+}
+
+// Evaluation saves no statistics.
+BatchedTriple of_no_examples(const BatchedArg& input, bool training) {
+  const Batched saved = training ? nothing_per_channel(input)
+                                 : Batched{at::empty({0}, input.value.options()), std::nullopt};
+  return {nothing_like(input), saved, saved};
+}
+
 // Evaluation with only the input batched: more images for the same kernel.
 BatchedTriple eval_with_shared_statistics(const BatchedArg& input, const OptionalArg& weight,
                                           const OptionalArg& bias, const OptionalArg& mean,
@@ -152,18 +169,19 @@ BatchedTriple batch_norm(BatchedArg input, OptionalArg weight, OptionalArg bias,
   check_has_channels(input);
   const bool own_statistics = is_batched(mean) || is_batched(var);
   const bool own_affine = is_batched(weight) || is_batched(bias);
+  const OptionalArg x(input);
+  const int64_t size = size_among({&x, &weight, &bias, &mean, &var});
+  if (training && (input.batched() || own_statistics)) {
+    check_updatable(mean, "mean");
+    check_updatable(var, "variance");
+  }
+  if (size == 0) return of_no_examples(input, training);
   if (!input.batched() && !own_statistics) {
     return affine_apart(input, weight, bias, mean, var, training, momentum, eps);
   }
   if (!training && !own_affine && !own_statistics) {
     return eval_with_shared_statistics(input, weight, bias, mean, var, momentum, eps);
   }
-  if (training) {
-    check_updatable(mean, "mean");
-    check_updatable(var, "variance");
-  }
-  const OptionalArg x(input);
-  const int64_t size = size_among({&x, &weight, &bias, &mean, &var});
   const RunningStatistic running_mean(mean, size, training);
   const RunningStatistic running_var(var, size, training);
   auto [out, save_mean, save_invstd] = at::native_batch_norm(
@@ -183,6 +201,11 @@ BatchedTriple batch_norm_backward(BatchedArg grad, BatchedArg input, OptionalArg
   const OptionalArg g(grad);
   const OptionalArg x(input);
   const int64_t size = size_among({&g, &x, &weight, &mean, &var, &save_mean, &save_invstd});
+  if (size == 0) {
+    const auto wanted = [&](bool is, const Batched& result) { return is ? result : Batched{}; };
+    return {wanted(mask[0], nothing_like(input)), wanted(mask[1], nothing_per_channel(input)),
+            wanted(mask[2], nothing_per_channel(input))};
+  }
   auto [d_input, d_weight, d_bias] = at::native_batch_norm_backward(
       channels(grad, size), channels(input, size), per_channel(weight, size),
       per_channel(mean, size), per_channel(var, size), per_channel(save_mean, size),
@@ -210,6 +233,10 @@ std::tuple<Batched, Batched, Batched, Batched, Batched> batch_norm_functional(
   const OptionalArg m(mean);
   const OptionalArg v(var);
   const int64_t size = size_among({&x, &weight, &bias, &m, &v});
+  if (size == 0) {
+    const auto [out, save_mean, save_invstd] = of_no_examples(input, training);
+    return {out, save_mean, save_invstd, nothing_per_channel(input), nothing_per_channel(input)};
+  }
   auto [out, save_mean, save_invstd, new_mean, new_var] = at::_native_batch_norm_legit_functional(
       channels(input, size), per_channel(weight, size), per_channel(bias, size),
       *per_channel(m, size), *per_channel(v, size), training, momentum, eps);

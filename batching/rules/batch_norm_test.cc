@@ -30,7 +30,6 @@ TEST(BatchNormRules, TrainingWithoutStatistics) {
                     [&](int64_t) {
                       return Tensors{randn(shape), randn({3}), randn({3})};
                     },
-                .empty_batch = false,
                 .tolerance = 1e-7});
   }
 }
@@ -45,7 +44,6 @@ TEST(BatchNormRules, WithoutAffine) {
                   [](int64_t) {
                     return Tensors{randn({4, 3})};
                   },
-              .empty_batch = false,
               .tolerance = 1e-7});
 }
 
@@ -60,7 +58,6 @@ TEST(BatchNormRules, Evaluation) {
            [](int64_t) {
              return Tensors{randn({2, 3, 4}), randn({3}), randn({3}), randn({3}), positive({3})};
            },
-       .empty_batch = false,
        .tolerance = 1e-7});
 }
 
@@ -78,8 +75,7 @@ TEST(BatchNormRules, TrainingUpdatesBatchedStatistics) {
                     return Tensors{randn({4, 3}), randn({3}), positive({3})};
                   },
               .always_batched = {1, 2},
-              .differentiable = false,
-              .empty_batch = false});
+              .differentiable = false});
 }
 
 // The forms that exported graphs use, with what a backend keeps for the gradient.
@@ -98,7 +94,6 @@ TEST(BatchNormRules, WithUpdate) {
              return Tensors{randn({2, 3, 4}), randn({3}), randn({3}), randn({3}), positive({3})};
            },
        .always_batched = {3, 4},
-       .empty_batch = false,
        .tolerance = 1e-7});
 }
 
@@ -115,7 +110,6 @@ TEST(BatchNormRules, WithUpdateFunctional) {
                     return Tensors{randn({2, 3, 4}), randn({3}), positive({3})};
                   },
               .differentiable = false,
-              .empty_batch = false,
               .tolerance = 1e-7});
 }
 
@@ -133,7 +127,6 @@ TEST(BatchNormRules, NoUpdate) {
            },
        .unbatched = {2, 4},
        .differentiable = false,
-       .empty_batch = false,
        .tolerance = 1e-7});
 }
 
@@ -165,7 +158,6 @@ TEST(InstanceNormRules, WithWeights) {
                   [](int64_t) {
                     return Tensors{randn({2, 3, 5}), randn({3}), randn({3})};
                   },
-              .empty_batch = false,
               .tolerance = 1e-7});
 }
 

@@ -194,7 +194,8 @@ Batched histc_rule(const Level& level, BatchedArg self, int64_t bins, const at::
   const at::Tensor in = inside(points, outer.left, outer.right);
   const at::Tensor place =
       points.sub(outer.left).mul(bins).div(outer.right.sub(outer.left)).nan_to_num(0, 0, 0);
-  const at::Tensor bin = place.clamp(0, bins - 1).to(at::kLong);
+  // Twice: bfloat16 rounds 999 to 1000.
+  const at::Tensor bin = place.clamp(0, bins - 1).to(at::kLong).clamp_max(bins - 1);
   return {count(bin, bins, in, std::nullopt, points.options()), 0};
 }
 

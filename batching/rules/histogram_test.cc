@@ -43,6 +43,14 @@ TEST(HistogramRules, HistcOfOnePoint) {
               .tolerance = 0});
 }
 
+TEST(HistogramRules, HistcWhereTheNumberOfBinsIsRounded) {
+  check_rule({.name = "histc in bfloat16",
+              .f = [](const Tensors& in) { return Tensors{at::histc(in[0], 1000)}; },
+              .make = [](int64_t) { return Tensors{quarters({7}).to(at::kBFloat16)}; },
+              .differentiable = false,
+              .tolerance = 0});
+}
+
 TEST(HistogramRules, Histogram) {
   const std::vector<double> bounds{-1, 1};
   for (const bool density : {false, true}) {

@@ -43,25 +43,41 @@ void check_self(const BatchedArg& self, const BatchedArg& a, at::IntArrayRef sha
               " cannot be expanded to the shape of the product, ", shape);
 }
 
+// As the kernels take beta and alpha: in the dtype of the operands, so that 0.6 of integers is 0.
+at::Scalar factor_for(at::ScalarType dtype, const at::Scalar& factor) {
+  if (dtype == at::kBool) return factor.toBool();
+  return at::isIntegralType(dtype, /*includeBool=*/false) ? at::Scalar(factor.toLong()) : factor;
+}
+
+bool is_number(const at::Scalar& factor, int64_t number) {
+  return factor.isBoolean() ? factor.toBool() == (number != 0) : factor.equal(number);
+}
+
 // beta * self + alpha * product. A beta of 0 means that self is not read: its NaNs do not show.
-Batched add_to(const BatchedArg& self, const Batched& product, const at::Scalar& beta,
-               const at::Scalar& alpha) {
+Batched add_to(const BatchedArg& self, const Batched& product, const at::Scalar& given_beta,
+               const at::Scalar& given_alpha) {
+  const at::ScalarType dtype = product.value.scalar_type();
+  const at::Scalar beta = factor_for(dtype, given_beta);
+  const at::Scalar alpha = factor_for(dtype, given_alpha);
   Batched scaled = product;
-  if (!alpha.equal(1)) scaled.value = product.value.mul(alpha);
-  if (beta.equal(0)) return scaled;
+  if (!is_number(alpha, 1)) scaled.value = product.value.mul(alpha);
+  if (is_number(beta, 0)) return scaled;
   return pointwise<ops::add_Tensor>(as_arg(scaled), self, beta);
 }
 
 // The in-place form; target has a batch dim. It is given as the rule's own value, batch dim first.
-void add_into(const BatchedArg& self, const Batched& product, const at::Scalar& beta,
-              const at::Scalar& alpha) {
+void add_into(const BatchedArg& self, const Batched& product, const at::Scalar& given_beta,
+              const at::Scalar& given_alpha) {
+  const at::ScalarType dtype = product.value.scalar_type();
+  const at::Scalar beta = factor_for(dtype, given_beta);
+  const at::Scalar alpha = factor_for(dtype, given_alpha);
   at::Tensor target = batch_first(self);
   const at::Tensor value = batch_first(as_arg(product));
-  if (beta.equal(0)) {
-    target.copy_(alpha.equal(1) ? value : value.mul(alpha));
+  if (is_number(beta, 0)) {
+    target.copy_(is_number(alpha, 1) ? value : value.mul(alpha));
     return;
   }
-  if (!beta.equal(1)) target.mul_(beta);
+  if (!is_number(beta, 1)) target.mul_(beta);
   target.add_(value, alpha);
 }
 
@@ -207,14 +223,34 @@ Batched outer_product(const BatchedArg& a, const BatchedArg& b, const char* op) 
           batched ? std::optional<int64_t>(0) : std::nullopt};
 }
 
+// Unlike the others, addr refuses what it would have to round.
+void check_addr_factors(const Batched& product, const at::Scalar& beta, const at::Scalar& alpha,
+                        const char* op) {
+  const at::ScalarType dtype = product.value.scalar_type();
+  if (!at::isIntegralType(dtype, /*includeBool=*/true)) return;
+  for (const at::Scalar& factor : {beta, alpha}) {
+    TORCH_CHECK(!factor.isFloatingPoint() && !factor.isComplex(), "[vmap] ", op,
+                ": the tensors are of dtype ", dtype,
+                ", so beta and alpha must be integers, but one", " of them is ", factor,
+                ". Convert the tensors (.to(torch.float)) first.");
+    TORCH_CHECK(!factor.isBoolean() || dtype == at::kBool, "[vmap] ", op,
+                ": a bool as beta or alpha needs bool tensors, but these are of dtype ", dtype,
+                ".");
+  }
+}
+
 Batched addr_rule(BatchedArg self, BatchedArg a, BatchedArg b, const at::Scalar& beta,
                   const at::Scalar& alpha) {
-  return add_to(self, outer_product(a, b, "addr"), beta, alpha);
+  const Batched product = outer_product(a, b, "addr");
+  check_addr_factors(product, beta, alpha, "addr");
+  return add_to(self, product, beta, alpha);
 }
 
 void addr_in_place(BatchedArg self, BatchedArg a, BatchedArg b, const at::Scalar& beta,
                    const at::Scalar& alpha) {
-  add_into(self, outer_product(a, b, "addr_"), beta, alpha);
+  const Batched product = outer_product(a, b, "addr_");
+  check_addr_factors(product, beta, alpha, "addr_");
+  add_into(self, product, beta, alpha);
 }
 
 // --- bilinear ------------------------------------------------------------------------------------

@@ -19,10 +19,14 @@
 #include <ATen/ops/randn.h>
 #include <ATen/ops/tensordot.h>
 #include <ATen/ops/vdot.h>
+#include <ATen/ops/zeros.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <exception>
+#include <string>
+#include <utility>
 
 #include "batching/testing/rule_check.h"
 #include "core/level.h"
@@ -55,6 +59,20 @@ RuleCase product(std::string name, std::function<at::Tensor(const Tensors&)> f,
                 return out;
               },
           .second_order = second_order};
+}
+
+// On integers, kernels round beta and alpha towards zero; addr takes whole ones alone.
+RuleCase of_integers(std::string name, std::function<at::Tensor(const Tensors&)> f,
+                     std::vector<std::vector<int64_t>> shapes, at::ScalarType dtype = at::kLong) {
+  return {.name = std::move(name),
+          .f = [f = std::move(f)](const Tensors& in) { return Tensors{f(in)}; },
+          .make =
+              [shapes = std::move(shapes), dtype](int64_t) {
+                Tensors out;
+                for (const auto& shape : shapes) out.push_back(integers(0, 5, shape).to(dtype));
+                return out;
+              },
+          .differentiable = false};
 }
 
 at::Tensor mm(const Tensors& in) { return at::mm(in[0], in[1]); }
@@ -155,6 +173,48 @@ TEST(MatmulRules, Addbmm) {
   check_rule(product("baddbmm, matrix", baddbmm, {{3, 2}, {4, 3, 5}, {4, 5, 2}}));
   check_rule(product("addbmm", addbmm, {{3, 2}, {4, 3, 5}, {4, 5, 2}}));
   check_rule(product("addbmm, bias", addbmm, {{2}, {4, 3, 5}, {4, 5, 2}}));
+}
+
+TEST(MatmulRules, FactorsOfIntegers) {
+  for (const auto& [beta, alpha] : {std::pair(0.6, 1.7), std::pair(2.9, 0.4)}) {
+    check_rule(of_integers(
+        "addmm", [=](const Tensors& in) { return at::addmm(in[0], in[1], in[2], beta, alpha); },
+        {{3, 2}, {3, 4}, {4, 2}}));
+    check_rule(of_integers(
+        "addmv", [=](const Tensors& in) { return at::addmv(in[0], in[1], in[2], beta, alpha); },
+        {{3}, {3, 4}, {4}}));
+    check_rule(of_integers(
+        "baddbmm", [=](const Tensors& in) { return at::baddbmm(in[0], in[1], in[2], beta, alpha); },
+        {{4, 3, 2}, {4, 3, 5}, {4, 5, 2}}));
+    check_rule(of_integers(
+        "addbmm", [=](const Tensors& in) { return at::addbmm(in[0], in[1], in[2], beta, alpha); },
+        {{3, 2}, {4, 3, 5}, {4, 5, 2}}));
+  }
+  for (const at::ScalarType dtype : {at::kLong, at::kBool}) {
+    check_rule(of_integers(
+        "addr", [](const Tensors& in) { return at::addr(in[0], in[1], in[2], 2, 3); },
+        {{3, 4}, {3}, {4}}, dtype));
+  }
+  check_rule(of_integers(
+      "addr of bools", [](const Tensors& in) { return at::addr(in[0], in[1], in[2], false, true); },
+      {{3, 4}, {3}, {4}}, at::kBool));
+}
+
+TEST(MatmulRules, AddrOfIntegersTakesWholeFactors) {
+  const at::Tensor value = at::ones({2, 3}, at::kLong);
+  LevelScope scope({.size = 2, .randomness = Randomness::kError});
+  const at::Tensor x = lift_alias(value, 0, scope.level());
+  const auto error_of = [&](const at::Scalar& beta) -> std::string {
+    try {
+      at::addr(at::zeros({3, 3}, at::kLong), x, x, beta);
+    } catch (const std::exception& e) {
+      return e.what();
+    }
+    return "nothing was thrown";
+  };
+  EXPECT_THAT(error_of(0.5), HasSubstr("[vmap] addr: the tensors are of dtype Long, so beta and "
+                                       "alpha must be integers, but one of them is 0.5"));
+  EXPECT_THAT(error_of(true), HasSubstr("a bool as beta or alpha needs bool tensors"));
 }
 
 TEST(MatmulRules, AddmvAndAddr) {

@@ -117,12 +117,16 @@ def run(args: argparse.Namespace) -> list[dict]:
 
 
 def run_shards(args: argparse.Namespace, argv: Sequence[str]) -> list[dict]:
-    """The same by several processes, each with every n-th op."""
+    """The same by several processes, each with every n-th op (of the shard, if it is one)."""
+    index, count = map(int, args.shard.split("/"))
     with tempfile.TemporaryDirectory() as folder:
         paths = [f"{folder}/{i}.jsonl" for i in range(args.jobs)]
         processes = [
             subprocess.Popen(
-                [sys.executable, "-m", "opcov", *argv, "--jobs=1", f"--shard={i}/{args.jobs}", f"--out={path}"],
+                [
+                    *(sys.executable, "-m", "opcov", *argv, "--jobs=1"),
+                    *(f"--shard={index + count * i}/{count * args.jobs}", f"--out={path}"),
+                ],
                 stdout=subprocess.DEVNULL,
             )
             for i, path in enumerate(paths)
