@@ -46,7 +46,8 @@ int64_t size_among(std::initializer_list<const OptionalArg*> args) {
 // channels are one tensor of B*C channels, and every statistic, weight and gradient of an example
 // is a run of C of them:
 //   BNC... -> N(BC)...      BC -> (BC)
-// For examples of one image (N = 1, the per-sample case) the fold is a view.
+// For examples of one image (N = 1, the per-sample case) the fold is a view. No examples (B = 0)
+// never come so far: of_no_examples.
 
 // BNC... -> N(BC)...
 at::Tensor channels(const BatchedArg& arg, int64_t size) {
@@ -56,8 +57,7 @@ at::Tensor channels(const BatchedArg& arg, int64_t size) {
 // N(BC)... -> BNC...
 Batched examples(const at::Tensor& folded, int64_t size) {
   if (!folded.defined()) return {};
-  const int64_t each = size == 0 ? 0 : folded.size(1) / size;
-  return {folded.unflatten(1, at::IntArrayRef({size, each})), 1};
+  return {folded.unflatten(1, at::IntArrayRef({size, folded.size(1) / size})), 1};
 }
 
 // BC -> (BC)
@@ -69,9 +69,8 @@ std::optional<at::Tensor> per_channel(const OptionalArg& arg, int64_t size) {
 // (BC) -> BC. Evaluation leaves the saved statistics empty.
 Batched per_example(const at::Tensor& folded, int64_t size) {
   if (!folded.defined()) return {};
-  if (folded.numel() == 0 && size != 0) return {folded, std::nullopt};
-  const int64_t each = size == 0 ? 0 : folded.size(0) / size;
-  return {folded.view({size, each}), 0};
+  if (folded.numel() == 0) return {folded, std::nullopt};
+  return {folded.view({size, folded.size(0) / size}), 0};
 }
 
 void check_has_channels(const BatchedArg& input) {

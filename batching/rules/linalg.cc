@@ -4,11 +4,9 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/_cholesky_solve_helper_ops.h>
 #include <ATen/ops/_linalg_check_errors.h>
-#include <ATen/ops/_linalg_det.h>
 #include <ATen/ops/_linalg_det_ops.h>
 #include <ATen/ops/_linalg_eigh_ops.h>
 #include <ATen/ops/_linalg_eigvals_ops.h>
-#include <ATen/ops/_linalg_slogdet.h>
 #include <ATen/ops/_linalg_slogdet_ops.h>
 #include <ATen/ops/_linalg_solve_ex.h>
 #include <ATen/ops/_linalg_solve_ex_ops.h>
@@ -46,11 +44,11 @@ namespace {
 namespace ops = at::_ops;
 
 // NOTE [factors of the transpose]
-// Of a real contiguous matrix, libtorch's det and solve factor the transpose, which needs no copy.
-// Their derivative formulas ask the matrix that they see which of the two the saved factors belong
-// to. Under vmap they see an example. So the batch must be contiguous where its examples are: if
-// they lie apart, or are one and the same, it would not be, and the gradient would be another
-// matrix's.
+// Of a real contiguous matrix, libtorch's det and slogdet factor the transpose, which needs no
+// copy. Their derivative formulas ask the matrix that they see which of the two the saved factors
+// belong to. Under vmap they see an example. So the batch must be contiguous where its examples
+// are: if they lie apart, or are one and the same, it would not be, and the gradient would be
+// another matrix's. (solve always factors the matrix itself.)
 bool has_contiguous_examples(const at::Tensor& batch) {
   int64_t expected = 1;
   for (int64_t dim = batch.dim() - 1; dim > 0; --dim) {
@@ -61,27 +59,11 @@ bool has_contiguous_examples(const at::Tensor& batch) {
   return true;
 }
 
-// B... -> B...
-at::Tensor contiguous_as_examples(const at::Tensor& batch) {
-  return has_contiguous_examples(batch) ? batch.contiguous() : batch;
-}
-
-void check_matrix(const BatchedArg& a, const char* op) {
-  TORCH_CHECK(a.logical_dim() >= 2, "[vmap] ", op, ": expected a matrix, but got shape ",
-              at::IntArrayRef(logical_sizes(a)));
-}
-
-std::tuple<Batched, Batched, Batched> det_rule(BatchedArg a) {
-  check_matrix(a, "linalg.det");
-  const auto [det, lu, pivots] = at::_linalg_det(contiguous_as_examples(batch_first(a)));
-  return {Batched{det, 0}, Batched{lu, 0}, Batched{pivots, 0}};
-}
-
-std::tuple<Batched, Batched, Batched, Batched> slogdet_rule(BatchedArg a) {
-  check_matrix(a, "linalg.slogdet");
-  const auto [sign, logabsdet, lu, pivots] =
-      at::_linalg_slogdet(contiguous_as_examples(batch_first(a)));
-  return {Batched{sign, 0}, Batched{logabsdet, 0}, Batched{lu, 0}, Batched{pivots, 0}};
+template <class Op>
+auto determinant_rule(BatchedArg a) {
+  at::Tensor matrices = batch_first(a);
+  if (has_contiguous_examples(matrices)) matrices = matrices.contiguous();
+  return leading<Op, 2>(BatchedArg{matrices, 0});
 }
 
 // --- solve: the right side is a vector or a matrix, by the shapes that the user sees -------------
@@ -109,7 +91,8 @@ at::Tensor without_added(const at::Tensor& t, int64_t added) {
 
 std::tuple<Batched, Batched, Batched, Batched> solve_rule(BatchedArg a, BatchedArg b, bool left,
                                                           bool check_errors) {
-  check_matrix(a, "linalg.solve");
+  TORCH_CHECK(a.logical_dim() >= 2, "[vmap] linalg.solve: expected a matrix, but got shape ",
+              at::IntArrayRef(logical_sizes(a)));
   const bool vector = is_vector_for(b, a);
   TORCH_CHECK(
       left || !vector,
@@ -118,10 +101,8 @@ std::tuple<Batched, Batched, Batched, Batched> solve_rule(BatchedArg a, BatchedA
   const at::Tensor column = vector ? b.value.unsqueeze(-1) : b.value;
   const BatchedArg right{column, b.bdim};
   const int64_t rank = std::max(a.logical_dim(), right.logical_dim());
-  const at::Tensor matrices = aligned(a, rank);
-  const auto [x, lu, pivots, info] =
-      at::_linalg_solve_ex(a.bdim ? contiguous_as_examples(matrices) : matrices,
-                           same_rank(aligned(right, rank), rank + 1), left, check_errors);
+  const auto [x, lu, pivots, info] = at::_linalg_solve_ex(
+      aligned(a, rank), same_rank(aligned(right, rank), rank + 1), left, check_errors);
   // The factors have the leading dims of a, without those that `aligned` put in.
   const int64_t added = a.bdim ? rank - a.logical_dim() : 0;
   const auto factor = [&](const at::Tensor& t) {
@@ -140,7 +121,8 @@ Batched householder_rule(const Level& level, BatchedArg input, BatchedArg tau) {
 
 // libtorch's takes a view of its argument that only contiguous matrices have.
 Batched matrix_exp_rule(BatchedArg a) {
-  check_matrix(a, "linalg.matrix_exp");
+  TORCH_CHECK(a.logical_dim() >= 2, "[vmap] linalg.matrix_exp: expected a matrix, but got shape ",
+              at::IntArrayRef(logical_sizes(a)));
   return {at::linalg_matrix_exp(batch_first(a).contiguous()), 0};
 }
 
@@ -193,8 +175,8 @@ void check_errors(const c10::OperatorHandle& /*op*/, const LevelPtr& level,
     leading_row<ops::cholesky_solve>(),
     leading_row<ops::_cholesky_solve_helper>(),
     leading_row<ops::cholesky_inverse>(),
-    rule<ops::_linalg_det, &det_rule>(),
-    rule<ops::_linalg_slogdet, &slogdet_rule>(),
+    rule<ops::_linalg_det, &determinant_rule<ops::_linalg_det>>(),
+    rule<ops::_linalg_slogdet, &determinant_rule<ops::_linalg_slogdet>>(),
     leading_row<ops::_linalg_svd>(),
     leading_row<ops::_linalg_eigh>(),
     leading_row<ops::_linalg_eigvals>(),

@@ -131,8 +131,7 @@ TEST(LinalgRules, AVectorIsNotABatchOfNumbers) {
     at::det(x);
     FAIL() << "nothing was thrown";
   } catch (const c10::Error& e) {
-    EXPECT_THAT(e.what_without_backtrace(),
-                ::testing::HasSubstr("expected a matrix, but got shape [3]"));
+    EXPECT_THAT(e.what_without_backtrace(), ::testing::HasSubstr("at least 2 dimensions"));
   }
 }
 

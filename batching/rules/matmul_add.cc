@@ -44,7 +44,8 @@ void check_self(const BatchedArg& self, const BatchedArg& a, at::IntArrayRef sha
 }
 
 // As the kernels take beta and alpha: in the dtype of the operands, so that 0.6 of integers is 0.
-at::Scalar factor_for(at::ScalarType dtype, const at::Scalar& factor) {
+at::Scalar factor_for(const Batched& product, const at::Scalar& factor) {
+  const at::ScalarType dtype = product.value.scalar_type();
   if (dtype == at::kBool) return factor.toBool();
   return at::isIntegralType(dtype, /*includeBool=*/false) ? at::Scalar(factor.toLong()) : factor;
 }
@@ -56,9 +57,8 @@ bool is_number(const at::Scalar& factor, int64_t number) {
 // beta * self + alpha * product. A beta of 0 means that self is not read: its NaNs do not show.
 Batched add_to(const BatchedArg& self, const Batched& product, const at::Scalar& given_beta,
                const at::Scalar& given_alpha) {
-  const at::ScalarType dtype = product.value.scalar_type();
-  const at::Scalar beta = factor_for(dtype, given_beta);
-  const at::Scalar alpha = factor_for(dtype, given_alpha);
+  const at::Scalar beta = factor_for(product, given_beta);
+  const at::Scalar alpha = factor_for(product, given_alpha);
   Batched scaled = product;
   if (!is_number(alpha, 1)) scaled.value = product.value.mul(alpha);
   if (is_number(beta, 0)) return scaled;
@@ -68,9 +68,8 @@ Batched add_to(const BatchedArg& self, const Batched& product, const at::Scalar&
 // The in-place form; target has a batch dim. It is given as the rule's own value, batch dim first.
 void add_into(const BatchedArg& self, const Batched& product, const at::Scalar& given_beta,
               const at::Scalar& given_alpha) {
-  const at::ScalarType dtype = product.value.scalar_type();
-  const at::Scalar beta = factor_for(dtype, given_beta);
-  const at::Scalar alpha = factor_for(dtype, given_alpha);
+  const at::Scalar beta = factor_for(product, given_beta);
+  const at::Scalar alpha = factor_for(product, given_alpha);
   at::Tensor target = batch_first(self);
   const at::Tensor value = batch_first(as_arg(product));
   if (is_number(beta, 0)) {

@@ -64,7 +64,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         if unknown := set(args.transforms) - set(TRANSFORMS):
             parser.error(f"unknown transforms: {', '.join(sorted(unknown))}; known: {', '.join(TRANSFORMS)}")
     try:
-        index, count = map(int, args.shard.split("/"))
+        index, count = args.shard = tuple(map(int, args.shard.split("/")))
         if not 0 <= index < count:
             raise ValueError
     except ValueError:
@@ -78,7 +78,7 @@ def selected_transforms(args: argparse.Namespace, impl: object) -> list[str]:
         return args.transforms
     missing = {name: sorted(n for n in NEEDS[name] if not hasattr(impl, n)) for name in TRANSFORMS}
     for name, needs in missing.items():
-        if needs and args.shard.startswith("0/"):
+        if needs and args.shard[0] == 0:
             print(f"{name}: left out, {args.impl} has no {', no '.join(needs)}", file=sys.stderr)
     return [name for name, needs in missing.items() if not needs]
 
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> list[dict]:
     consume_random_state_normally()
     impl = importlib.import_module(args.impl)
     transforms = selected_transforms(args, impl)
-    index, count = map(int, args.shard.split("/"))
+    index, count = args.shard
     ops = [op for op in op_db if re.search(args.ops, op.full_name)][index::count]
 
     def samples(name: str) -> int:
@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> list[dict]:
 
 def run_shards(args: argparse.Namespace, argv: Sequence[str]) -> list[dict]:
     """The same by several processes, each with every n-th op (of the shard, if it is one)."""
-    index, count = map(int, args.shard.split("/"))
+    index, count = args.shard
     with tempfile.TemporaryDirectory() as folder:
         paths = [f"{folder}/{i}.jsonl" for i in range(args.jobs)]
         processes = [
