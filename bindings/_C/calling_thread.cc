@@ -57,11 +57,8 @@ CallingThread::CallingThread() : id_(this_thread()), outermost_(open_calls == 0)
 CallingThread::~CallingThread() {
   --open_calls;
   if (!outermost_) return;
-  if (outer_) {
-    ThreadLocalPythonObjects::set(key(), std::move(outer_));
-  } else {
-    ThreadLocalPythonObjects::erase(key());
-  }
+  // Null if there was none: torch 2.11 cannot erase a key.
+  ThreadLocalPythonObjects::set(key(), std::move(outer_));
 }
 
 Viewer::Viewer() : self_(this_thread()) {}
