@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <numeric>
+#include <utility>
 #include <vector>
 
 namespace torchlift {
@@ -54,18 +55,26 @@ bool enter(Box& box, int64_t distance) {
   return distance == 0;
 }
 
-// Runs along one dim of the box, which may be one that others run along (overlapping windows): what
-// counts are the steps of all of them together.
+// Goes `size - 1` times `stride` through the box, along one of its dims or, as a diagonal does, along
+// several at once. Others may have gone there before (overlapping windows): what counts are the
+// steps of all of them together.
 bool run(Box& box, int64_t size, int64_t stride) {
   if (size <= 1 || stride == 0) return true;
+  const int64_t times = size - 1;
   for (Box::Dim& dim : box.dims) {
-    if (stride % dim.stride != 0) continue;
-    const int64_t steps = (size - 1) * (stride / dim.stride);
-    if (steps > dim.left) continue;
-    dim.left -= steps;
+    if (stride % dim.stride != 0 || times * (stride / dim.stride) > dim.left) continue;
+    dim.left -= times * (stride / dim.stride);
     return true;
   }
-  return false;
+  Box rest = box;
+  for (Box::Dim& dim : rest.dims) {
+    const int64_t steps = std::min(stride / dim.stride, dim.left / times);
+    dim.left -= times * steps;
+    stride -= steps * dim.stride;
+  }
+  if (stride != 0) return false;
+  box = std::move(rest);
+  return true;
 }
 
 bool is_box(const Strided& example, const Strided& request) {

@@ -24,7 +24,7 @@ int64_t extent_of(c10::IntArrayRef sizes, c10::IntArrayRef strides);
 
 // Whether `request` stays in the memory of one example when others lie at multiples of
 // `batch_stride`:
-//   - it is a box of the example: each of its dims runs along one dim of the example, in bounds;
+//   - it is a box of the example: each of its dims runs along dims of the example, in bounds;
 //   - the example lies on every g-th address of its extent, and the request does too; or
 //   - the examples do not interleave, and it stays in the block of `batch_stride` elements, or
 //   between the

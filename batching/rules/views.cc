@@ -37,6 +37,8 @@
 #include <ATen/ops/view_as_real_ops.h>
 #include <ATen/ops/view_ops.h>
 
+#include <algorithm>
+
 #include "batching/rules/dims.h"
 #include "batching/rules/view_dims.h"
 #include "core/registry.h"
@@ -91,10 +93,23 @@ void check_numel(BatchedArg self, at::IntArrayRef all) {
               "' is invalid for input of size ", logical_numel(self));
 }
 
+// libtorch lays out a view of nothing as if it were contiguous. But a batch of none may be the tangent
+// of a tensor that is not batched, and forward mode wants the two to lie alike: so this view gets the
+// strides that it would have with examples.
+at::Tensor view_of_none(const at::Tensor& value, at::IntArrayRef all) {
+  const auto strides = at::detail::computeStride(value.sizes().slice(1), value.strides().slice(1),
+                                                 at::DimVector(all.slice(1)));
+  if (!strides) return value.view(all);
+  c10::SmallVector<int64_t, 8> with_batch{value.stride(0)};
+  with_batch.append(strides->begin(), strides->end());
+  return value.as_strided(all, with_batch);
+}
+
 Batched view_rule(BatchedArg self, at::IntArrayRef sizes) {
   const auto all = sizes_with_batch(self, sizes);
   check_numel(self, all);
-  return {batch_first(self).view(all), 0};
+  const at::Tensor value = batch_first(self);
+  return {value.size(0) == 0 ? view_of_none(value, all) : value.view(all), 0};
 }
 
 Batched unsafe_view_rule(BatchedArg self, at::IntArrayRef sizes) {
@@ -290,11 +305,20 @@ Batched unfold_rule(BatchedArg self, int64_t dim, int64_t size, int64_t step) {
 
 Batched view_as_real_rule(BatchedArg self) { return {at::view_as_real(self.value), self.bdim}; }
 
+// Whether each pair of the last dim lies together, as the parts of a complex number do.
+bool holds_pairs(const at::Tensor& t) {
+  const auto strides = t.strides().slice(0, t.dim() - 1);
+  return t.stride(-1) == 1 && t.storage_offset() % 2 == 0 &&
+         std::all_of(strides.begin(), strides.end(), [](int64_t each) { return each % 2 == 0; });
+}
+
 Batched view_as_complex_rule(BatchedArg self) {
   TORCH_CHECK(self.logical_dim() > 0, "Input tensor must have one or more dimensions");
-  if (self.value.numel() == 0) {  // whose strides say nothing
-    const at::Tensor empty = batch_first(self).clone(at::MemoryFormat::Contiguous);
-    return {at::view_as_complex(empty), 0};
+  if (self.value.numel() == 0) {  // Its strides may say nothing.
+    const at::Tensor value = batch_first(self);
+    return {
+        at::view_as_complex(holds_pairs(value) ? value : value.clone(at::MemoryFormat::Contiguous)),
+        0};
   }
   const bool last = *self.bdim == self.value.dim() - 1;
   return {at::view_as_complex(last ? batch_first(self) : self.value), last ? 0 : *self.bdim};

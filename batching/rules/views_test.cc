@@ -397,6 +397,15 @@ TEST(Strides, Reachable) {
   const Strided example{{4, 6}, {6, 1}, 0};
   EXPECT_TRUE(reachable(example, {{24}, {1}, 0}, 24));
   EXPECT_FALSE(reachable(example, {{24}, {1}, 1}, 24));
+  // [5, 5] with room for others in between: its diagonals, but not from row to row.
+  const Strided spread{{5, 5}, {12, 120}, 0};
+  EXPECT_TRUE(reachable(spread, {{5}, {132}, 0}, 2));
+  EXPECT_TRUE(reachable(spread, {{4}, {132}, 12}, 2));
+  EXPECT_TRUE(reachable(spread, {{2, 3}, {12, 132}, 0}, 2));
+  EXPECT_FALSE(reachable(spread, {{5}, {132}, 12}, 2));
+  EXPECT_FALSE(reachable(spread, {{2, 5}, {12, 132}, 0}, 2));
+  EXPECT_FALSE(reachable(spread, {{5}, {134}, 0}, 2));
+  EXPECT_FALSE(reachable(spread, {{6}, {12}, 0}, 2));
   EXPECT_TRUE(reachable(example, {{0}, {1}, 100}, 24));
   // Interleaved: only boxes of the example are safe.
   const Strided apart{{4, 6}, {18, 3}, 0};

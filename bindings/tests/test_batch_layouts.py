@@ -76,6 +76,34 @@ REAL_ONLY: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def far_apart(batch: Tensor) -> Tensor:
+    """Two elements apart in every dim, the batch dim innermost."""
+    room = batch.new_zeros([2 * n for n in reversed(batch.shape)]).permute(*reversed(range(batch.dim())))
+    return room[(slice(None, None, 2),) * batch.dim()].copy_(batch)
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        torch.diagonal,
+        lambda a: a.diagonal(1),
+        lambda a: a.diagonal(-1),
+        lambda a: a.unfold(0, 3, 1).diagonal(0, 0, 1),
+        lambda a: a.mT[1:].diagonal(),
+        lambda a: a[::2].diagonal(1),
+    ],
+)
+def test_the_tangent_of_a_view_lies_as_its_primal_does(view: Callable[[Tensor], Tensor]) -> None:
+    """Where a dual number's parts lie apart, libtorch takes the view of the tangent by as_strided."""
+    torch.manual_seed(0)
+    x, t = far_apart(torch.randn(3, 5, 5)), torch.randn(3, 5, 5)
+    tangent = tl.vmap(lambda x, t: tl.jvp(view, (x,), (t,))[1])(x, far_apart(t))
+    assert torch.equal(tangent, torch.stack([view(row) for row in t]))
+    assert torch.equal(
+        tl.vmap(lambda t: tl.jvp(view, (x[0],), (t,))[1])(far_apart(t)), torch.stack([view(row) for row in t])
+    )
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
     ("name", "dtype"),
@@ -101,3 +129,31 @@ def test_gradients_do_not_depend_on_the_layout_of_a_batch(
     torch.testing.assert_close(tl.vmap(gradient)(xs, cotangents), want, rtol=1e-7, atol=1e-8)
     nested = tl.vmap(tl.vmap(gradient, (None, 0)))(xs, torch.stack([cotangents, 2 * cotangents], 1))
     torch.testing.assert_close(nested, torch.stack([want, 2 * want], 1), rtol=1e-7, atol=1e-8)
+
+
+NONE_OF: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
+    "cartesian_prod": (torch.cartesian_prod, [(3,), (2,)]),
+    "householder_product": (torch.linalg.householder_product, [(5, 3), (3,)]),
+    "ormqr": (torch.ormqr, [(5, 3), (3,), (5, 2)]),
+    "tensorinv": (lambda a: torch.linalg.tensorinv(a, 1), [(6, 2, 3)]),
+    "attention": (F.scaled_dot_product_attention, [(2, 4, 8)] * 3),
+    "pinv": (lambda a, b: torch.linalg.pinv(a @ b.mT), [(4, 3), (4, 3)]),
+    "diagonal": (lambda a: a.mT.diagonal(), [(4, 3)]),
+    "view_as_complex": (lambda a: torch.view_as_complex(a.transpose(0, 1)).abs(), [(4, 3, 2)]),
+    "segment_reduce": (lambda a: torch.segment_reduce(a, "sum", lengths=torch.tensor([1, 3])), [(4, 3)]),
+}
+
+
+@pytest.mark.parametrize("name", NONE_OF)
+@pytest.mark.parametrize("dim", [0, -1])
+def test_derivatives_of_no_examples(name: str, dim: int) -> None:
+    f, shapes = NONE_OF[name]
+    examples = [torch.randn(shape) for shape in shapes]
+    none = [e.unsqueeze(dim).narrow(dim, 0, 0) for e in examples]
+    out = f(*examples)
+    tangents = tl.vmap(lambda *x: tl.jvp(f, x, x)[1], dim)(*none)
+    assert tangents.shape == (0, *out.shape)
+    gradients = tl.vmap(lambda *x: tl.vjp(f, *x)[1](torch.ones_like(out)), dim)(*none)
+    assert [g.shape for g in gradients] == [(0, *shape) for shape in shapes]
+    pushed = tl.vmap(lambda *x: tl.jvp(f, tuple(examples), x)[1], dim)(*none)
+    assert pushed.shape == (0, *out.shape)
