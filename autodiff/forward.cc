@@ -37,6 +37,14 @@ Level::Options level_options(bool isolated, std::optional<int64_t> directions) {
           .randomness = Randomness::kSame};
 }
 
+// The tangent of t, in t's dtype: some of libtorch's formulas make a wider one (that of frexp for
+// bfloat16 is float32).
+at::Tensor tangent_of(const at::Tensor& t) {
+  const at::Tensor& tangent = t._fw_grad(kDual);
+  if (!tangent.defined() || tangent.scalar_type() == t.scalar_type()) return tangent;
+  return tangent.is_complex() == t.is_complex() ? tangent.to(t.scalar_type()) : tangent;
+}
+
 // Ends the tangent of t (see NOTE [one dual level]: another thread may keep the level open).
 void drop_tangent(const at::Tensor& t) {
   auto* meta = torch::autograd::impl::get_autograd_meta(t);
@@ -155,7 +163,7 @@ std::vector<ForwardOutput> ForwardScope::finish(const std::vector<at::Tensor>& o
     }
     check_alive(output);
     const bool foreign = own_level && depth_of(output) != domain_->depth();
-    ForwardOutput result{output, foreign ? at::Tensor() : output._fw_grad(kDual), std::nullopt};
+    ForwardOutput result{output, foreign ? at::Tensor() : tangent_of(output), std::nullopt};
     if (level_scope_.has_value()) {
       const Level& level = *level_scope_->level();
       Lowered primal = lower(output, level);

@@ -26,6 +26,7 @@
 #include <ATen/ops/nll_loss2d_backward_ops.h>
 #include <ATen/ops/nll_loss_backward_ops.h>
 #include <ATen/ops/norm_ops.h>
+#include <ATen/ops/real.h>
 #include <ATen/ops/sigmoid.h>
 #include <ATen/ops/silu_backward_ops.h>
 #include <ATen/ops/softplus.h>
@@ -63,8 +64,9 @@ Tensor log_softmax_backward(const Tensor& grad, const Tensor& output, int64_t di
 }
 
 Tensor logsumexp(const Tensor& self, at::IntArrayRef dims, bool keepdim) {
-  // Any constant will do; the largest entry keeps exp in range.
-  Tensor largest = self.detach().amax(dims, /*keepdim=*/true);
+  // Any constant will do; the largest entry, or real part, keeps exp in range.
+  const Tensor values = self.detach();
+  Tensor largest = (values.is_complex() ? at::real(values) : values).amax(dims, /*keepdim=*/true);
   largest = largest.masked_fill(largest.abs() == std::numeric_limits<double>::infinity(), 0);
   const Tensor result = (self - largest).exp().sum(dims, /*keepdim=*/true).log() + largest;
   return keepdim ? result : result.squeeze(dims);

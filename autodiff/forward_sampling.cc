@@ -111,18 +111,20 @@ Tensor grid_sampler(const Tensor& input, const Tensor& grid, const Options& opti
   const std::function<void(int64_t, const Tensor&, const Tensor&, const Tensor&)> visit =
       [&](int64_t dim, const Tensor& place, const Tensor& weight, const Tensor& inside) {
         if (dim == dims) {
-          const Tensor index = place.mul(inside).to(at::kLong).unsqueeze(1);
-          const Tensor pixels = image.gather(2, index.expand({n, channels, index.size(2)}));
+          const Tensor index = place.unsqueeze(1).expand({n, channels, place.size(1)});
+          const Tensor pixels = image.gather(2, index);
           const Tensor part = pixels * (weight * inside).unsqueeze(1);
           sum = sum.defined() ? sum + part : part;
           return;
         }
         const int64_t size = input.size(2 + dim);
         for (const Tap& tap : taps(points.select(-1, dims - 1 - dim), size, options)) {
-          const Tensor here = ((tap.place >= 0) & (tap.place <= static_cast<double>(size - 1)))
-                                  .to(tap.weight.scalar_type());
+          const Tensor is_here = (tap.place >= 0) & (tap.place <= static_cast<double>(size - 1));
+          // An integer: the number of a pixel may be more than a floating point number can tell.
+          const Tensor row = tap.place.masked_fill(is_here.logical_not(), 0).to(at::kLong);
+          const Tensor here = is_here.to(tap.weight.scalar_type());
           const bool first = !place.defined();
-          visit(dim + 1, first ? tap.place : place * static_cast<double>(size) + tap.place,
+          visit(dim + 1, first ? row : place * size + row,
                 first ? tap.weight : weight * tap.weight, first ? here : inside * here);
         }
       };
@@ -134,10 +136,12 @@ Tensor grid_sampler(const Tensor& input, const Tensor& grid, const Options& opti
 
 Tensor grid_sampler_kernel(const Tensor& input, const Tensor& grid, int64_t interpolation,
                            int64_t padding, bool align_corners) {
-  return grid_sampler(input, grid,
-                      {.interpolation = static_cast<GridSamplerInterpolation>(interpolation),
-                       .padding = static_cast<GridSamplerPadding>(padding),
-                       .align_corners = align_corners});
+  const Options options = {.interpolation = static_cast<GridSamplerInterpolation>(interpolation),
+                           .padding = static_cast<GridSamplerPadding>(padding),
+                           .align_corners = align_corners};
+  // Half precision cannot tell pixels apart. libtorch's kernels compute in float, too.
+  if (!at::isReducedFloatingType(grid.scalar_type())) return grid_sampler(input, grid, options);
+  return grid_sampler(input.to(at::kFloat), grid.to(at::kFloat), options).to(input.scalar_type());
 }
 
 }  // namespace

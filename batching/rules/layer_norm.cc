@@ -76,6 +76,10 @@ struct Backward {
   // (input - mean) * rstd.
   at::Tensor normalized() const {
     if (is_tracked_outside(input)) return normalized_from_input();
+    if (at::isReducedFloatingType(input.scalar_type())) {
+      // Rounded products would not cancel.
+      return (input.to(at::kFloat) - mean.to(at::kFloat)) * rstd.to(at::kFloat);
+    }
     return at::addcmul(-(mean * rstd), input, rstd);  // in one pass
   }
 

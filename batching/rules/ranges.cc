@@ -62,7 +62,7 @@ Tensor steps_between(const Start& from, const End& to, int64_t steps, const Targ
   TORCH_CHECK(steps >= 0, "number of steps must be non-negative");
   const Tensor start = end_of(from, target), end = end_of(to, target);
   const auto options = at::TensorOptions().device(target.device);
-  const Tensor place = at::arange(steps, options.dtype(target.compute));
+  const Tensor place = at::arange(steps, options.dtype(at::toRealValueType(target.compute)));
   if (steps == 1) return start + place;
   const Tensor step = (end - start) / static_cast<double>(steps - 1);
   const Tensor first_half = at::arange(steps, options).lt(steps / 2);
