@@ -255,8 +255,7 @@ TEST(BinaryRules, TypePromotionOfExamples) {
                           [&](int64_t) {
                             return Tensors{integers(0, 4, a).to(left), integers(0, 4, b).to(right)};
                           },
-                      .differentiable = false,
-                      .empty_batch = false});
+                      .differentiable = false});
         }
       }
     }

@@ -16,14 +16,15 @@ namespace {
 
 namespace ops = at::_ops;
 
+constexpr const char* kExpectedProbs =
+    "[vmap] ctc_loss: expected log_probs of 3 dimensions, but got shape ";
+
 // NOTE [ctc in one call]
 //   log_probs  BTNC -> T(BN)C
 //   targets    BNS -> (BN)S, or, where they lie one after the other, BL -> (BL)
 //   lengths    those of N, B times; or, as tensors, BN -> (BN)
 at::Tensor join_probs(const BatchedArg& log_probs, int64_t size) {
-  TORCH_CHECK(log_probs.logical_dim() == 3,
-              "[vmap] ctc_loss: expected log_probs of 3 dimensions, "
-              "but got shape ",
+  TORCH_CHECK(log_probs.logical_dim() == 3, kExpectedProbs,
               at::IntArrayRef(logical_sizes(log_probs)));
   return expanded(log_probs, size).transpose(0, 1).flatten(1, 2);
 }
@@ -53,8 +54,11 @@ at::Tensor join_lengths(const BatchedArg& lengths, int64_t size) {
   return join_rows(lengths, size);
 }
 
-void check_size(const Level& level) {
-  TORCH_CHECK(level.size() > 0, "[vmap] ctc_loss: needs at least one example");
+// No numbers, of the shape [0, example...]: libtorch wants at least one example.
+Batched none_like(const BatchedArg& log_probs, at::IntArrayRef example) {
+  std::vector<int64_t> sizes = {0};
+  sizes.insert(sizes.end(), example.begin(), example.end());
+  return {log_probs.value.new_zeros(sizes), 0};
 }
 
 // Lengths: at::IntArrayRef or BatchedArg.
@@ -63,8 +67,12 @@ std::tuple<Batched, Batched> ctc_loss_rule(const Level& level, BatchedArg log_pr
                                            BatchedArg targets, Lengths input_lengths,
                                            Lengths target_lengths, int64_t blank,
                                            bool zero_infinity) {
-  check_size(level);
   const int64_t size = level.size();
+  if (size == 0) {
+    const auto sizes = logical_sizes(log_probs);  // T, N, C
+    TORCH_CHECK(sizes.size() == 3, kExpectedProbs, at::IntArrayRef(sizes));
+    return {none_like(log_probs, {sizes[1]}), none_like(log_probs, {sizes[1], sizes[0], 1})};
+  }
   const auto [loss, alpha] = at::_ctc_loss(
       join_probs(log_probs, size), join_rows(targets, size), join_lengths(input_lengths, size),
       join_lengths(target_lengths, size), blank, zero_infinity);
@@ -76,8 +84,8 @@ Batched ctc_loss_backward_rule(const Level& level, BatchedArg grad, BatchedArg l
                                BatchedArg targets, Lengths input_lengths, Lengths target_lengths,
                                BatchedArg loss, BatchedArg alpha, int64_t blank,
                                bool zero_infinity) {
-  check_size(level);
   const int64_t size = level.size();
+  if (size == 0) return none_like(log_probs, logical_sizes(log_probs));
   const at::Tensor joined = at::_ctc_loss_backward(
       join_rows(grad, size), join_probs(log_probs, size), join_rows(targets, size),
       join_lengths(input_lengths, size), join_lengths(target_lengths, size), join_rows(loss, size),

@@ -28,8 +28,7 @@ TEST(CtcRules, PaddedAndJoinedTargets) {
                         const std::vector<int64_t> shape =
                             joined ? std::vector<int64_t>{9} : std::vector<int64_t>{3, 4};
                         return Tensors{randn({9, 3, 5}), integers(1, 5, shape)};
-                      },
-                  .empty_batch = false});
+                      }});
     }
   }
 }
@@ -44,8 +43,7 @@ TEST(CtcRules, OneSequence) {
               .make =
                   [](int64_t) {
                     return Tensors{randn({7, 5}), integers(1, 5, {3})};
-                  },
-              .empty_batch = false});
+                  }});
 }
 
 // Each example has its own lengths; those of its targets have one sum, as they lie in one row.
@@ -65,8 +63,7 @@ TEST(CtcRules, LengthsAsTensors) {
                           at::cat({3 + fewer, 4 - fewer, at::full({1}, 2, at::kLong)});
                       return Tensors{randn({9, 3, 5}), integers(1, 5, shape), integers(7, 10, {3}),
                                      lengths};
-                    },
-                .empty_batch = false});
+                    }});
   }
 }
 

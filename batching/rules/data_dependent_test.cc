@@ -152,7 +152,6 @@ TEST(DataDependentRules, RepeatInterleave) {
                     const at::Tensor repeats = at::arange(4, at::kLong).roll(i);
                     return Tensors{randn({4, 2}), repeats, repeats.flip(0)};
                   },
-              .empty_batch = false,
               .tolerance = 1e-12});
 }
 

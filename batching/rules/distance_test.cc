@@ -19,7 +19,6 @@ TEST(DistanceRules, Cdist) {
                       [shape](int64_t) {
                         return Tensors{randn(shape), randn({3, 5})};
                       },
-                  .empty_batch = false,
                   .tolerance = 1e-7});
     }
   }
@@ -32,8 +31,7 @@ TEST(DistanceRules, Pdist) {
                 .make =
                     [](int64_t) {
                       return Tensors{randn({4, 3})};
-                    },
-                .empty_batch = false});
+                    }});
   }
 }
 
@@ -47,8 +45,7 @@ TEST(DistanceRules, EqualRows) {
               .make =
                   [](int64_t) {
                     return Tensors{randn({1, 4})};
-                  },
-              .empty_batch = false});
+                  }});
 }
 
 }  // namespace

@@ -29,6 +29,8 @@ std::tuple<Batched, Batched> per_channel_rule(const Level& level, BatchedArg sel
         x, scale.value, zero_point.value, dim + 1, quant_min, quant_max);
     return {Batched{out, 0}, Batched{mask, 0}};
   }
+  // libtorch takes the least of the zero points, and there are none.
+  if (level.size() == 0) return {Batched{x, 0}, Batched{x.to(at::kBool), 0}};
   auto [out, mask] = at::fake_quantize_per_channel_affine_cachemask(
       merge_dim(x, 0, dim), expanded(scale, level.size()).flatten(),
       expanded(zero_point, level.size()).flatten(), dim, quant_min, quant_max);

@@ -33,7 +33,6 @@ TEST(FakeQuantizeRules, PerChannel) {
                       return Tensors{randn({3, 3}).to(at::kFloat), positive({3}).div(10),
                                      integers(-2, 3, {3}).to(at::kInt)};
                     },
-                .empty_batch = false,
                 .tolerance = 1e-6});
   }
 }

@@ -31,8 +31,7 @@ void check_real(const char* name, const Function& f, std::vector<int64_t> shape)
                     return Tensors{out.is_complex() ? at::view_as_real(out.resolve_conj()) : out};
                   },
               .make = [shape](int64_t) { return Tensors{randn(shape)}; },
-              .second_order = true,
-              .empty_batch = false});
+              .second_order = true});
 }
 
 void check_complex(const char* name, const Function& f, std::vector<int64_t> shape) {
@@ -45,8 +44,7 @@ void check_complex(const char* name, const Function& f, std::vector<int64_t> sha
               .make =
                   [shape](int64_t) {
                     return Tensors{randn(shape), randn(shape)};
-                  },
-              .empty_batch = false});
+                  }});
 }
 
 TEST(FftRules, Real) {

@@ -20,7 +20,6 @@ TEST(GroupNormRules, EveryBatchedArgument) {
              [&](int64_t) {
                return Tensors{randn(shape), randn({4}), randn({4})};
              },
-         .empty_batch = false,
          .tolerance = 1e-7});
   }
 }
@@ -33,7 +32,6 @@ TEST(GroupNormRules, WithoutAffine) {
                     return Tensors{randn({2, 4, 3})};
                   },
               .second_order = true,
-              .empty_batch = false,
               .tolerance = 1e-7});
 }
 

@@ -29,7 +29,6 @@ TEST(MoreLinalgRules, Ormqr) {
                       const auto [a, tau] = at::geqrf(randn({4, 3}));
                       return Tensors{a, tau, randn({4, 2})};
                     },
-                .empty_batch = false,
                 .tolerance = 1e-7});
   }
 }
@@ -51,7 +50,6 @@ TEST(MoreLinalgRules, LdlSolve) {
                       return Tensors{randn(left), randn(right)};
                     },
                 .differentiable = false,
-                .empty_batch = false,
                 .tolerance = 1e-7});
   }
 }
@@ -63,7 +61,6 @@ TEST(MoreLinalgRules, Pinv) {
                   [](int64_t) {
                     return Tensors{randn({4, 3})};
                   },
-              .empty_batch = false,
               .tolerance = 1e-6});
   check_rule(
       {.name = "pinv with tolerances",
@@ -76,7 +73,6 @@ TEST(MoreLinalgRules, Pinv) {
              return Tensors{randn({2, 4, 3}), positive({2}).mul(1e-3), positive({}).mul(1e-3)};
            },
        .differentiable = false,
-       .empty_batch = false,
        .tolerance = 1e-6});
 }
 
@@ -147,8 +143,7 @@ TEST(MoreLinalgRules, RootsAndPolarForms) {
                         return call_by_name(*op, positive);
                       },
                   .make = [sizes](int64_t) { return Tensors{randn(sizes)}; },
-                  .differentiable = false,
-                  .empty_batch = false});
+                  .differentiable = false});
     }
   }
 }

@@ -44,7 +44,6 @@ RuleCase square(const char* name, std::function<at::Tensor(const Tensors&)> f,
                 for (const auto& shape : others) in.push_back(randn(shape));
                 return in;
               },
-          .empty_batch = false,
           .tolerance = 1e-7};
 }
 
@@ -120,8 +119,7 @@ TEST(LinalgRules, Vectors) {
            [](int64_t) {
              return Tensors{randn({4, 3}), randn({3})};
            },
-       .differentiable = false,
-       .empty_batch = false});
+       .differentiable = false});
 }
 
 TEST(LinalgRules, AVectorIsNotABatchOfNumbers) {

@@ -70,9 +70,6 @@ int64_t size_with(const std::optional<BatchedArg>& weight,
 // The kernel has one weight for all rows, so examples with their own go one by one.
 template <class F>
 Batched by_example(int64_t size, const F& f) {
-  TORCH_CHECK(size > 0,
-              "[vmap] multi_margin_loss: class weights that differ by example need at least "
-              "one example");
   std::vector<at::Tensor> results;
   for (int64_t b = 0; b < size; ++b) results.push_back(f(b));
   return {at::stack(results), 0};
@@ -91,17 +88,19 @@ Batched multi_margin(BatchedArg self, BatchedArg target, const at::Scalar& p,
   const int64_t size = size_with(weight, {&self, &target});
   const at::Tensor x = expanded(self, size);
   const at::Tensor t = expanded(target, size);
-  if (is_batched(weight)) {
+  const Rows rows(x, size);
+  check_target(target, rows);
+  if (is_batched(weight) && size > 0) {
     const at::Tensor w = batch_first(*weight);
     return by_example(size, [&](int64_t b) {
       return at::multi_margin_loss(x.select(0, b), t.select(0, b), p, margin, w.select(0, b),
                                    reduction);
     });
   }
-  const Rows rows(x, size);
-  check_target(target, rows);
-  const at::Tensor losses = at::multi_margin_loss(Rows::of(x), t.flatten(), p, margin,
-                                                  value_of(weight), at::Reduction::None);
+  const at::Tensor losses =
+      size == 0 ? x.new_zeros({0})
+                : at::multi_margin_loss(Rows::of(x), t.flatten(), p, margin, value_of(weight),
+                                        at::Reduction::None);
   return {rows.reduced(losses, reduction, target.logical_dim() > 0), 0};
 }
 
@@ -111,6 +110,7 @@ Batched multi_margin_backward(BatchedArg grad, BatchedArg self, BatchedArg targe
   const int64_t size = size_with(weight, {&grad, &self, &target});
   const at::Tensor x = expanded(self, size);
   const at::Tensor t = expanded(target, size);
+  if (size == 0) return {x.new_zeros(x.sizes()), 0};
   if (is_batched(weight)) {
     const at::Tensor w = batch_first(*weight);
     const at::Tensor g = expanded(grad, size);

@@ -26,8 +26,7 @@ TEST(MarginLossRules, OneClass) {
                   .make =
                       [=](int64_t) {
                         return Tensors{randn(shape), integers(0, 5, rows), positive({5})};
-                      },
-                  .empty_batch = false});
+                      }});
     }
   }
 }
@@ -43,8 +42,7 @@ TEST(MarginLossRules, OneNumber) {
                 .make =
                     [](int64_t) {
                       return Tensors{randn({}), integers(0, 1, {})};
-                    },
-                .empty_batch = false});
+                    }});
   }
 }
 
@@ -60,8 +58,7 @@ TEST(MarginLossRules, SeveralLabels) {
                       [=](int64_t) {
                         const int64_t classes = shape.empty() ? 1 : shape.back();
                         return Tensors{randn(shape), integers(-1, classes, shape)};
-                      },
-                  .empty_batch = false});
+                      }});
     }
   }
 }

@@ -162,8 +162,7 @@ TEST(PoolingRules, Fractional) {
                       const at::Tensor x = randn({2, 3, 7, 8});
                       const at::Tensor samples = positive({2, 3, 2}).sub(0.5);
                       return has_n ? Tensors{x, samples} : Tensors{x[0], samples.narrow(0, 0, 1)};
-                    },
-                .empty_batch = false});
+                    }});
     check_rule({.name = "fractional_max_pool3d",
                 .f =
                     [](const Tensors& in) {
@@ -176,8 +175,7 @@ TEST(PoolingRules, Fractional) {
                       const at::Tensor x = randn({2, 2, 5, 6, 5});
                       const at::Tensor samples = positive({2, 2, 3}).sub(0.5);
                       return has_n ? Tensors{x, samples} : Tensors{x[0], samples.narrow(0, 0, 1)};
-                    },
-                .empty_batch = false});
+                    }});
   }
 }
 

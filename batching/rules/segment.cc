@@ -29,6 +29,7 @@ Batched segment_reduce_rule(const Level& level, BatchedArg data, c10::string_vie
                             Segments lengths, Segments indices, Segments offsets, int64_t axis,
                             bool unsafe, const std::optional<at::Scalar>& initial) {
   const int64_t size = level.size();
+  unsafe = unsafe || size == 0;  // The check takes the minimum of the lengths, and there are none.
   return {at::segment_reduce(expanded(data, size), reduce, in_front(lengths, size),
                              in_front(indices, size), in_front(offsets, size),
                              behind_batch(data, axis), unsafe, initial),

@@ -21,8 +21,7 @@ TEST(SegmentRules, Lengths) {
          .make =
              [](int64_t i) {
                return Tensors{randn({7, 2}), lengths_of(i)};
-             },
-         .empty_batch = false});
+             }});
   }
 }
 
@@ -35,8 +34,7 @@ TEST(SegmentRules, Offsets) {
               .make =
                   [](int64_t i) {
                     return Tensors{randn({7, 2}), at::tensor({int64_t{0}, 1 + i % 3, int64_t{7}})};
-                  },
-              .empty_batch = false});
+                  }});
 }
 
 }  // namespace

@@ -43,15 +43,13 @@ struct Unary {
   std::string name;
   std::vector<int64_t> sizes;
   std::function<at::Tensor(const at::Tensor&)> f;
-  bool empty_batch = true;
 };
 
 void check_all(const std::vector<Unary>& cases) {
   for (const Unary& each : cases) {
     check_rule({.name = each.name,
                 .f = [=](In in) { return Tensors{each.f(in[0])}; },
-                .make = [=](int64_t) { return Tensors{randn(each.sizes)}; },
-                .empty_batch = each.empty_batch});
+                .make = [=](int64_t) { return Tensors{randn(each.sizes)}; }});
   }
 }
 
@@ -179,8 +177,7 @@ TEST(ShapeRules, Shuffles) {
                   [](int64_t) {
                     return Tensors{randn({3, 4, 2, 2})};
                   },
-              .differentiable = false,
-              .empty_batch = false});
+              .differentiable = false});
 }
 
 TEST(ShapeRules, Joining) {

@@ -37,8 +37,7 @@ void check(const char* name, std::function<at::Tensor(const Tensors&)> f,
                     Tensors in;
                     for (const auto& shape : shapes) in.push_back(randn(shape));
                     return in;
-                  },
-              .empty_batch = false});
+                  }});
 }
 
 TEST(UpsampleRules, Upsample) {

@@ -6,6 +6,7 @@
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cos.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/ones_like.h>
 #include <ATen/ops/rand.h>
 #include <ATen/ops/randint.h>
 #include <ATen/ops/randn.h>
@@ -120,9 +121,12 @@ at::Tensor cotangent_for(const at::Tensor& out, const at::Tensor& phase) {
       .to(out.scalar_type());
 }
 
+// f gets copies of its inputs, into which it may write, or them as they lie in memory.
+enum class Hands { kCopies, kInputs };
+
 // The gradient of sum(cotangent * f) with regard to every floating input.
 Tensors gradients(const std::function<Tensors(const Tensors&)>& f, const Tensors& in,
-                  const at::Tensor& phase, bool create_graph) {
+                  const at::Tensor& phase, bool create_graph, Hands hands = Hands::kCopies) {
   const c10::AutoGradMode enable(true);
   Tensors primals;
   Tensors wanted;
@@ -135,7 +139,8 @@ Tensors gradients(const std::function<Tensors(const Tensors&)>& f, const Tensors
   }
   Tensors used = primals;
   for (at::Tensor& t : used) {
-    if (is_differentiable(t)) t = t.clone();  // f may write in place, which a leaf forbids
+    // A leaf forbids to write in place.
+    if (hands == Hands::kCopies && is_differentiable(t)) t = t.clone();
   }
   Tensors outs;
   Tensors cotangents;
@@ -242,17 +247,17 @@ void check_through(const RuleCase& c, const Plan& plan, int64_t size) {
 }
 
 // The gradients of a case, as a case with one more input: the phase of the cotangents.
-RuleCase gradient_case(const RuleCase& c, int order) {
+RuleCase gradient_case(const RuleCase& c, int order, Hands hands = Hands::kCopies) {
   RuleCase with_phase = c;
   with_phase.make = [make = c.make](int64_t i) {
     Tensors in = make(i);
     in.push_back(at::full({}, 0.6 * static_cast<double>(i), at::kDouble));
     return in;
   };
-  with_phase.f = [f = c.f, order](const Tensors& in) {
+  with_phase.f = [f = c.f, order, hands](const Tensors& in) {
     const Tensors primals(in.begin(), in.end() - 1);
     const at::Tensor phase = in.back();
-    if (order == 1) return gradients(f, primals, phase, false);
+    if (order == 1) return gradients(f, primals, phase, false, hands);
     const auto first = [&](const Tensors& again) { return gradients(f, again, phase, true); };
     return gradients(first, primals, phase, false);
   };
@@ -295,6 +300,36 @@ void check_cotangent_alone(const RuleCase& c) {
   if (!c.second_order || ::testing::Test::HasFatalFailure()) return;
   const RuleCase second = gradient_case(c, 2);
   check_inside(second, plan, 3, second.f, "second derivative, cotangent alone");
+}
+
+// Every other row of a larger tensor: the examples lie as they did, the batch does not.
+at::Tensor spread(const at::Tensor& batch) {
+  return at::stack({batch, at::ones_like(batch)}, 1).select(1, 0);
+}
+
+// Derivative formulas look at the strides of an example, rules at those of the batch.
+void check_spread(const RuleCase& c) {
+  if (!c.always_batched.empty()) return;  // writes in place
+  constexpr int64_t kSize = 3;
+  const auto check = [&](const RuleCase& spread_case, const char* what) {
+    const Tensors shared = make_example(spread_case, 0);
+    Plan plan(shared.size());
+    for (size_t a = 0; a < shared.size(); ++a) {
+      if (shared[a].defined() && !contains(c.unbatched, a)) plan[a] = 0;
+    }
+    const std::vector<Tensors> examples = make_examples(spread_case, plan, kSize);
+    Tensors inputs = batch_inputs(examples, plan, kSize);
+    for (size_t a = 0; a < inputs.size(); ++a) {
+      if (plan[a]) inputs[a] = spread(inputs[a]);
+    }
+    const bool differentiates = std::string_view(what) != "forward";
+    expect_same(run_level(inputs, plan, kSize, spread_case.f, differentiates),
+                run_loop(examples, spread_case.f), kSize, c.tolerance,
+                describe(c, plan, kSize, what) + ", a batch of every other row");
+  };
+  check(c, "forward");
+  if (!c.differentiable || ::testing::Test::HasFatalFailure()) return;
+  check(gradient_case(c, 1, Hands::kInputs), "backward inside the level");
 }
 
 // --- two nested levels ---------------------------------------------------------------------------
@@ -385,7 +420,6 @@ std::vector<Roles> nested_roles(const RuleCase& c) {
 void check_rule(const RuleCase& c) {
   for (const Plan& plan : plans_for(c)) {
     for (const int64_t size : {int64_t{3}, int64_t{1}, int64_t{0}}) {
-      if (size == 0 && !c.empty_batch) continue;
       const StrictScope strict;
       try {
         check_plan(c, plan, size);
@@ -401,6 +435,13 @@ void check_rule(const RuleCase& c) {
   } catch (const std::exception& e) {
     FAIL() << c.name << ", the cotangent alone batched, threw: " << e.what();
   }
+  try {
+    const StrictScope strict;
+    check_spread(c);
+  } catch (const std::exception& e) {
+    FAIL() << c.name << ", a batch of every other row, threw: " << e.what();
+  }
+  if (::testing::Test::HasFatalFailure()) return;
   const RuleCase g = gradient_case(c, 1);
   for (Roles roles : nested_roles(c)) {
     const StrictScope strict;

@@ -44,7 +44,6 @@ struct RuleCase {
   std::vector<size_t> always_batched = {};
   bool differentiable = true;
   bool second_order = false;
-  bool empty_batch = true;
   double tolerance = 1e-9;  // relative and absolute, in float64
 };
 
