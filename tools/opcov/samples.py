@@ -139,11 +139,12 @@ def same_shaped(like: list[torch.Tensor], slots: list[int], leaves: list[Any]) -
 
 
 def is_random(op: Any, case: Case) -> bool:
-    """Whether the op draws random numbers on this sample."""
+    """Whether the op draws random numbers on this sample. Some ops do for some values only, as rrelu does."""
     seed_everything()
     before = torch.get_rng_state()
-    with contextlib.suppress(Exception):
-        case.bind(op.get_op())(*clone(case.variants[0]))
+    for tensors in case.variants:
+        with contextlib.suppress(Exception):
+            case.bind(op.get_op())(*clone(tensors))
     return not torch.equal(before, torch.get_rng_state())
 
 
@@ -187,13 +188,13 @@ class Form:
 
     name: str
     size: int = BATCH
-    copies: bool = False  # every example is the first one
+    shares_memory: bool = False  # every example is the first one, and there is memory for one alone
     lay_out: Callable[[torch.Tensor, int], torch.Tensor] = lambda tensor, dim: tensor
 
     def batches(self, examples: Sequence[Sequence[torch.Tensor]], dims: Dims) -> list[Tensors]:
         """What a check takes for its arguments. A batch without examples is made of one, by `given`."""
         candidates = batches(examples[: max(self.size, 1)], dims)
-        return candidates[1:] if self.copies else candidates
+        return candidates[1:] if self.shares_memory else candidates
 
     def given(self, args: Sequence[torch.Tensor], dims: Dims) -> Tensors:
         """The same arguments, as the library gets them."""
@@ -202,9 +203,16 @@ class Form:
         return tuple(a if d is None else self.lay_out(a, d) for a, d in zip(args, dims))
 
     def loop(self, fn: Function, dims: Dims, contiguous: bool = False) -> Function:
-        """The reference for vmap(fn, in_dims=dims)."""
+        """The reference for vmap(fn, in_dims=dims), on examples that lie in memory as the library's do.
+
+        Where an example is refused for how it lies (a view of it cannot be had), there is no reference.
+        """
         looped = loop(fn, dims, max(self.size, 1), contiguous)
-        return looped if self.size else lambda *args: tuple(out[:0] for out in looped(*args))
+
+        def laid_out(*args: torch.Tensor) -> Tensors:
+            return looped(*(a if d is None else self.lay_out(a, d) for a, d in zip(args, dims)))
+
+        return laid_out if self.size else lambda *args: tuple(out[:0] for out in looped(*args))
 
 
 def every_other(tensor: torch.Tensor, dim: int) -> torch.Tensor:
@@ -221,7 +229,7 @@ def shared_memory(tensor: torch.Tensor, dim: int) -> torch.Tensor:
 PLAIN = Form("")
 FORMS = [
     Form("non-contiguous", lay_out=every_other),
-    Form("expanded", copies=True, lay_out=shared_memory),
+    Form("expanded", shares_memory=True, lay_out=shared_memory),
     Form("batch of 1", size=1),
     Form("batch of 0", size=0),
 ]

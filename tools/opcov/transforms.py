@@ -41,6 +41,11 @@ UNINITIALISED = {
 READS_STORAGE = {"as_strided", "as_strided_copy", "as_strided_scatter"}
 
 
+# Ops whose result's size is read from the largest of an argument's values, of which a batch without
+# examples has none.
+SIZED_BY_VALUES = {"bincount", "nn.functional.one_hot", "tensor_split"}
+
+
 class NotApplicable(Exception):
     """The transform has nothing to check on this op; the message says why."""
 
@@ -86,7 +91,17 @@ class Subject:
         if self.op.name in READS_STORAGE:
             # How an example lies in memory is part of the input: only whole examples in a row.
             plans = [p for p in plans if "-1" not in p[0] and self.form.lay_out is PLAIN.lay_out]
+        if self.op.name in SIZED_BY_VALUES and self.form.size == 0:
+            plans = []
         return plans
+
+    def written(self) -> list[int]:
+        """The op's tensors that it writes to."""
+        tensors = clone(self.case.variants[0])
+        before = [t._version for t in tensors]
+        with contextlib.suppress(Exception):
+            self.case.bind(self.op.get_op())(*tensors)
+        return [k for k, t in enumerate(tensors) if t._version != before[k]]
 
     @property
     def writes_first(self) -> bool:
@@ -126,9 +141,12 @@ def values_and_function(subject: Subject) -> tuple[list[list[torch.Tensor]], Fun
 @transform(order=0)
 def checks_vmap(s: Subject) -> Iterator[Check]:
     values, fn = values_and_function(s)
+    written = s.written() if s.form.shares_memory else []
     for label, dims in s.sensible(batching_plans(len(values[0]))):
         if s.writes_first and dims[0] is None:
             continue
+        if any(dims[k] is not None for k in written):
+            continue  # a write to one example would be a write to all
         yield Check(label, s.vmap(fn, dims), s.loop(fn, dims), s.form.batches(values, dims), s.shape_only)
 
 
@@ -291,6 +309,7 @@ def checks_vmapjvp(s: Subject) -> Iterator[Check]:
             s.loop(d.ref_jvp, dims),
             s.form.batches(values, dims),
             s.shape_only,
+            second_opinion=s.loop(d.fd_jvp, dims),
         )
 
 
