@@ -9,6 +9,7 @@
 #include "batching/row_set.h"
 #include "core/error.h"
 #include "core/lifted_tensor.h"
+#include "core/recorder.h"
 
 namespace torchlift::control_flow_internal {
 namespace {
@@ -23,6 +24,15 @@ void check_pred(const char* transform, const Tensor& pred) {
   transform_error(transform, "the condition must be a bool tensor without dims, got ", got,
                   ". Compare (x > 0), and reduce it by .all() or .any(); for a choice element by "
                   "element use torch.where.");
+}
+
+// The recording level that a condition has a batch dim of, if there is one.
+LevelPtr recording_level(const Tensor& pred) {
+  for (const LiftedTensorImpl* impl = as_lifted(pred); impl != nullptr;
+       impl = as_lifted(impl->value())) {
+    if (impl->bdim() && recorder_of(impl->level()) != nullptr) return impl->level_ptr();
+  }
+  return {};
 }
 
 // Levels whose batch dims hold no examples, but parts of one value.
@@ -152,6 +162,9 @@ class RowLoop {
 Leaves cond_leaves(const char* transform, const Tensor& pred, const Step& true_fn,
                    const Step& false_fn, const Leaves& operands) {
   check_pred(transform, pred);
+  if (const LevelPtr level = recording_level(pred)) {
+    return recorder_of(*level)->cond(level, transform, pred, true_fn, false_fn, operands);
+  }
   check_examples(transform, pred);
   const std::vector<LevelPtr> levels = batched_levels(pred);
   if (levels.empty()) return read_shared(pred) ? true_fn(operands) : false_fn(operands);
@@ -172,6 +185,14 @@ Leaves while_leaves(const char* transform, const Test& test, const Step& body, L
   while (true) {
     const Tensor pred = test(carry);
     check_pred(transform, pred);
+    if (const LevelPtr level = recording_level(pred)) {
+      const Test checked = [&](const Leaves& leaves) {
+        Tensor found = test(leaves);
+        check_pred(transform, found);
+        return found;
+      };
+      return recorder_of(*level)->while_loop(level, transform, checked, body, std::move(carry));
+    }
     check_examples(transform, pred);
     if (batched_levels(pred).empty()) {
       if (!read_shared(pred)) return carry;

@@ -210,6 +210,12 @@ class Generalizer {
     const Graph& first = graphs_[0];
     const size_t sample = static_cast<size_t>(&graph - graphs_.data());
     for (size_t n = 0; n < std::min(first.nodes.size(), graph.nodes.size()); ++n) {
+      if (first.nodes[n].is_control_flow()) {
+        unsupported_error("trace", first.nodes[n].op,
+                          ": a graph with dynamic dims cannot hold the graphs of a branch or a "
+                          "loop. Trace it without dynamic dims (jit keeps a graph for each size), "
+                          "or choose by torch.where.");
+      }
       if (first.nodes[n].full_name() != graph.nodes[n].full_name() ||
           results_of(first.nodes[n]) != results_of(graph.nodes[n])) {
         specialises(c10::str("operator ", n, " is ", first.nodes[n].full_name(), " for ", at(0),

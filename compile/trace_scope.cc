@@ -6,14 +6,14 @@
 #include <ATen/core/ivalue.h>
 #include <ATen/core/stack.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
-#include <c10/util/intrusive_ptr.h>
 
 #include <algorithm>
 #include <cctype>
 #include <functional>
-#include <unordered_map>
 #include <utility>
 
+#include "compile/recording.h"
+#include "compile/trace_control_flow.h"
 #include "core/boxed.h"
 #include "core/dispatch.h"
 #include "core/error.h"
@@ -45,98 +45,6 @@ bool aliases(const c10::OperatorHandle& op, size_t result, bool write) {
   return alias != nullptr && alias->isWrite() == write;
 }
 
-}  // namespace
-
-// What has been written down so far.
-class Recording {
- public:
-  Recording(std::string transform, std::function<std::string()> source)
-      : transform_(std::move(transform)), source_(std::move(source)) {}
-
-  Graph graph;
-
-  const std::string& transform() const { return transform_; }
-  std::string source() const { return source_ ? source_() : std::string(); }
-
-  // Values are known by the tensors inside of the level's own ones, [1, ...]: those stay the same
-  // where autograd makes another tensor of the level of the same value.
-  void know(const at::Tensor& inner, ValueId id) {
-    known_.insert_or_assign(inner.unsafeGetTensorImpl(), Known{weak(inner), id});
-    if (inner.has_storage()) {
-      const c10::StorageImpl* storage = inner.storage().unsafeGetStorageImpl();
-      const auto found = owners_.find(storage);
-      if (found == owners_.end() || found->second.tensor.expired()) {
-        owners_.insert_or_assign(storage, Known{weak(inner), id});
-      }
-    }
-  }
-
-  ValueId find(const at::Tensor& inner) {
-    const auto found = known_.find(inner.unsafeGetTensorImpl());
-    if (found != known_.end() && !found->second.tensor.expired()) return found->second.id;
-    return view_of_owner(inner);
-  }
-
-  ValueId constant(const at::Tensor& t) {
-    const auto [found, added] = constants_.try_emplace(t.unsafeGetTensorImpl(), kNoValue);
-    if (added) found->second = graph.add_constant(t);
-    return found->second;
-  }
-
-  ValueId result(const OperatorHandle& op, const at::Tensor& real) {
-    return graph.add_value(type_of(real), base_name(op.schema().name()));
-  }
-
- private:
-  using Weak = c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>;
-  struct Known {
-    Weak tensor;
-    ValueId id;
-  };
-
-  static Weak weak(const at::Tensor& t) { return Weak(t.getIntrusivePtr()); }
-
-  // What promotion makes of the views of a tensor that gets memory of its own (core/promotion.h)
-  // are views of that memory, whose value is known.
-  ValueId view_of_owner(const at::Tensor& inner) {
-    const auto owner =
-        inner.has_storage() ? owners_.find(inner.storage().unsafeGetStorageImpl()) : owners_.end();
-    if (owner == owners_.end() || !spread_.count(owner->second.id)) {
-      unsupported_error(transform_, "met a tensor of shape ", inner.sizes().slice(1),
-                        " that depends on the inputs, but was computed past the operators: by a "
-                        "rule that takes tensors apart by itself, or in a callback. It cannot be "
-                        "traced.");
-    }
-    const at::Tensor real = inner.squeeze(0);
-    Node node{.op = "aten::as_strided",
-              .overload = "",
-              .args = {ValueRef{owner->second.id}, IValue(real.sizes()), IValue(real.strides()),
-                       IValue(real.storage_offset())},
-              .results = {},
-              .subgraphs = {},
-              .source = source()};
-    const ValueId id = graph.add_value(type_of(real), "as_strided");
-    node.results.push_back({.ids = {id}});
-    graph.nodes.push_back(std::move(node));
-    know(inner, id);
-    return id;
-  }
-
- public:
-  // Values whose memory begins at the start of its storage.
-  void note_spread(ValueId id) { spread_.emplace(id, true); }
-
- private:
-  const std::string transform_;
-  const std::function<std::string()> source_;
-  std::unordered_map<const c10::TensorImpl*, Known> known_;
-  std::unordered_map<const c10::StorageImpl*, Known> owners_;
-  std::unordered_map<const c10::TensorImpl*, ValueId> constants_;
-  std::unordered_map<ValueId, bool> spread_;
-};
-
-namespace {
-
 // One call of an operator that is being recorded.
 class Call {
  public:
@@ -158,7 +66,7 @@ class Call {
     if (asks_for_metadata()) return;
     settle_targets();
     keep_results(stack);
-    recording_.graph.nodes.push_back(std::move(node_));
+    recording_.graph().nodes.push_back(std::move(node_));
   }
 
  private:
@@ -286,8 +194,20 @@ class Call {
     }
     const ValueId id = recording_.find(impl->value());
     *real = impl->value().squeeze(0);
-    if (written) targets_.push_back({t, *real, id});
+    if (written) {
+      check_is_inside(*real);
+      targets_.push_back({t, *real, id});
+    }
     return id;
+  }
+
+  // What a branch or loop body writes into must be its own: it may not run, or run often.
+  void check_is_inside(const at::Tensor& real) const {
+    if (recording_.top().outside.count(real.storage().unsafeGetStorageImpl()) == 0) return;
+    unsupported_error(recording_.transform(), name(),
+                      ": a branch or loop body writes in place into a tensor from outside of it, "
+                      "an operand or one that it closes over. Write out of place, or into a "
+                      "x.clone().");
   }
 
   ValueId take_constant(const at::Tensor& t) {
@@ -331,7 +251,7 @@ class Call {
                           ", which a graph cannot say. Make a new tensor instead.");
       }
       impl->replace_value(target.real.unsqueeze(0), 0);
-      target.id = recording_.result(op_, target.real);
+      target.id = recording_.add_value(target.real, base_name(op_.schema().name()));
       recording_.know(impl->value(), target.id);
       node_.op.pop_back();  // squeeze_ -> squeeze: a view like any other
       if (!c10::Dispatcher::singleton().findSchema({node_.op, node_.overload}).has_value()) {
@@ -367,7 +287,7 @@ class Call {
                         ". Only strided tensors can be traced; make it dense, or make the sparse "
                         "tensor outside and use it in the function.");
     }
-    const ValueId id = recording_.result(op_, real);
+    const ValueId id = recording_.add_value(real, base_name(op_.schema().name()));
     result->ids.push_back(id);
     at::Tensor inner = real.unsqueeze(0);
     recording_.know(inner, id);
@@ -403,6 +323,16 @@ class TraceRecorder final : public Recorder {
     return true;
   }
 
+  Leaves cond(const LevelPtr& level, const char* /*transform*/, const at::Tensor& pred,
+              const Step& true_fn, const Step& false_fn, const Leaves& operands) const override {
+    return record_cond({*this, *recording_, level}, pred, true_fn, false_fn, operands);
+  }
+
+  Leaves while_loop(const LevelPtr& level, const char* transform, const Test& test,
+                    const Step& body, Leaves carry) const override {
+    return record_while({*this, *recording_, level}, transform, test, body, std::move(carry));
+  }
+
   at::Tensor spread(const at::Tensor& value, int64_t /*size*/) const override {
     const at::Tensor real = value.clone(at::MemoryFormat::Contiguous);
     Node node{.op = "aten::clone",
@@ -412,9 +342,9 @@ class TraceRecorder final : public Recorder {
               .results = {},
               .subgraphs = {},
               .source = recording_->source()};
-    const ValueId id = recording_->graph.add_value(type_of(real), "clone");
+    const ValueId id = recording_->add_value(real, "clone");
     node.results.push_back({.ids = {id}});
-    recording_->graph.nodes.push_back(std::move(node));
+    recording_->graph().nodes.push_back(std::move(node));
     recording_->note_spread(id);
     at::Tensor inner = real.unsqueeze(0);
     recording_->know(inner, id);
@@ -455,7 +385,7 @@ at::Tensor TraceScope::input(const at::Tensor& x, const std::string& name) {
                       ". Only strided tensors can be inputs; sparse ones can be constants.");
   }
   const at::Tensor real = x.detach();
-  const ValueId id = recording_->graph.add_input(type_of(real), name);
+  const ValueId id = recording_->graph().add_input(type_of(real), name);
   at::Tensor inner = real.unsqueeze(0);
   recording_->know(inner, id);
   return lift(std::move(inner), 0, level_scope_->level());
@@ -464,7 +394,7 @@ at::Tensor TraceScope::input(const at::Tensor& x, const std::string& name) {
 Graph TraceScope::finish(const std::vector<at::Tensor>& outputs) {
   for (const at::Tensor& output : outputs) {
     if (!output.defined()) {
-      recording_->graph.outputs.push_back(kNoValue);
+      recording_->graph().outputs.push_back(kNoValue);
       continue;
     }
     const Lowered lowered = lower(output, *level_scope_->level());
@@ -472,11 +402,11 @@ Graph TraceScope::finish(const std::vector<at::Tensor>& outputs) {
       unsupported_error(recording_->transform(),
                         "an output belongs to a level around the function that is traced.");
     }
-    recording_->graph.outputs.push_back(lowered.bdim ? recording_->find(lowered.value)
+    recording_->graph().outputs.push_back(lowered.bdim ? recording_->find(lowered.value)
                                                      : recording_->constant(lowered.value));
   }
   level_scope_.reset();
-  return std::move(recording_->graph);
+  return std::move(recording_->graph());
 }
 
 }  // namespace torchlift::compile

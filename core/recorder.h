@@ -8,12 +8,34 @@
 // It changes nothing of what they mean: its batch dim has size 1 and holds the whole value. So
 // functions with rules of their own work at it as they do outside.
 
+//
+// Control flow (batching/control_flow.h) whose condition is computed from what is recorded cannot
+// take the way that this one run takes. It hands its functions to the recorder, which writes down
+// both branches, or the body of a loop.
+
+#include <ATen/core/Tensor.h>
+
+#include <functional>
+#include <vector>
+
 #include "core/interpreter.h"
 #include "core/level.h"
 
 namespace torchlift {
 
-class Recorder : public Interpreter {};
+class Recorder : public Interpreter {
+ public:
+  using Leaves = std::vector<at::Tensor>;
+  using Step = std::function<Leaves(const Leaves&)>;
+  using Test = std::function<at::Tensor(const Leaves&)>;
+
+  // As cond_leaves and while_leaves of batching/control_flow.h. pred, or what `test` returns, is a
+  // bool without dims that has a batch dim at `level`, the recorder's.
+  virtual Leaves cond(const LevelPtr& level, const char* transform, const at::Tensor& pred,
+                      const Step& true_fn, const Step& false_fn, const Leaves& operands) const = 0;
+  virtual Leaves while_loop(const LevelPtr& level, const char* transform, const Test& test,
+                            const Step& body, Leaves carry) const = 0;
+};
 
 // The recorder of a level, or null.
 inline const Recorder* recorder_of(const Level& level) {

@@ -343,16 +343,104 @@ class TestCustomRules:
 
         check(f, data(3))
 
+# --- branches and loops ----------------------------------------------------------------------------
+
+
+def newton(a):
+    return torchlift.while_loop(
+        lambda x: (x * x - a).abs() > 1e-9, lambda x: 0.5 * (x + a / x), torch.ones_like(a)
+    )
+
+
+def root(x):
+    return torchlift.cond(x > 0, torch.sqrt, torch.zeros_like, x)
+
+
+class TestControlFlow:
+    """The graph takes the way that its own inputs ask for, not that of the run that was traced."""
+
+    def check(self, f, *inputs):
+        traced = trace(f)(*inputs[0])
+        jitted = torchlift.jit(f)
+        for given in inputs:
+            expected = f(*given)
+            assert_close(traced(*given), expected, check_stride=False)
+            assert_close(jitted(*given), expected, check_stride=False)
+        assert jitted.cache_info().misses == 1
+        return traced
+
     def test_cond(self):
-        f = lambda x: torchlift.cond(x.sum() > 0, torch.sin, torch.cos, x)  # noqa: E731
+        w = data(3)
+        f = lambda x: torchlift.cond(x.sum() > 0, lambda x: {"y": x * w}, lambda x: {"y": x.cos()}, x)  # noqa: E731
         x = data(3).abs()
-        try:
-            traced = trace(f)(x)
-        except UnsupportedError as error:  # never wrong in silence
-            assert "trace" in str(error)
-        else:
-            assert_close(traced(x), x.sin())
-            assert_close(traced(-x), x.cos())
+        traced = self.check(f, (x,), (-x,))
+        assert "cond" in traced.code()
+
+    def test_cond_by_example(self):
+        x = torch.tensor([4.0, 0.0, -1.0], dtype=torch.float64)
+        self.check(vmap(root), (x,), (-x,))
+        self.check(vmap(grad(root)), (x,), (-x,))
+
+    def test_gradients_of_cond(self):
+        f = lambda x: torchlift.cond(x.sum() > 0, torch.sin, lambda x: x**3, x).sum()  # noqa: E731
+        x = data(3).abs()
+        for transform in (grad, torchlift.hessian):
+            self.check(transform(f), (x,), (-x,))
+
+    def test_numbers_as_results(self):
+        f = lambda x: torchlift.cond(x.sum() > 0, lambda x: (x, 1.0), lambda x: (-x, 2.5), x)  # noqa: E731
+        x = data(3).abs()
+        self.check(f, (x,), (-x,))
+
+    def test_while_loop(self):
+        some = torch.tensor([4.0, 9.0, 1.0], dtype=torch.float64)
+        many = torch.tensor([1e6, 2.0, 1e-3], dtype=torch.float64)
+        traced = self.check(vmap(newton), (some,), (many,))
+        assert "while_loop" in traced.code()
+
+    def test_loops_in_branches_in_loops(self):
+        def collatz(n):
+            step = lambda n: torchlift.cond(n % 2 == 0, lambda n: n // 2, lambda n: 3 * n + 1, n)  # noqa: E731
+            body = lambda c: (step(c[0]), c[1] + 1)  # noqa: E731
+            return torchlift.while_loop(lambda c: c[0] != 1, body, (n, 0))[1]
+
+        numbers = [torch.tensor(n) for n in (3, 27, 1)]
+        self.check(collatz, *[(n,) for n in numbers])
+        self.check(vmap(collatz), (torch.arange(1, 5),), (torch.tensor([27, 1, 2, 9]),))
+
+    def test_implicit_derivatives_loop_in_the_graph(self):
+        def f(a):
+            return torchlift.fixed_point(lambda x, a: (x + a / x) / 2, torch.ones_like(a), a)
+
+        inputs = [(torch.tensor(v, dtype=torch.float64),) for v in (2.0, 30.0)]
+        traced = trace(grad(f))(*inputs[0])
+        for (a,) in inputs:
+            assert_close(traced(a), 0.5 / a.sqrt(), rtol=1e-5, atol=1e-6)
+
+    def test_saved(self, tmp_path):
+        some = torch.tensor([4.0, 9.0, 1.0], dtype=torch.float64)
+        torchlift.save(vmap(newton), tmp_path / "newton.tlc", some)
+        loaded = torchlift.load(tmp_path / "newton.tlc")
+        many = torch.tensor([1e6, 2.0, 1e-3], dtype=torch.float64)
+        assert_close(loaded(many), many.sqrt())
+
+    @pytest.mark.parametrize(
+        "f, message",
+        [
+            (grad(newton), "custom_root"),
+            (lambda x: torchlift.cond(x > 0, lambda x: x.mul_(2), lambda x: x, x), "from outside of it"),
+            (lambda x: torchlift.while_loop(lambda x: x, lambda x: x, x), "bool tensor without dims"),
+            (lambda x: torchlift.cond(x > 0, lambda x: x, lambda x: x[None], x), "but true_fn"),
+        ],
+    )
+    def test_errors(self, f, message):
+        with pytest.raises((TransformError, UnsupportedError), match=message):
+            trace(f)(torch.tensor(2.0, dtype=torch.float64))
+
+    def test_dynamic_dims(self):
+        f = lambda x: torchlift.cond(x.sum() > 0, torch.sin, torch.cos, x)  # noqa: E731
+        with pytest.raises(UnsupportedError, match="dynamic dims cannot hold"):
+            trace(f, dynamic={"x": {0: "n"}})(data(3))
 
 
 # --- modules ---------------------------------------------------------------------------------------

@@ -1,0 +1,89 @@
+#include "compile/recording.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "core/error.h"
+
+namespace torchlift::compile {
+
+const Frame::Capture* Frame::find_capture(ValueId outer) const {
+  const auto found = std::find_if(captures.begin(), captures.end(),
+                                  [&](const Capture& each) { return each.outer == outer; });
+  return found == captures.end() ? nullptr : &*found;
+}
+
+Recording::Recording(std::string transform, std::function<std::string()> source)
+    : transform_(std::move(transform)), source_(std::move(source)), frames_{&root_} {}
+
+ValueId Recording::add_value(const at::Tensor& real, const std::string& name) {
+  return graph().add_value(type_of(real), name);
+}
+
+void Recording::know_in(Frame& frame, const at::Tensor& inner, ValueId id) {
+  const KnownTensor known{decltype(KnownTensor::tensor)(inner.getIntrusivePtr()), id};
+  frame.known.insert_or_assign(inner.unsafeGetTensorImpl(), known);
+  if (!inner.has_storage()) return;
+  const c10::StorageImpl* storage = inner.storage().unsafeGetStorageImpl();
+  const auto found = frame.owners.find(storage);
+  if (found == frame.owners.end() || found->second.tensor.expired()) {
+    frame.owners.insert_or_assign(storage, known);
+  }
+}
+
+ValueId Recording::find_in(size_t depth, const at::Tensor& inner) {
+  Frame& frame = *frames_[depth];
+  const auto found = frame.known.find(inner.unsafeGetTensorImpl());
+  if (found != frame.known.end() && !found->second.tensor.expired()) return found->second.id;
+  const ValueId view = view_of_owner(frame, inner);
+  if (view != kNoValue) return view;
+  if (depth == 0) {
+    unsupported_error(transform_, "met a tensor of shape ", inner.sizes().slice(1),
+                      " that depends on the inputs, but was computed past the operators: by a "
+                      "rule that takes tensors apart by itself, in a callback, or in a branch or a "
+                      "loop body that kept it. It cannot be traced.");
+  }
+  const ValueId id = capture_in(depth, find_in(depth - 1, inner), inner.squeeze(0));
+  know_in(frame, inner, id);
+  return id;
+}
+
+ValueId Recording::constant_in(size_t depth, const at::Tensor& t) {
+  if (depth > 0) return capture_in(depth, constant_in(depth - 1, t), t);
+  const auto [found, added] = constants_.try_emplace(t.unsafeGetTensorImpl(), kNoValue);
+  if (added) found->second = root_.graph.add_constant(t);
+  return found->second;
+}
+
+ValueId Recording::capture_in(size_t depth, ValueId outer, const at::Tensor& real) {
+  Frame& frame = *frames_[depth];
+  if (const Frame::Capture* found = frame.find_capture(outer)) return found->id;
+  const Value& value = frames_[depth - 1]->graph.value(outer);
+  const ValueId id = frame.graph.add_input(value.type, value.name);
+  frame.captures.push_back({outer, id, real});
+  if (real.has_storage()) frame.outside.insert(real.storage().unsafeGetStorageImpl());
+  return id;
+}
+
+// What promotion makes of the views of a tensor that gets memory of its own (core/promotion.h) are
+// views of that memory, whose value is known.
+ValueId Recording::view_of_owner(Frame& frame, const at::Tensor& inner) {
+  if (!inner.has_storage()) return kNoValue;
+  const auto owner = frame.owners.find(inner.storage().unsafeGetStorageImpl());
+  if (owner == frame.owners.end() || frame.spread.count(owner->second.id) == 0) return kNoValue;
+  const at::Tensor real = inner.squeeze(0);
+  Node node{.op = "aten::as_strided",
+            .overload = "",
+            .args = {ValueRef{owner->second.id}, c10::IValue(real.sizes()),
+                     c10::IValue(real.strides()), c10::IValue(real.storage_offset())},
+            .results = {},
+            .subgraphs = {},
+            .source = source()};
+  const ValueId id = frame.graph.add_value(type_of(real), "as_strided");
+  node.results.push_back({.ids = {id}});
+  frame.graph.nodes.push_back(std::move(node));
+  know_in(frame, inner, id);
+  return id;
+}
+
+}  // namespace torchlift::compile

@@ -1,0 +1,111 @@
+#ifndef TORCHLIFT_COMPILE_RECORDING_H_
+#define TORCHLIFT_COMPILE_RECORDING_H_
+
+// File: compile/recording.h
+//
+// What a trace has written down so far. Not for users; see compile/trace_scope.h.
+//
+// NOTE [frames]
+// A branch or a loop body is written into a graph of its own, its frame, while it runs; frames lie
+// on top of each other as the calls do. What a frame reads of those below, and every constant,
+// becomes an input of its graph: an operand of the node that the frame ends up in. So the values
+// that branches close over need no declaration.
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/StorageImpl.h>
+#include <c10/util/intrusive_ptr.h>
+
+#include <functional>
+#include <string>
+#include <unordered_map>
+#include <unordered_set>
+#include <vector>
+
+#include "compile/graph.h"
+
+namespace torchlift::compile {
+
+// A tensor that a frame knows, for as long as it lives.
+struct KnownTensor {
+  c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl> tensor;
+  ValueId id;
+};
+
+struct Frame {
+  // A value of the frame below that is an input here.
+  struct Capture {
+    ValueId outer;
+    ValueId id;
+    at::Tensor real;  // what it is in this run
+  };
+
+  Graph graph;
+  std::vector<Capture> captures;
+  std::unordered_map<const c10::TensorImpl*, KnownTensor> known;
+  std::unordered_map<const c10::StorageImpl*, KnownTensor> owners;
+  // Values whose memory begins at the start of its storage.
+  std::unordered_set<ValueId> spread;
+  // The memory of captures, and of what a loop carries, which operators here must not write to.
+  std::unordered_set<const c10::StorageImpl*> outside;
+
+  const Capture* find_capture(ValueId outer) const;
+};
+
+class Recording {
+ public:
+  Recording(std::string transform, std::function<std::string()> source);
+
+  // That of the frame on top.
+  Graph& graph() { return top().graph; }
+  Frame& top() { return *frames_.back(); }
+  const std::string& transform() const { return transform_; }
+  std::string source() const { return source_ ? source_() : std::string(); }
+
+  // Values are known by the tensors inside of the level's own ones, [1, ...]: those stay the same
+  // where autograd makes another tensor of the level of the same value.
+  void know(const at::Tensor& inner, ValueId id) { know_in(top(), inner, id); }
+  // The value in the frame on top; an input of it where it belongs to one below.
+  ValueId find(const at::Tensor& inner) { return find_in(frames_.size() - 1, inner); }
+  ValueId constant(const at::Tensor& t) { return constant_in(frames_.size() - 1, t); }
+  ValueId add_value(const at::Tensor& real, const std::string& name);
+  void note_spread(ValueId id) { top().spread.insert(id); }
+
+  // What has been captured below becomes an input of the frame on top.
+  ValueId capture(ValueId outer, const at::Tensor& real) {
+    return capture_in(frames_.size() - 1, outer, real);
+  }
+
+ private:
+  friend class FrameScope;
+
+  static void know_in(Frame& frame, const at::Tensor& inner, ValueId id);
+  ValueId find_in(size_t depth, const at::Tensor& inner);
+  ValueId constant_in(size_t depth, const at::Tensor& t);
+  ValueId capture_in(size_t depth, ValueId outer, const at::Tensor& real);
+  // kNoValue if it is no view of promoted memory.
+  ValueId view_of_owner(Frame& frame, const at::Tensor& inner);
+
+  const std::string transform_;
+  const std::function<std::string()> source_;
+  Frame root_;
+  std::vector<Frame*> frames_;
+  std::unordered_map<const c10::TensorImpl*, ValueId> constants_;  // of the root
+};
+
+// Operators are written into `frame` while it lives. A frame may be gone on with later.
+class FrameScope {
+ public:
+  FrameScope(Recording& recording, Frame& frame) : recording_(recording) {
+    recording_.frames_.push_back(&frame);
+  }
+  ~FrameScope() { recording_.frames_.pop_back(); }
+  FrameScope(const FrameScope&) = delete;
+  FrameScope& operator=(const FrameScope&) = delete;
+
+ private:
+  Recording& recording_;
+};
+
+}  // namespace torchlift::compile
+
+#endif  // TORCHLIFT_COMPILE_RECORDING_H_

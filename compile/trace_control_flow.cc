@@ -1,0 +1,487 @@
+#include "compile/trace_control_flow.h"
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/where.h>
+#include <c10/util/irange.h>
+
+#include <algorithm>
+#include <memory>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "compile/replay.h"
+#include "core/dispatch.h"
+#include "core/error.h"
+#include "core/lifted_tensor.h"
+
+// NOTE [tracing control flow]
+// A condition that is one number for all examples becomes a node with a graph for each branch. Both
+// branches run, each in a frame (NOTE [frames] in compile/recording.h), and their results get the
+// same batch dims. Where the branches are differentiated (reverse or forward mode, inside of the
+// traced function), or the condition differs from example to example, both are computed and
+// torch.where chooses: the derivative of that is again operators. Operands are masked, so that a
+// formula that is infinite on the other side leaves no NaN in a gradient.
+//
+// A loop carries tensors of fixed types, so what it starts with gets the batch dims that its body
+// gives; for that the body may run several times. Where the condition differs from example to
+// example, the loop goes on while one of them is true, and the others keep what they have.
+
+namespace torchlift::compile {
+namespace {
+
+using at::Tensor;
+using Leaves = Recorder::Leaves;
+using Levels = std::vector<LevelPtr>;  // from the outside to the inside
+
+constexpr int64_t kDual = 0;
+
+// --- tensors above a level -----------------------------------------------------------------------
+
+// The tensor with the levels that it has no batch dim in taken off, down to `level`.
+Tensor stripped(const Tensor& t, const Level& level) {
+  Tensor value = t;
+  for (const LiftedTensorImpl* impl = as_lifted(value);
+       impl != nullptr && impl->level().depth() > level.depth() && !impl->bdim();
+       impl = as_lifted(value)) {
+    value = Tensor(impl->value());
+  }
+  return value;
+}
+
+// Those in which t has a batch dim.
+Levels levels_above(const Tensor& t, const Level& level) {
+  Levels levels;
+  for (const LiftedTensorImpl* impl = as_lifted(t);
+       impl != nullptr && impl->level().depth() > level.depth(); impl = as_lifted(impl->value())) {
+    if (impl->bdim()) levels.insert(levels.begin(), impl->level_ptr());
+  }
+  return levels;
+}
+
+bool batches_examples(const Levels& levels) {
+  return std::all_of(levels.begin(), levels.end(),
+                     [](const LevelPtr& level) { return level->kind() == LevelKind::kVmap; });
+}
+
+Levels merged(const Levels& a, const Levels& b) {
+  Levels all = a;
+  for (const LevelPtr& level : b) {
+    if (std::find(all.begin(), all.end(), level) == all.end()) all.push_back(level);
+  }
+  std::sort(all.begin(), all.end(),
+            [](const LevelPtr& x, const LevelPtr& y) { return x->depth() < y->depth(); });
+  return all;
+}
+
+// t as a tensor of `level`, [batch dims of levels..., ...].
+Tensor at_level(const Tensor& t, Levels levels, const Level& level) {
+  const Tensor own = stripped(t, level);
+  if (levels.empty()) return own;
+  const LevelPtr last = std::move(levels.back());
+  levels.pop_back();
+  const LiftedTensorImpl* impl = as_lifted(own);
+  if (impl != nullptr && &impl->level() == last.get()) {
+    return at_level(impl->value().movedim(*impl->bdim(), 0), std::move(levels), level);
+  }
+  std::vector<int64_t> sizes = own.sizes().vec();
+  sizes.insert(sizes.begin(), last->size());
+  return at_level(own.expand(sizes), std::move(levels), level);
+}
+
+// The reverse.
+Tensor with_levels(Tensor t, const Levels& levels) {
+  for (const LevelPtr& level : levels) t = lift(std::move(t), 0, level);
+  return t;
+}
+
+// Whether the traced function differentiates t.
+bool is_differentiated(const Tensor& t, const Level& level) {
+  Tensor part = t;
+  while (true) {
+    if (part.requires_grad() || part._fw_grad(kDual).defined()) return true;
+    const LiftedTensorImpl* impl = as_lifted(part);
+    if (impl == nullptr || impl->level().depth() <= level.depth()) return false;
+    part = Tensor(impl->value());
+  }
+}
+
+// Whether all of them are values of examples, and nothing more.
+bool are_plain(const Leaves& leaves, const Level& level) {
+  return std::all_of(leaves.begin(), leaves.end(), [&](const Tensor& t) {
+    return !t.defined() ||
+           (!is_differentiated(t, level) && batches_examples(levels_above(t, level)));
+  });
+}
+
+// --- values of a frame ---------------------------------------------------------------------------
+
+struct FrameValue {
+  ValueId id;
+  Tensor real;
+};
+
+class Emitter {
+ public:
+  explicit Emitter(const RecordingLevel& at) : at_(at) {}
+
+  const Level& level() const { return *at_.level; }
+  Recording& recording() const { return at_.recording; }
+
+  FrameValue value_of(const Tensor& t) const {
+    const Lowered lowered = lower(stripped(t, level()), level());
+    if (!lowered.bdim) return constant(lowered.value);
+    return {recording().find(lowered.value), lowered.value.squeeze(0)};
+  }
+
+  // A value that is contiguous.
+  FrameValue contiguous(const Tensor& t) const {
+    const FrameValue value = value_of(t);
+    return value.real.is_contiguous() ? value : copied(t);
+  }
+
+  // A contiguous value in memory that no other value lies in, and not one of `others`.
+  FrameValue own(const Tensor& t, const std::vector<FrameValue>& others) const {
+    const FrameValue value = value_of(t);
+    const bool repeated = std::any_of(others.begin(), others.end(),
+                                      [&](const FrameValue& each) { return each.id == value.id; });
+    return repeated || !value.real.is_contiguous() || shares_memory(value) ? copied(t) : value;
+  }
+
+  // A value as a tensor of the level, in the frame on top.
+  Tensor known(const FrameValue& value) const {
+    Tensor inner = value.real.unsqueeze(0);
+    recording().know(inner, value.id);
+    return lift(std::move(inner), 0, at_.level);
+  }
+
+ private:
+  FrameValue copied(const Tensor& t) const {
+    return value_of(stripped(t, level()).clone(at::MemoryFormat::Contiguous));
+  }
+
+  FrameValue constant(const Tensor& t) const {
+    if (is_lifted(t)) {
+      unsupported_error(recording().transform(),
+                        "a branch or a loop uses a tensor of a level around the function that is "
+                        "traced. Pass it to the function as an argument.");
+    }
+    const Tensor inner = at_.recorder.spread(t, /*size=*/1);
+    return {recording().find(inner), inner.squeeze(0)};
+  }
+
+  bool shares_memory(const FrameValue& value) const {
+    const c10::StorageImpl* storage = value.real.storage().unsafeGetStorageImpl();
+    const Frame& frame = recording().top();
+    const auto owner = frame.owners.find(storage);
+    return frame.outside.count(storage) > 0 || owner == frame.owners.end() ||
+           owner->second.id != value.id;
+  }
+
+  const RecordingLevel& at_;
+};
+
+// --- nodes ---------------------------------------------------------------------------------------
+
+// The values of the frame below that any of the frames reads, and what they are in this run.
+std::vector<FrameValue> captured_by(const std::vector<const Frame*>& frames) {
+  std::vector<FrameValue> all;
+  for (const Frame* frame : frames) {
+    for (const Frame::Capture& each : frame->captures) {
+      const bool seen = std::any_of(all.begin(), all.end(),
+                                    [&](const FrameValue& v) { return v.id == each.outer; });
+      if (!seen) all.push_back({each.outer, each.real});
+    }
+  }
+  return all;
+}
+
+// The graph of a frame: of its own inputs, and of `captured`, which it need not read.
+std::shared_ptr<const Graph> graph_of(Frame& frame, const std::vector<ValueId>& inputs,
+                                      const std::vector<FrameValue>& captured, const Graph& below) {
+  std::vector<ValueId> all = inputs;
+  for (const FrameValue& each : captured) {
+    const Frame::Capture* found = frame.find_capture(each.id);
+    const Value& value = below.value(each.id);
+    all.push_back(found != nullptr ? found->id : frame.graph.add_input(value.type, value.name));
+  }
+  frame.graph.inputs = std::move(all);
+  return std::make_shared<const Graph>(std::move(frame.graph));
+}
+
+std::vector<ValueRef> refs(const std::vector<FrameValue>& values) {
+  std::vector<ValueRef> all;
+  for (const FrameValue& value : values) all.push_back({value.id});
+  return all;
+}
+
+Leaves reals(const std::vector<FrameValue>& values) {
+  Leaves all;
+  for (const FrameValue& value : values) all.push_back(value.real);
+  return all;
+}
+
+std::vector<ValueId> ids(const std::vector<FrameValue>& values) {
+  std::vector<ValueId> all;
+  for (const FrameValue& value : values) all.push_back(value.id);
+  return all;
+}
+
+// Writes down a node whose results are these tensors in this run.
+std::vector<FrameValue> add_node(Recording& recording, Node node, const Leaves& results) {
+  std::vector<FrameValue> values;
+  for (const Tensor& real : results) {
+    values.push_back({recording.add_value(real, node.op.substr(node.op.rfind(':') + 1)), real});
+  }
+  node.results.push_back({.ids = ids(values), .is_list = true});
+  node.source = recording.source();
+  recording.graph().nodes.push_back(std::move(node));
+  return values;
+}
+
+// The leaves with the batch dims of `levels`, as the results of a node have them; undefined where
+// `like` is.
+Leaves leaves_of(const Emitter& emitter, const std::vector<FrameValue>& values,
+                 const std::vector<Levels>& levels, const Leaves& like) {
+  Leaves leaves;
+  size_t next = 0;
+  for (const auto i : c10::irange(like.size())) {
+    leaves.push_back(like[i].defined() ? with_levels(emitter.known(values[next++]), levels[i])
+                                       : Tensor());
+  }
+  return leaves;
+}
+
+// --- cond ----------------------------------------------------------------------------------------
+
+// The operand to those who take this branch, a constant to the others.
+Leaves masked(const Leaves& operands, const Tensor& taken, const Level& level) {
+  Leaves all = operands;
+  for (Tensor& t : all) {
+    const bool follows = t.defined() && (t.is_floating_point() || t.is_complex());
+    if (follows && is_differentiated(t, level)) t = at::where(taken, t, t.detach());
+  }
+  return all;
+}
+
+Leaves choose(const Tensor& pred, const Recorder::Step& true_fn, const Recorder::Step& false_fn,
+              const Leaves& operands, const Level& level) {
+  Leaves results = true_fn(masked(operands, pred, level));
+  const Leaves others = false_fn(masked(operands, pred.logical_not(), level));
+  for (const auto i : c10::irange(results.size())) {
+    if (results[i].defined()) results[i] = at::where(pred, results[i], others[i]);
+  }
+  return results;
+}
+
+struct Branch {
+  Frame frame;
+  Leaves results;
+  std::vector<FrameValue> outputs;
+
+  void run(const Emitter& emitter, const Recorder::Step& f, const Leaves& operands) {
+    const FrameScope scope(emitter.recording(), frame);
+    results = f(operands);
+  }
+
+  void finish(const Emitter& emitter, const std::vector<Levels>& levels) {
+    const FrameScope scope(emitter.recording(), frame);
+    for (const auto i : c10::irange(results.size())) {
+      if (!results[i].defined()) continue;
+      outputs.push_back(emitter.own(at_level(results[i], levels[i], emitter.level()), outputs));
+    }
+    frame.graph.outputs = ids(outputs);
+  }
+};
+
+// --- while_loop ----------------------------------------------------------------------------------
+
+[[noreturn]] void throw_differentiated(const char* transform, const Recording& recording) {
+  unsupported_error(
+      recording.transform(), transform,
+      ": what the loop carries is differentiated, and the condition depends on the inputs: a graph "
+      "cannot tell how many steps to keep for the gradient. Use scan, or fori_loop with numbers as "
+      "bounds; fixed_point or custom_root, which differentiate the solution; or stop_gradient.");
+}
+
+class LoopTrace {
+ public:
+  LoopTrace(const Emitter& emitter, const char* transform, const Recorder::Test& test,
+            const Recorder::Step& body, Leaves carry)
+      : emitter_(emitter),
+        transform_(transform),
+        test_(test),
+        body_(body),
+        carry_(std::move(carry)) {
+    check(carry_);
+    for (const Tensor& t : carry_) {
+      levels_.push_back(t.defined() ? levels_above(t, emitter_.level()) : Levels());
+    }
+  }
+
+  Leaves run() {
+    do {
+      begin();
+      record_test();
+    } while (!record_body());
+    return emit();
+  }
+
+ private:
+  void check(const Leaves& leaves) const {
+    if (!are_plain(leaves, emitter_.level())) {
+      throw_differentiated(transform_, emitter_.recording());
+    }
+  }
+
+  // What it starts with, in the frame around.
+  void begin() {
+    start_.clear();
+    test_frame_ = Frame();
+    body_frame_ = Frame();
+    for (const auto i : c10::irange(carry_.size())) {
+      if (!carry_[i].defined()) continue;
+      start_.push_back(emitter_.contiguous(at_level(carry_[i], levels_[i], emitter_.level())));
+    }
+  }
+
+  // The inputs of a frame, as the function sees them.
+  Leaves enter(Frame& frame, std::vector<ValueId>& inputs) const {
+    std::vector<FrameValue> values;
+    for (const FrameValue& each : start_) {
+      const ValueId id = frame.graph.add_input(type_of(each.real), "carry");
+      values.push_back({id, each.real});
+      frame.outside.insert(each.real.storage().unsafeGetStorageImpl());
+    }
+    inputs = ids(values);
+    return leaves_of(emitter_, values, levels_, carry_);
+  }
+
+  void record_test() {
+    const FrameScope scope(emitter_.recording(), test_frame_);
+    const Tensor pred = test_(enter(test_frame_, test_inputs_));
+    check({pred});
+    differs_ = levels_above(pred, emitter_.level());
+    Tensor goes_on = at_level(pred, differs_, emitter_.level());
+    if (!differs_.empty()) goes_on = goes_on.any();
+    test_frame_.graph.outputs = {emitter_.own(goes_on, {}).id};
+  }
+
+  // False if what is carried needs more batch dims, which levels_ then has.
+  bool record_body() {
+    const FrameScope scope(emitter_.recording(), body_frame_);
+    const Leaves before = enter(body_frame_, body_inputs_);
+    std::optional<Tensor> active;
+    if (!differs_.empty()) active = test_(before);
+    Leaves next = body_(before);
+    check(next);
+    bool settled = true;
+    for (const auto i : c10::irange(next.size())) {
+      if (!next[i].defined()) continue;
+      if (active.has_value()) next[i] = at::where(*active, next[i], before[i]);
+      const Levels needed = merged(levels_[i], levels_above(next[i], emitter_.level()));
+      settled = settled && needed == levels_[i];
+      levels_[i] = needed;
+    }
+    if (!settled) return false;
+    std::vector<FrameValue> outputs;
+    for (const auto i : c10::irange(next.size())) {
+      if (!next[i].defined()) continue;
+      outputs.push_back(
+          emitter_.own(at_level(next[i], levels_[i], emitter_.level()), outputs));
+    }
+    body_frame_.graph.outputs = ids(outputs);
+    return true;
+  }
+
+  Leaves emit() {
+    Recording& recording = emitter_.recording();
+    const std::vector<FrameValue> captured = captured_by({&test_frame_, &body_frame_});
+    Node node{.op = kWhileOp,
+              .overload = "",
+              .args = {refs(start_), refs(captured)},
+              .results = {},
+              .subgraphs = {},
+              .source = ""};
+    node.subgraphs.push_back(graph_of(test_frame_, test_inputs_, captured, recording.graph()));
+    node.subgraphs.push_back(graph_of(body_frame_, body_inputs_, captured, recording.graph()));
+    const Leaves results = looped(node, captured);
+    return leaves_of(emitter_, add_node(recording, std::move(node), results), levels_, carry_);
+  }
+
+  // What this run makes of it.
+  Leaves looped(const Node& node, const std::vector<FrameValue>& captured) const {
+    const RuleDepthScope within(1);
+    const c10::AutoGradMode no_grad(false);
+    const Program test(*node.subgraphs[0]), body(*node.subgraphs[1]);
+    const Leaves others = reals(captured);
+    Leaves values = reals(start_);
+    const auto all = [&] {
+      Leaves inputs = values;
+      inputs.insert(inputs.end(), others.begin(), others.end());
+      return inputs;
+    };
+    while (test.run(all())[0].item<bool>()) values = body.run(all());
+    return values;
+  }
+
+  const Emitter& emitter_;
+  const char* transform_;
+  const Recorder::Test& test_;
+  const Recorder::Step& body_;
+  const Leaves carry_;
+  std::vector<Levels> levels_;  // of each leaf
+  std::vector<FrameValue> start_;
+  Frame test_frame_, body_frame_;
+  std::vector<ValueId> test_inputs_, body_inputs_;
+  Levels differs_;  // in which the condition differs from example to example
+};
+
+}  // namespace
+
+Leaves record_cond(const RecordingLevel& at, const Tensor& pred, const Recorder::Step& true_fn,
+                   const Recorder::Step& false_fn, const Leaves& operands) {
+  const Emitter emitter(at);
+  const Level& level = *at.level;
+  if (!levels_above(pred, level).empty() || !are_plain(operands, level)) {
+    return choose(pred, true_fn, false_fn, operands, level);
+  }
+  Branch yes, no;
+  yes.run(emitter, true_fn, operands);
+  no.run(emitter, false_fn, operands);
+  if (!are_plain(yes.results, level) || !are_plain(no.results, level)) {
+    return choose(pred, true_fn, false_fn, operands, level);
+  }
+  std::vector<Levels> levels;
+  for (const auto i : c10::irange(yes.results.size())) {
+    const bool defined = yes.results[i].defined();
+    levels.push_back(defined ? merged(levels_above(yes.results[i], level),
+                                      levels_above(no.results[i], level))
+                             : Levels());
+  }
+  yes.finish(emitter, levels);
+  no.finish(emitter, levels);
+  const FrameValue condition = emitter.value_of(pred);
+  const std::vector<FrameValue> captured = captured_by({&yes.frame, &no.frame});
+  Node node{.op = kCondOp,
+            .overload = "",
+            .args = {ValueRef{condition.id}, refs(captured)},
+            .results = {},
+            .subgraphs = {},
+            .source = ""};
+  for (Branch* branch : {&yes, &no}) {
+    node.subgraphs.push_back(graph_of(branch->frame, {}, captured, at.recording.graph()));
+  }
+  const Branch& taken = condition.real.item<bool>() ? yes : no;
+  const std::vector<FrameValue> results =
+      add_node(at.recording, std::move(node), reals(taken.outputs));
+  return leaves_of(emitter, results, levels, yes.results);
+}
+
+Leaves record_while(const RecordingLevel& at, const char* transform, const Recorder::Test& test,
+                    const Recorder::Step& body, Leaves carry) {
+  const Emitter emitter(at);
+  return LoopTrace(emitter, transform, test, body, std::move(carry)).run();
+}
+
+}  // namespace torchlift::compile
