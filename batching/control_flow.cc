@@ -5,6 +5,9 @@
 
 #include <algorithm>
 #include <deque>
+#include <optional>
+#include <utility>
+#include <vector>
 
 #include "batching/row_set.h"
 #include "core/error.h"
@@ -157,6 +160,48 @@ class RowLoop {
   std::deque<Piece> done_;
 };
 
+// --- scan ----------------------------------------------------------------------------------------
+
+// By unbind, whose derivative puts the slices' together at once.
+std::vector<Leaves> scan_slices(const Leaves& xs, int64_t length) {
+  std::vector<Leaves> slices(length);
+  for (const Tensor& x : xs) {
+    if (!x.defined()) {
+      for (Leaves& slice : slices) slice.emplace_back();
+      continue;
+    }
+    const Leaves parts = x.unbind(0);
+    for (const auto i : c10::irange(length)) slices[i].push_back(parts[i]);
+  }
+  return slices;
+}
+
+Tensor stacked(const Leaves& ys, bool reverse) {
+  if (!ys.front().defined()) return {};
+  return at::stack(reverse ? Leaves(ys.rbegin(), ys.rend()) : ys);
+}
+
+// The innermost level that records and that one of the leaves has a batch dim of.
+LevelPtr recording_level(const Leaves& leaves) {
+  LevelPtr found;
+  for (const Tensor& leaf : leaves) {
+    const LevelPtr level = leaf.defined() ? recording_level(leaf) : LevelPtr();
+    if (level && (!found || found->depth() < level->depth())) found = level;
+  }
+  return found;
+}
+
+std::optional<Scanned> recorded_scan(const Step& step, const Leaves& carry, const Leaves& xs,
+                                     int64_t length, bool reverse) {
+  Leaves all = carry;
+  all.insert(all.end(), xs.begin(), xs.end());
+  const LevelPtr level = recording_level(all);
+  if (!level) return std::nullopt;
+  auto recorded = recorder_of(*level)->scan(level, step, carry, xs, length, reverse);
+  if (!recorded.has_value()) return std::nullopt;
+  return Scanned{std::move(recorded->at(0)), std::move(recorded->at(1))};
+}
+
 }  // namespace
 
 Leaves cond_leaves(const char* transform, const Tensor& pred, const Step& true_fn,
@@ -240,18 +285,24 @@ int64_t scan_length(const Leaves& xs, const std::vector<std::string>& names,
   return *found;
 }
 
-// By unbind, whose derivative puts the slices' together at once.
-std::vector<Leaves> scan_slices(const Leaves& xs, int64_t length) {
-  std::vector<Leaves> slices(length);
-  for (const Tensor& x : xs) {
-    if (!x.defined()) {
-      for (Leaves& slice : slices) slice.emplace_back();
-      continue;
-    }
-    const Leaves parts = x.unbind(0);
-    for (const auto i : c10::irange(length)) slices[i].push_back(parts[i]);
+Scanned scan_leaves(const Step& step, Leaves carry, const Leaves& xs, int64_t length,
+                    bool reverse) {
+  if (auto recorded = recorded_scan(step, carry, xs, length, reverse)) return *std::move(recorded);
+  const std::vector<Leaves> slices = scan_slices(xs, length);
+  const auto count = static_cast<int64_t>(carry.size());
+  std::vector<Leaves> ys;
+  for (const auto at : c10::irange(length)) {
+    Leaves leaves = std::move(carry);
+    const Leaves& slice = slices[reverse ? length - 1 - at : at];
+    leaves.insert(leaves.end(), slice.begin(), slice.end());
+    const Leaves next = step(leaves);
+    carry.assign(next.begin(), next.begin() + count);
+    ys.resize(next.size() - carry.size());
+    for (const auto leaf : c10::irange(ys.size())) ys[leaf].push_back(next[carry.size() + leaf]);
   }
-  return slices;
+  Leaves results;
+  for (const Leaves& steps : ys) results.push_back(stacked(steps, reverse));
+  return {std::move(carry), std::move(results)};
 }
 
 Leaves empty_slice(const Leaves& xs) {
@@ -260,11 +311,6 @@ Leaves empty_slice(const Leaves& xs) {
     slice.push_back(x.defined() ? x.new_zeros(x.sizes().slice(1)) : Tensor());
   }
   return slice;
-}
-
-Tensor stacked(const Leaves& ys, bool reverse) {
-  if (!ys.front().defined()) return {};
-  return at::stack(reverse ? Leaves(ys.rbegin(), ys.rend()) : ys);
 }
 
 Tensor stacked_none(const Tensor& like) {

@@ -61,13 +61,20 @@ Leaves cond_leaves(const char* transform, const at::Tensor& pred, const Step& tr
                    const Step& false_fn, const Leaves& operands);
 Leaves while_leaves(const char* transform, const Test& test, const Step& body, Leaves carry);
 
-// The length of a scan, and its slices.
+// A scan on leaves: `step` takes what is carried and a slice of xs, and returns what is carried and
+// results. Gives what is carried at the end, and the results of all steps, stacked. length: at least
+// 1.
+struct Scanned {
+  Leaves carry;
+  Leaves ys;
+};
+Scanned scan_leaves(const Step& step, Leaves carry, const Leaves& xs, int64_t length, bool reverse);
+
+// The length of a scan.
 int64_t scan_length(const Leaves& xs, const std::vector<std::string>& names,
                     std::optional<int64_t> length);
-std::vector<Leaves> scan_slices(const Leaves& xs, int64_t length);
 // Slices of a scan of length 0, to learn what f returns.
 Leaves empty_slice(const Leaves& xs);
-at::Tensor stacked(const Leaves& ys, bool reverse);
 at::Tensor stacked_none(const at::Tensor& like);
 // The bounds of a loop: integer tensors without dims.
 void check_bound(const char* name, const at::Tensor& bound);
@@ -221,26 +228,26 @@ auto scan(const F& f, Carry init, const Xs& xs, ScanOptions options = {}) {
         std::move(init),
         tree_map(std::get<1>(step), [](const at::Tensor& y) { return cf::stacked_none(y); }));
   }
-  const std::vector<cf::Leaves> slices = cf::scan_slices(all, length);
-  Carry carry = std::move(init);
   std::optional<Y> like;
-  std::vector<cf::Leaves> ys;
-  for (int64_t step = 0; step < length; ++step) {
-    const int64_t i = options.reverse ? length - 1 - step : step;
-    const Xs x = tree_unflatten(xs, slices.empty() ? cf::Leaves() : slices[i]);
-    Stepped next = f(std::as_const(carry), x);
+  const cf::Leaves start = tree_flatten(init);
+  const auto step = [&](const cf::Leaves& leaves) {
+    const auto middle = leaves.begin() + static_cast<int64_t>(start.size());
+    const Carry carry = tree_unflatten(init, cf::Leaves(leaves.begin(), middle));
+    const Stepped next = f(carry, tree_unflatten(xs, cf::Leaves(middle, leaves.end())));
     cf::check_alike("scan", "f returned, as carry,", carry, std::get<0>(next));
-    carry = std::get<0>(std::move(next));
-    const Y& y = std::get<1>(next);
-    if (like.has_value()) cf::check_alike("scan", "f returned, unlike before,", *like, y);
-    const cf::Leaves flat = tree_flatten(y);
-    ys.resize(flat.size());
-    for (size_t leaf = 0; leaf < flat.size(); ++leaf) ys[leaf].push_back(flat[leaf]);
-    if (!like.has_value()) like = y;
-  }
-  cf::Leaves stacked;
-  for (const cf::Leaves& steps : ys) stacked.push_back(cf::stacked(steps, options.reverse));
-  return std::pair<Carry, Y>(std::move(carry), tree_unflatten(*std::move(like), stacked));
+    if (like.has_value()) {
+      cf::check_alike("scan", "f returned, unlike before,", *like, std::get<1>(next));
+    } else {
+      like = std::get<1>(next);
+    }
+    cf::Leaves flat = tree_flatten(std::get<0>(next));
+    const cf::Leaves y = tree_flatten(std::get<1>(next));
+    flat.insert(flat.end(), y.begin(), y.end());
+    return flat;
+  };
+  cf::Scanned scanned = cf::scan_leaves(step, start, all, length, options.reverse);
+  return std::pair<Carry, Y>(tree_unflatten(std::move(init), scanned.carry),
+                             tree_unflatten(*std::move(like), scanned.ys));
 }
 
 }  // namespace torchlift

@@ -1,6 +1,7 @@
 #include "compile/trace_control_flow.h"
 
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/stack.h>
 #include <ATen/ops/where.h>
 #include <c10/util/irange.h>
 
@@ -22,6 +23,9 @@
 // traced function), or the condition differs from example to example, both are computed and
 // torch.where chooses: the derivative of that is again operators. Operands are masked, so that a
 // formula that is infinite on the other side leaves no NaN in a gradient.
+//
+// A scan is a node, too, where no step is differentiated; else its steps are written down one by
+// one.
 //
 // A loop carries tensors of fixed types, so what it starts with gets the batch dims that its body
 // gives; for that the body may run several times. Where the condition differs from example to
@@ -57,6 +61,12 @@ Levels levels_above(const Tensor& t, const Level& level) {
     if (impl->bdim()) levels.insert(levels.begin(), impl->level_ptr());
   }
   return levels;
+}
+
+std::vector<Levels> levels_of_each(const Leaves& leaves, const Level& level) {
+  std::vector<Levels> all;
+  for (const Tensor& t : leaves) all.push_back(t.defined() ? levels_above(t, level) : Levels());
+  return all;
 }
 
 bool batches_examples(const Levels& levels) {
@@ -312,11 +322,9 @@ class LoopTrace {
         transform_(transform),
         test_(test),
         body_(body),
-        carry_(std::move(carry)) {
+        carry_(std::move(carry)),
+        levels_(levels_of_each(carry_, emitter.level())) {
     check(carry_);
-    for (const Tensor& t : carry_) {
-      levels_.push_back(t.defined() ? levels_above(t, emitter_.level()) : Levels());
-    }
   }
 
   Leaves run() {
@@ -437,6 +445,171 @@ class LoopTrace {
   Levels differs_;  // in which the condition differs from example to example
 };
 
+// --- scan ----------------------------------------------------------------------------------------
+
+class ScanTrace {
+ public:
+  ScanTrace(const Emitter& emitter, const Recorder::Step& step, const Leaves& carry,
+            const Leaves& xs, int64_t length, bool reverse)
+      : emitter_(emitter),
+        step_(step),
+        carry_(carry),
+        xs_(xs),
+        length_(length),
+        reverse_(reverse),
+        carry_levels_(levels_of_each(carry, emitter.level())),
+        x_levels_(levels_of_each(xs, emitter.level())) {}
+
+  std::optional<std::vector<Leaves>> run() {
+    const auto defined = [](const Tensor& t) { return t.defined(); };
+    const bool has_rows = std::any_of(xs_.begin(), xs_.end(), defined);  // they tell the length
+    if (!has_rows || !are_plain(carry_, level()) || !are_plain(xs_, level())) return std::nullopt;
+    begin();
+    while (true) {
+      const std::optional<bool> settled = record_step();
+      if (!settled.has_value()) return std::nullopt;
+      if (*settled) return emit();
+    }
+  }
+
+ private:
+  const Level& level() const { return emitter_.level(); }
+
+  // xs with the steps in front, then the batch dims.
+  void begin() {
+    for (const auto i : c10::irange(xs_.size())) {
+      if (!xs_[i].defined()) continue;
+      const auto dim = static_cast<int64_t>(x_levels_[i].size());
+      const Tensor rows = at_level(xs_[i], x_levels_[i], level()).movedim(dim, 0);
+      rows_.push_back(emitter_.contiguous(reverse_ ? rows.flip(0) : rows));
+    }
+  }
+
+  std::vector<FrameValue> add_inputs(const std::vector<FrameValue>& values, const char* name) {
+    std::vector<FrameValue> inputs;
+    for (const FrameValue& each : values) {
+      inputs.push_back({frame_.graph.add_input(type_of(each.real), name), each.real});
+      frame_.outside.insert(each.real.storage().unsafeGetStorageImpl());
+    }
+    return inputs;
+  }
+
+  // Nothing if the step is differentiated; false if what is carried needs more batch dims.
+  std::optional<bool> record_step() {
+    start_.clear();
+    for (const auto i : c10::irange(carry_.size())) {
+      if (!carry_[i].defined()) continue;
+      start_.push_back(emitter_.contiguous(at_level(carry_[i], carry_levels_[i], level())));
+    }
+    frame_ = Frame();
+    const FrameScope scope(emitter_.recording(), frame_);
+    const std::vector<FrameValue> carried = add_inputs(start_, "carry");
+    std::vector<FrameValue> slices;
+    for (const FrameValue& each : rows_) slices.push_back({each.id, each.real.select(0, 0)});
+    slices = add_inputs(slices, "x");
+    inputs_ = ids(carried);
+    for (const FrameValue& each : slices) inputs_.push_back(each.id);
+    Leaves given = leaves_of(emitter_, carried, carry_levels_, carry_);
+    const Leaves slice = leaves_of(emitter_, slices, x_levels_, xs_);
+    given.insert(given.end(), slice.begin(), slice.end());
+    Leaves next = step_(given);
+    if (!are_plain(next, level())) return std::nullopt;
+    bool settled = true;
+    for (const auto i : c10::irange(carry_.size())) {
+      if (!next[i].defined()) continue;
+      const Levels needed = merged(carry_levels_[i], levels_above(next[i], level()));
+      settled = settled && needed == carry_levels_[i];
+      carry_levels_[i] = needed;
+    }
+    if (!settled) return false;
+    finish(next);
+    return true;
+  }
+
+  void finish(const Leaves& next) {
+    const auto middle = next.begin() + static_cast<int64_t>(carry_.size());
+    like_.assign(middle, next.end());
+    y_levels_ = levels_of_each(like_, level());
+    std::vector<Levels> levels = carry_levels_;
+    levels.insert(levels.end(), y_levels_.begin(), y_levels_.end());
+    std::vector<FrameValue> outputs;
+    for (const auto i : c10::irange(next.size())) {
+      if (!next[i].defined()) continue;
+      outputs.push_back(emitter_.own(at_level(next[i], levels[i], level()), outputs));
+    }
+    frame_.graph.outputs = ids(outputs);
+  }
+
+  std::vector<Leaves> emit() {
+    Recording& recording = emitter_.recording();
+    const std::vector<FrameValue> captured = captured_by({&frame_});
+    Node node{.op = kScanOp,
+              .overload = "",
+              .args = {refs(start_), refs(rows_), refs(captured)},
+              .results = {},
+              .subgraphs = {graph_of(frame_, inputs_, captured, recording.graph())},
+              .source = ""};
+    const Leaves results = looped(*node.subgraphs[0], captured);
+    const std::vector<FrameValue> values = add_node(recording, std::move(node), results);
+    const auto middle = values.begin() + static_cast<int64_t>(start_.size());
+    return {leaves_of(emitter_, {values.begin(), middle}, carry_levels_, carry_),
+            stacks({middle, values.end()})};
+  }
+
+  // Results of the steps: [steps, batch dims..., ...] -> one with the steps in front for each
+  // example.
+  Leaves stacks(const std::vector<FrameValue>& values) const {
+    Leaves leaves;
+    size_t next = 0;
+    for (const auto i : c10::irange(like_.size())) {
+      if (!like_[i].defined()) {
+        leaves.emplace_back();
+        continue;
+      }
+      Tensor all = emitter_.known(values[next++]);
+      if (reverse_) all = all.flip(0);
+      all = all.movedim(0, static_cast<int64_t>(y_levels_[i].size()));
+      leaves.push_back(with_levels(std::move(all), y_levels_[i]));
+    }
+    return leaves;
+  }
+
+  // What this run makes of it.
+  Leaves looped(const Graph& graph, const std::vector<FrameValue>& captured) const {
+    const RuleDepthScope within(1);
+    const c10::AutoGradMode no_grad(false);
+    const Program program(graph);
+    const Leaves others = reals(captured);
+    Leaves carried = reals(start_);
+    std::vector<Leaves> columns(graph.outputs.size() - carried.size());
+    for (const auto step : c10::irange(length_)) {
+      Leaves inputs = carried;
+      for (const FrameValue& each : rows_) inputs.push_back(each.real.select(0, step));
+      inputs.insert(inputs.end(), others.begin(), others.end());
+      const Leaves results = program.run(inputs);
+      const auto middle = results.begin() + static_cast<int64_t>(carried.size());
+      carried.assign(results.begin(), middle);
+      for (const auto i : c10::irange(columns.size())) {
+        columns[i].push_back(*(middle + static_cast<int64_t>(i)));
+      }
+    }
+    for (const Leaves& column : columns) carried.push_back(at::stack(column));
+    return carried;
+  }
+
+  const Emitter& emitter_;
+  const Recorder::Step& step_;
+  const Leaves& carry_;
+  const Leaves& xs_;
+  const int64_t length_;
+  const bool reverse_;
+  std::vector<Levels> carry_levels_, x_levels_, y_levels_;
+  std::vector<FrameValue> start_, rows_;
+  Frame frame_;
+  std::vector<ValueId> inputs_;
+  Leaves like_;  // the results of a step
+};
+
 }  // namespace
 
 Leaves record_cond(const RecordingLevel& at, const Tensor& pred, const Recorder::Step& true_fn,
@@ -482,6 +655,13 @@ Leaves record_while(const RecordingLevel& at, const char* transform, const Recor
                     const Recorder::Step& body, Leaves carry) {
   const Emitter emitter(at);
   return LoopTrace(emitter, transform, test, body, std::move(carry)).run();
+}
+
+std::optional<std::vector<Leaves>> record_scan(const RecordingLevel& at, const Recorder::Step& step,
+                                               const Leaves& carry, const Leaves& xs,
+                                               int64_t length, bool reverse) {
+  const Emitter emitter(at);
+  return ScanTrace(emitter, step, carry, xs, length, reverse).run();
 }
 
 }  // namespace torchlift::compile

@@ -3,10 +3,14 @@
 
 // File: compile/trace_control_flow.h
 //
-// Writes down branches and loops whose condition is computed from the inputs: Recorder's cond and
-// while_loop (core/recorder.h). Not for users.
+// Writes down branches and loops whose condition is computed from the inputs, and scans: what
+// core/recorder.h says. Not for users.
 
 #include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <vector>
 
 #include "compile/recording.h"
 #include "core/level.h"
@@ -28,6 +32,13 @@ Recorder::Leaves record_cond(const RecordingLevel& at, const at::Tensor& pred,
 Recorder::Leaves record_while(const RecordingLevel& at, const char* transform,
                               const Recorder::Test& test, const Recorder::Step& body,
                               Recorder::Leaves carry);
+
+// Nothing where a step is differentiated.
+std::optional<std::vector<Recorder::Leaves>> record_scan(const RecordingLevel& at,
+                                                         const Recorder::Step& step,
+                                                         const Recorder::Leaves& carry,
+                                                         const Recorder::Leaves& xs,
+                                                         int64_t length, bool reverse);
 
 }  // namespace torchlift::compile
 

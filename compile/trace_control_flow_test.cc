@@ -280,5 +280,78 @@ TEST(TraceWhile, DerivativesAroundAndInside) {
   EXPECT_THAT(error_of(grad(newton), inputs[0]), HasSubstr("fixed_point or custom_root"));
 }
 
+// --- scan ----------------------------------------------------------------------------------------
+
+// A recurrence with a weight that is closed over; gives the last state and all of them.
+Tensor recurrence(const Tensor& xs, bool reverse) {
+  const Tensor w = xs.sum(0).mean();
+  const auto step = [&](const Tensor& h, const Tensor& x) {
+    const Tensor next = (h * w + x).tanh();
+    return std::pair(next, next.mul(2));
+  };
+  const Tensor start = at::zeros_like(xs.select(0, 0));
+  const auto [last, all] = scan(step, start, xs, {.reverse = reverse});
+  return all + last;
+}
+
+TEST(TraceScan, IsANodeOfAnyLength) {
+  for (const bool reverse : {false, true}) {
+    const auto f = [=](const Tensor& xs) { return recurrence(xs, reverse); };
+    const Graph graph = expect_replays(f, both_signs({5, 3}));
+    EXPECT_EQ(count(graph, kScanOp), 1) << graph.str();
+    EXPECT_EQ(count(graph, "aten::tanh"), 1) << graph.str();
+  }
+}
+
+TEST(TraceScan, UnderVmap) {
+  for (const int64_t dim : {0, 1, 2}) {
+    const auto f = [=](const Tensor& xs) {
+      return vmap([](const Tensor& x) { return recurrence(x, true); }, {.in_dims = dim})(xs);
+    };
+    EXPECT_EQ(count(expect_replays(f, both_signs({4, 5, 3})), kScanOp), 1);
+  }
+  // What is carried gets its batch dim from the rows, the results have none.
+  const auto sums = [](const Tensor& xs) {
+    return vmap([&](const Tensor& x) {
+      const auto [total, steps] = scan(
+          [](const std::pair<Tensor, Tensor>& c, const Tensor& row) {
+            const Tensor i = c.second + 1;
+            return std::pair(std::pair(c.first + row.sum(), i), i);
+          },
+          std::pair(at::zeros({}, at::kDouble), at::zeros({}, at::kDouble)), x);
+      return total.first + steps;
+    })(xs);
+  };
+  expect_replays(sums, both_signs({4, 5, 3}));
+}
+
+TEST(TraceScan, IsUnrolledWhereItIsDifferentiated) {
+  const auto loss = [](const Tensor& xs) { return recurrence(xs, false).sum(); };
+  EXPECT_EQ(count(expect_replays(grad(loss), both_signs({5, 3})), kScanOp), 0);
+  const auto pushed = [&](const Tensor& xs) { return jvp(loss, xs, xs.cos()).second; };
+  expect_replays(pushed, both_signs({5, 3}));
+  // A gradient inside of a step is none around it.
+  const auto inside = [](const Tensor& xs) {
+    const auto step = [](const Tensor& h, const Tensor& x) {
+      const Tensor g = grad([&](const Tensor& y) { return (y * x).sin().sum(); })(h);
+      return std::pair(h + g, g);
+    };
+    return scan(step, at::ones_like(xs.select(0, 0)), xs).second;
+  };
+  EXPECT_EQ(count(expect_replays(inside, both_signs({5, 3})), kScanOp), 1);
+}
+
+TEST(TraceScan, WithBranchesInIt) {
+  const auto f = [](const Tensor& xs) {
+    const auto step = [](const Tensor& h, const Tensor& x) {
+      const Tensor next = cond(
+          x.sum().gt(0), [&] { return h + x; }, [&] { return h * 2; });
+      return std::pair(next, next.sum());
+    };
+    return scan(step, at::ones_like(xs.select(0, 0)), xs).second;
+  };
+  expect_replays(f, both_signs({5, 3}));
+}
+
 }  // namespace
 }  // namespace torchlift::compile

@@ -333,6 +333,12 @@ class TraceRecorder final : public Recorder {
     return record_while({*this, *recording_, level}, transform, test, body, std::move(carry));
   }
 
+  std::optional<std::vector<Leaves>> scan(const LevelPtr& level, const Step& step,
+                                          const Leaves& carry, const Leaves& xs, int64_t length,
+                                          bool reverse) const override {
+    return record_scan({*this, *recording_, level}, step, carry, xs, length, reverse);
+  }
+
   at::Tensor spread(const at::Tensor& value, int64_t /*size*/) const override {
     const at::Tensor real = value.clone(at::MemoryFormat::Contiguous);
     Node node{.op = "aten::clone",

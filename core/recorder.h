@@ -15,7 +15,9 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <cstdint>
 #include <functional>
+#include <optional>
 #include <vector>
 
 #include "core/interpreter.h"
@@ -35,6 +37,12 @@ class Recorder : public Interpreter {
                       const Step& true_fn, const Step& false_fn, const Leaves& operands) const = 0;
   virtual Leaves while_loop(const LevelPtr& level, const char* transform, const Test& test,
                             const Step& body, Leaves carry) const = 0;
+
+  // As scan_leaves there. Nothing where it is differentiated inside of what is recorded, and the
+  // steps are to be written down one by one.
+  virtual std::optional<std::vector<Leaves>> scan(const LevelPtr& level, const Step& step,
+                                                  const Leaves& carry, const Leaves& xs,
+                                                  int64_t length, bool reverse) const = 0;
 };
 
 // The recorder of a level, or null.

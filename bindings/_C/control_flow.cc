@@ -77,6 +77,15 @@ PyObject* while_leaves(PyObject* /*self*/, PyObject* const* args, Py_ssize_t /*c
   });
 }
 
+PyObject* scan_leaves(PyObject* /*self*/, PyObject* const* args, Py_ssize_t /*count*/) {
+  return guarded([&]() -> py::object {
+    const auto length = borrow(args[3]).cast<int64_t>();
+    const auto scanned = control_flow_internal::scan_leaves(
+        step(args[0]), tensors_of(args[1]), tensors_of(args[2]), length, args[4] == Py_True);
+    return py::make_tuple(list_of(scanned.carry), list_of(scanned.ys));
+  });
+}
+
 void define_padded(py::module_& module) {
   module.def("nonzero", &padded_nonzero);
   module.def("masked_select", &padded_select);

@@ -80,6 +80,7 @@ PyMethodDef methods[] = {
     fast("custom_batching_leaves", custom_batching_leaves),
     fast("cond_leaves", cond_leaves),
     fast("while_leaves", while_leaves),
+    fast("scan_leaves", scan_leaves),
     fast("functional_call", functional_call),
     fast("function_route", function_route),
     fast("function_lift", function_lift),

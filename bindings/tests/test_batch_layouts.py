@@ -140,6 +140,8 @@ NONE_OF: dict[str, tuple[Callable[..., Tensor], list[tuple[int, ...]]]] = {
     "pinv": (lambda a, b: torch.linalg.pinv(a @ b.mT), [(4, 3), (4, 3)]),
     "diagonal": (lambda a: a.mT.diagonal(), [(4, 3)]),
     "view_as_complex": (lambda a: torch.view_as_complex(a.transpose(0, 1)).abs(), [(4, 3, 2)]),
+    "istft": (lambda x, w: torch.istft(torch.view_as_complex(x), 6, 2, window=w.abs() + 1), [(4, 5, 2), (6,)]),
+    "cov": (lambda x, w: torch.cov(x, aweights=w.abs()), [(3, 5), (5,)]),
     "segment_reduce": (lambda a: torch.segment_reduce(a, "sum", lengths=torch.tensor([1, 3])), [(4, 3)]),
 }
 

@@ -408,6 +408,34 @@ class TestControlFlow:
         self.check(collatz, *[(n,) for n in numbers])
         self.check(vmap(collatz), (torch.arange(1, 5),), (torch.tensor([27, 1, 2, 9]),))
 
+    def test_scan(self):
+        def f(w, xs):
+            step = lambda h, x: (torch.tanh(h["h"] * w + x), {"y": h["h"]})  # noqa: E731
+            carry = lambda h, x: ({"h": step(h, x)[0]}, step(h, x)[1])  # noqa: E731
+            last, ys = torchlift.scan(carry, {"h": 0.0}, xs, reverse=True)
+            return last, ys
+
+        inputs = [(data(1)[0], data(5)), (data(1)[0], -data(5))]
+        assert "scan" in self.check(f, *inputs).code()
+        self.check(vmap(f, (None, 0)), (data(1)[0], data(3, 5)), (data(1)[0], -data(3, 5)))
+        self.check(grad(lambda w, xs: f(w, xs)[1]["y"].sum()), *inputs)
+
+    @pytest.mark.parametrize(
+        "name, f",
+        [
+            ("cond", lambda x: torchlift.cond(x.sum() > 0, torch.sin, lambda x: x + 1, x)),
+            ("while_loop", vmap(lambda a: newton(a * a + 1))),
+            ("scan", lambda x: torchlift.scan(lambda h, x: (h + x, h * x), 0.0, x)),
+        ],
+    )
+    def test_as_operators_of_torch_in_fx_graphs(self, name, f):
+        x = data(4).abs()
+        module = make_fx(f)(x)
+        targets = [node.target for node in module.graph.nodes]
+        assert getattr(torch.ops.higher_order, name) in targets
+        for given in (x, -x):
+            assert_close(module(given), f(given))
+
     def test_implicit_derivatives_loop_in_the_graph(self):
         def f(a):
             return torchlift.fixed_point(lambda x, a: (x + a / x) / 2, torch.ones_like(a), a)

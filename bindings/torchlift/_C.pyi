@@ -159,6 +159,14 @@ def while_leaves(
     leaves: list[torch.Tensor],
     /,
 ) -> list[torch.Tensor]: ...
+def scan_leaves(
+    step_call: Callable[[list[torch.Tensor]], list[torch.Tensor]],
+    carry: list[torch.Tensor],
+    xs: list[torch.Tensor],
+    length: int,
+    reverse: bool,
+    /,
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]: ...
 def nonzero(
     x: torch.Tensor, size: int, fill_value: int, /
 ) -> tuple[torch.Tensor, torch.Tensor]: ...

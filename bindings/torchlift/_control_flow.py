@@ -165,9 +165,6 @@ def scan(
     steps = _scan_length(xs, leaves, length)
     if xs is None:
         spec = _pytree.flatten(None)[1]
-        slices: "list[Any]" = [[None]] * steps
-    else:
-        slices = list(zip(*(leaf.unbind(0) for leaf in leaves)))
 
     def run(carry: Any) -> Any:
         tree = _Tree(carry)
@@ -177,19 +174,21 @@ def scan(
                 y = _Tree(_pair(f, f(tree.tree(), spec.unflatten(zeros)))[1])
                 empty = [t.detach()[None][:0] for t in y.tensors]
             return tree.tree(), y.with_tensors(empty)
-        ys: "list[_Tree]" = []
-        for i in reversed(range(steps)) if reverse else range(steps):
-            carry, y = _pair(f, f(tree.tree(), spec.unflatten(slices[i])))
-            following, y = _Tree(carry), _Tree(y)
+        count = len(tree.tensors)
+        first: "list[_Tree]" = []
+
+        def step(tensors: "list[Tensor]") -> "list[Tensor]":
+            x = [None] if xs is None else tensors[count:]
+            following, y = map(_Tree, _pair(f, f(tree.with_tensors(tensors), spec.unflatten(x))))
             tree.check_alike("scan", _carry_words(f, "as carry"), following, weak=True)
-            tree = following
-            if ys:
-                ys[0].check_alike("scan", _scan_words(f), y)
-            ys.append(y)
-        if reverse:
-            ys.reverse()
-        stacked = [torch.stack(steps) for steps in zip(*(y.tensors for y in ys))]
-        return tree.tree(), ys[0].with_tensors(stacked)
+            if first:
+                first[0].check_alike("scan", _scan_words(f), y)
+            else:
+                first.append(y)
+            return following.tensors + y.tensors
+
+        last, ys = _C.scan_leaves(step, tree.tensors, leaves, steps, reverse)
+        return tree.with_tensors(last), first[0].with_tensors(ys)
 
     return _with_weak_numbers(init, run)
 

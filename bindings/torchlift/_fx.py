@@ -74,7 +74,8 @@ class _Exporter:
         self, name: str, overload: str, args: "list[Any]", results: "list[Any]", subgraphs: "list[Any]"
     ) -> None:
         if subgraphs:
-            raise UnsupportedError(f"[make_fx] {name} has no form in an fx graph.")
+            self._control_flow(name, args, results[0], subgraphs)
+            return
         target = overload_of(name, overload)
         given, keywords = self._call_arguments(target, [self._argument(each) for each in args])
         node = self.fx_graph.call_function(target, tuple(given), keywords)
@@ -93,6 +94,35 @@ class _Exporter:
                 self._define_items(result, item)
             else:
                 self._define(result, item)
+
+    def _control_flow(
+        self, name: str, args: "list[Any]", results: "list[Any]", subgraphs: "list[_C.Graph]"
+    ) -> None:
+        """As torch's operator of the same name, which takes tuples and modules that give tuples."""
+        import torch._higher_order_ops  # noqa: F401  defines them
+
+        kind = name.removeprefix("torchlift::")
+        values = [self._argument(each) for each in args]
+        given = [list(each) if isinstance(each, list) else each for each in values]
+        condition = subgraphs[0] if kind == "while_loop" else None
+        modules = [self._submodule(each, single=each is condition) for each in subgraphs]
+        if kind == "cond":
+            arguments = (given[0], *modules, tuple(given[1]))
+        elif kind == "while_loop":
+            arguments = (*modules, tuple(given[0]), tuple(given[1]))
+        else:
+            arguments = (*modules, given[0], given[1], tuple(given[2]))
+        node = self.fx_graph.call_function(getattr(torch.ops.higher_order, kind), arguments)
+        node.stack_trace = self.stack_trace
+        self._define_items(results, node)
+
+    def _submodule(self, subgraph: "_C.Graph", single: bool) -> "torch.fx.Node":
+        """A graph as a module of this one's root, which gives a tuple, or one tensor."""
+        exporter = _Exporter(subgraph, [value.name for value in subgraph.inputs()])
+        exporter.fx_graph.output(exporter.outputs[0] if single else tuple(exporter.outputs))
+        name = f"subgraph_{len(self.root._modules)}"
+        self.root.add_module(name, torch.fx.GraphModule(exporter.root, exporter.fx_graph))
+        return self.fx_graph.get_attr(name)
 
     def _define_items(self, results: "list[Any]", node: "torch.fx.Node") -> None:
         for i, result in enumerate(results):

@@ -203,16 +203,21 @@ class Form:
         return tuple(a if d is None else self.lay_out(a, d) for a, d in zip(args, dims))
 
     def loop(self, fn: Function, dims: Dims, contiguous: bool = False) -> Function:
-        """The reference for vmap(fn, in_dims=dims), on examples that lie in memory as the library's do.
+        """The reference for vmap(fn, in_dims=dims).
 
-        Where an example is refused for how it lies (a view of it cannot be had), there is no reference.
+        Where an example is refused for how it lies in memory (a view of it cannot be had), there is none.
+        The numbers are those of contiguous examples: kernels that are called past the functions that
+        make their arguments contiguous give others (flash attention does).
         """
         looped = loop(fn, dims, max(self.size, 1), contiguous)
 
-        def laid_out(*args: torch.Tensor) -> Tensors:
-            return looped(*(a if d is None else self.lay_out(a, d) for a, d in zip(args, dims)))
+        def checked(*args: torch.Tensor) -> Tensors:
+            if self.lay_out is not PLAIN.lay_out:
+                looped(*(a if d is None else self.lay_out(a, d) for a, d in zip(clone(args), dims)))
+                seed_everything()
+            return looped(*args)
 
-        return laid_out if self.size else lambda *args: tuple(out[:0] for out in looped(*args))
+        return checked if self.size else lambda *args: tuple(out[:0] for out in looped(*args))
 
 
 def every_other(tensor: torch.Tensor, dim: int) -> torch.Tensor:
