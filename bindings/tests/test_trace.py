@@ -433,8 +433,13 @@ class TestControlFlow:
         module = make_fx(f)(x)
         targets = [node.target for node in module.graph.nodes]
         assert getattr(torch.ops.higher_order, name) in targets
+        compiled = torchlift.jit(f, backend="inductor")
         for given in (x, -x):
             assert_close(module(given), f(given))
+            assert_close(compiled(given), f(given))
+        assert compiled.cache_info().misses == 1
+        with pytest.raises(UnsupportedError, match=f"'ts' has no form of {name}"):
+            torchlift.jit(f, backend="ts")(x)
 
     def test_implicit_derivatives_loop_in_the_graph(self):
         def f(a):

@@ -6,6 +6,8 @@ function of the inputs, which gives a list of tensors (or what make_boxed_func m
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, Callable, Sequence
 
 import torch
@@ -19,7 +21,8 @@ def _inductor(module: "torch.fx.GraphModule", inputs: "Sequence[torch.Tensor]") 
     from torch._inductor.compile_fx import compile_fx
 
     try:
-        return compile_fx(module, list(inputs))
+        with _sizes_of_loops() if _control_flow_in(module) else contextlib.nullcontext():
+            return compile_fx(module, list(inputs))
     except Exception as error:
         if "compiler" not in str(error).lower():
             raise
@@ -32,7 +35,28 @@ def _inductor(module: "torch.fx.GraphModule", inputs: "Sequence[torch.Tensor]") 
 def _ts(module: "torch.fx.GraphModule", inputs: "Sequence[torch.Tensor]") -> Any:
     from torchlift.compile import ts_compile
 
+    if kinds := _control_flow_in(module):
+        raise UnsupportedError(
+            f"[jit] the backend 'ts' has no form of {kinds[0]}, which the function calls on values that "
+            f"depend on its arguments. The backends 'eager' and 'inductor' have one."
+        )
     return ts_compile(module, inputs)
+
+
+def _control_flow_in(module: "torch.fx.GraphModule") -> "list[str]":
+    targets = [node.target for node in module.graph.nodes if node.op == "call_function"]
+    return [str(each) for each in targets if isinstance(each, torch._ops.HigherOrderOperator)]
+
+
+@contextlib.contextmanager
+def _sizes_of_loops() -> "Iterator[None]":
+    """Inductor asks for the sizes of what a loop carries before it has made a context to ask."""
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    with tracing(TracingContext(FakeTensorMode(shape_env=ShapeEnv()))):
+        yield
 
 
 _BACKENDS: "dict[str, Backend | None]" = {"eager": None, "inductor": _inductor, "ts": _ts}
