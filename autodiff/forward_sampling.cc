@@ -124,8 +124,8 @@ Tensor grid_sampler(const Tensor& input, const Tensor& grid, const Options& opti
           const Tensor row = tap.place.masked_fill(is_here.logical_not(), 0).to(at::kLong);
           const Tensor here = is_here.to(tap.weight.scalar_type());
           const bool first = !place.defined();
-          visit(dim + 1, first ? row : place * size + row,
-                first ? tap.weight : weight * tap.weight, first ? here : inside * here);
+          visit(dim + 1, first ? row : place * size + row, first ? tap.weight : weight * tap.weight,
+                first ? here : inside * here);
         }
       };
   visit(0, {}, {}, {});

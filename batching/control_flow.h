@@ -62,8 +62,8 @@ Leaves cond_leaves(const char* transform, const at::Tensor& pred, const Step& tr
 Leaves while_leaves(const char* transform, const Test& test, const Step& body, Leaves carry);
 
 // A scan on leaves: `step` takes what is carried and a slice of xs, and returns what is carried and
-// results. Gives what is carried at the end, and the results of all steps, stacked. length: at least
-// 1.
+// results. Gives what is carried at the end, and the results of all steps, stacked. length: at
+// least 1.
 struct Scanned {
   Leaves carry;
   Leaves ys;

@@ -395,8 +395,7 @@ class LoopTrace {
     std::vector<FrameValue> outputs;
     for (const auto i : c10::irange(next.size())) {
       if (!next[i].defined()) continue;
-      outputs.push_back(
-          emitter_.own(at_level(next[i], levels_[i], emitter_.level()), outputs));
+      outputs.push_back(emitter_.own(at_level(next[i], levels_[i], emitter_.level()), outputs));
     }
     body_frame_.graph.outputs = ids(outputs);
     return true;
@@ -628,9 +627,9 @@ Leaves record_cond(const RecordingLevel& at, const Tensor& pred, const Recorder:
   std::vector<Levels> levels;
   for (const auto i : c10::irange(yes.results.size())) {
     const bool defined = yes.results[i].defined();
-    levels.push_back(defined ? merged(levels_above(yes.results[i], level),
-                                      levels_above(no.results[i], level))
-                             : Levels());
+    levels.push_back(
+        defined ? merged(levels_above(yes.results[i], level), levels_above(no.results[i], level))
+                : Levels());
   }
   yes.finish(emitter, levels);
   no.finish(emitter, levels);

@@ -37,8 +37,8 @@ Recorder::Leaves record_while(const RecordingLevel& at, const char* transform,
 std::optional<std::vector<Recorder::Leaves>> record_scan(const RecordingLevel& at,
                                                          const Recorder::Step& step,
                                                          const Recorder::Leaves& carry,
-                                                         const Recorder::Leaves& xs,
-                                                         int64_t length, bool reverse);
+                                                         const Recorder::Leaves& xs, int64_t length,
+                                                         bool reverse);
 
 }  // namespace torchlift::compile
 

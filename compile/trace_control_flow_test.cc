@@ -198,7 +198,9 @@ TEST(TraceCond, Derivatives) {
   expect_replays([&](const Tensor& x) { return jvp(f, std::tuple(x), std::tuple(x.cos())).second; },
                  both_signs({3}));
   // Where nothing is differentiated, it is a node.
-  const auto scaled = [&](const Tensor& x) { return grad([](const Tensor& y) { return y.sin().sum(); })(x) * f(x); };
+  const auto scaled = [&](const Tensor& x) {
+    return grad([](const Tensor& y) { return y.sin().sum(); })(x) * f(x);
+  };
   EXPECT_EQ(count(expect_replays(scaled, both_signs({3})), kCondOp), 1);
 }
 
@@ -240,15 +242,15 @@ TEST(TraceWhile, ByExample) {
 TEST(TraceWhile, CarriesTreesAndWidensThem) {
   // The count starts without a batch dim, and gets one from the condition.
   const auto steps = [](const Tensor& n) {
-    const auto [last, count] = while_loop(
-        [](const std::pair<Tensor, Tensor>& c) { return c.first.gt(1); },
-        [](const std::pair<Tensor, Tensor>& c) {
-          const Tensor half = cond(
-              c.first.remainder(2).eq(0), [&] { return c.first.floor_divide(2); },
-              [&] { return 3 * c.first + 1; });
-          return std::pair(half, c.second + 1);
-        },
-        std::pair(n, at::zeros({}, at::kLong)));
+    const auto [last, count] =
+        while_loop([](const std::pair<Tensor, Tensor>& c) { return c.first.gt(1); },
+                   [](const std::pair<Tensor, Tensor>& c) {
+                     const Tensor half = cond(
+                         c.first.remainder(2).eq(0), [&] { return c.first.floor_divide(2); },
+                         [&] { return 3 * c.first + 1; });
+                     return std::pair(half, c.second + 1);
+                   },
+                   std::pair(n, at::zeros({}, at::kLong)));
     return last + 1000 * count;
   };
   const auto number = [](int64_t n) { return at::scalar_tensor(n, at::kLong); };
@@ -273,8 +275,7 @@ TEST(TraceWhile, DerivativesAroundAndInside) {
   const auto descend = [](const Tensor& a) {
     const auto loss = [&](const Tensor& x) { return (x * x - a).square(); };
     return while_loop([&](const Tensor& x) { return loss(x).gt(1e-8); },
-                      [&](const Tensor& x) { return x - 0.002 * grad(loss)(x); },
-                      a * 0 + 1);
+                      [&](const Tensor& x) { return x - 0.002 * grad(loss)(x); }, a * 0 + 1);
   };
   expect_replays(descend, inputs);
   EXPECT_THAT(error_of(grad(newton), inputs[0]), HasSubstr("fixed_point or custom_root"));

@@ -409,7 +409,7 @@ Graph TraceScope::finish(const std::vector<at::Tensor>& outputs) {
                         "an output belongs to a level around the function that is traced.");
     }
     recording_->graph().outputs.push_back(lowered.bdim ? recording_->find(lowered.value)
-                                                     : recording_->constant(lowered.value));
+                                                       : recording_->constant(lowered.value));
   }
   level_scope_.reset();
   return std::move(recording_->graph());

@@ -23,7 +23,8 @@ Tensor cross_entropy(const Tensor& input, const Tensor& linear_weight, const Ten
                      int64_t reduction, const c10::SymInt& ignore_index, double label_smoothing,
                      at::ScalarType accumulated) {
   const at::ScalarType dtype = c10::promoteTypes(input.scalar_type(), accumulated);
-  const Tensor logits = at::linear(input.to(dtype), linear_weight.to(dtype), to(linear_bias, dtype));
+  const Tensor logits =
+      at::linear(input.to(dtype), linear_weight.to(dtype), to(linear_bias, dtype));
   const bool classes = !target.is_floating_point();
   return at::cross_entropy_loss(logits, classes ? target : target.to(dtype), to(weight, dtype),
                                 reduction, ignore_index.expect_int(), label_smoothing)

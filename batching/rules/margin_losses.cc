@@ -97,10 +97,10 @@ Batched multi_margin(BatchedArg self, BatchedArg target, const at::Scalar& p,
                                    reduction);
     });
   }
-  const at::Tensor losses =
-      size == 0 ? x.new_zeros({0})
-                : at::multi_margin_loss(Rows::of(x), t.flatten(), p, margin, value_of(weight),
-                                        at::Reduction::None);
+  const at::Tensor losses = size == 0
+                                ? x.new_zeros({0})
+                                : at::multi_margin_loss(Rows::of(x), t.flatten(), p, margin,
+                                                        value_of(weight), at::Reduction::None);
   return {rows.reduced(losses, reduction, target.logical_dim() > 0), 0};
 }
 

@@ -44,9 +44,9 @@ Tensor istft(const Tensor& self, int64_t n_fft, std::optional<int64_t> hop_lengt
              std::optional<int64_t> win_length, const OptionalTensor& window, bool center,
              bool normalized, std::optional<bool> onesided, std::optional<int64_t> length,
              bool return_complex) {
-  const Tensor result = at::compositeimplicitautograd::istft(
-      self, n_fft, hop_length, win_length, checkable(window), center, normalized, onesided, length,
-      return_complex);
+  const Tensor result =
+      at::compositeimplicitautograd::istft(self, n_fft, hop_length, win_length, checkable(window),
+                                           center, normalized, onesided, length, return_complex);
   return depending_on(result, window);
 }
 

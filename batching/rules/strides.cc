@@ -55,9 +55,9 @@ bool enter(Box& box, int64_t distance) {
   return distance == 0;
 }
 
-// Goes `size - 1` times `stride` through the box, along one of its dims or, as a diagonal does, along
-// several at once. Others may have gone there before (overlapping windows): what counts are the
-// steps of all of them together.
+// Goes `size - 1` times `stride` through the box, along one of its dims or, as a diagonal does,
+// along several at once. Others may have gone there before (overlapping windows): what counts are
+// the steps of all of them together.
 bool run(Box& box, int64_t size, int64_t stride) {
   if (size <= 1 || stride == 0) return true;
   const int64_t times = size - 1;

@@ -93,9 +93,9 @@ void check_numel(BatchedArg self, at::IntArrayRef all) {
               "' is invalid for input of size ", logical_numel(self));
 }
 
-// libtorch lays out a view of nothing as if it were contiguous. But a batch of none may be the tangent
-// of a tensor that is not batched, and forward mode wants the two to lie alike: so this view gets the
-// strides that it would have with examples.
+// libtorch lays out a view of nothing as if it were contiguous. But a batch of none may be the
+// tangent of a tensor that is not batched, and forward mode wants the two to lie alike: so this
+// view gets the strides that it would have with examples.
 at::Tensor view_of_none(const at::Tensor& value, at::IntArrayRef all) {
   const auto strides = at::detail::computeStride(value.sizes().slice(1), value.strides().slice(1),
                                                  at::DimVector(all.slice(1)));

@@ -17,8 +17,8 @@ PyObject* cond_leaves(PyObject* self, PyObject* const* args, Py_ssize_t count);
 // while_leaves(transform, test_call, body_call, leaves) -> leaves
 PyObject* while_leaves(PyObject* self, PyObject* const* args, Py_ssize_t count);
 
-// scan_leaves(step_call, carry, xs, length, reverse) -> (carry, ys), lists of tensors; the call takes
-// and returns those of a step in one list.
+// scan_leaves(step_call, carry, xs, length, reverse) -> (carry, ys), lists of tensors; the call
+// takes and returns those of a step in one list.
 PyObject* scan_leaves(PyObject* self, PyObject* const* args, Py_ssize_t count);
 
 // nonzero, masked_select, unique with a size, as functions of the module.
