@@ -1,6 +1,7 @@
 // Forward mode of operators for which libtorch has no formula, or (in C++ programs) none without
 // Python: where an argument has a tangent, the operator is made of others.
 
+#include <ATen/OpMathType.h>
 #include <ATen/core/Reduction.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/_batch_norm_with_update_ops.h>
@@ -52,18 +53,23 @@ namespace ops = at::_ops;
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
+// Half precision is computed in float, as the kernels do: the difference of rounded logits is off
+// by as much as they are.
+Tensor precise(const Tensor& t) { return t.to(at::toOpMathType(t.scalar_type())); }
+
 Tensor softmax_backward(const Tensor& grad, const Tensor& output, int64_t dim,
                         at::ScalarType dtype) {
-  const Tensor product = grad * output;
-  return (product - output * product.sum(dim, /*keepdim=*/true)).to(dtype);
+  const Tensor weights = precise(output), product = precise(grad) * weights;
+  return (product - weights * product.sum(dim, /*keepdim=*/true)).to(dtype);
 }
 
 Tensor log_softmax_backward(const Tensor& grad, const Tensor& output, int64_t dim,
                             at::ScalarType dtype) {
-  return (grad - output.exp() * grad.sum(dim, /*keepdim=*/true)).to(dtype);
+  const Tensor g = precise(grad);
+  return (g - precise(output).exp() * g.sum(dim, /*keepdim=*/true)).to(dtype);
 }
 
-Tensor logsumexp(const Tensor& self, at::IntArrayRef dims, bool keepdim) {
+Tensor precise_logsumexp(const Tensor& self, at::IntArrayRef dims, bool keepdim) {
   // Any constant will do; the largest entry, or real part, keeps exp in range.
   const Tensor values = self.detach();
   Tensor largest = (values.is_complex() ? at::real(values) : values).amax(dims, /*keepdim=*/true);
@@ -72,13 +78,25 @@ Tensor logsumexp(const Tensor& self, at::IntArrayRef dims, bool keepdim) {
   return keepdim ? result : result.squeeze(dims);
 }
 
+Tensor logsumexp(const Tensor& self, at::IntArrayRef dims, bool keepdim) {
+  return precise_logsumexp(precise(self), dims, keepdim).to(self.scalar_type());
+}
+
+Tensor precise_log_softmax(const Tensor& self, int64_t dim) {
+  const Tensor x = precise(self);
+  return x.dim() == 0 ? x * 0 : x - precise_logsumexp(x, {dim}, /*keepdim=*/true);
+}
+
+at::ScalarType softmax_type(const Tensor& self, bool half_to_float) {
+  return half_to_float ? at::kFloat : self.scalar_type();
+}
+
 Tensor log_softmax(const Tensor& self, int64_t dim, bool half_to_float) {
-  const Tensor x = half_to_float ? self.to(at::kFloat) : self;
-  return x.dim() == 0 ? x * 0 : x - logsumexp(x, {dim}, /*keepdim=*/true);
+  return precise_log_softmax(self, dim).to(softmax_type(self, half_to_float));
 }
 
 Tensor softmax(const Tensor& self, int64_t dim, bool half_to_float) {
-  return log_softmax(self, dim, half_to_float).exp();
+  return precise_log_softmax(self, dim).exp().to(softmax_type(self, half_to_float));
 }
 
 // libtorch's tangent has shape [1], which it then refuses.

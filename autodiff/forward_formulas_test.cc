@@ -16,6 +16,8 @@
 #include <ATen/ops/index_reduce.h>
 #include <ATen/ops/instance_norm.h>
 #include <ATen/ops/linalg_householder_product.h>
+#include <ATen/ops/logcumsumexp.h>
+#include <ATen/ops/logcumsumexp.h>
 #include <ATen/ops/multi_margin_loss.h>
 #include <ATen/ops/multilabel_margin_loss.h>
 #include <ATen/ops/normal.h>
@@ -167,6 +169,9 @@ std::vector<Case> scatter_cases() {
   std::vector<Case> cases = {
       {"cumprod", [](const Tensor& x) { return at::cumprod(x, 0); }, zeros},
       {"cumprod of five", [](const Tensor& x) { return at::cumprod(x, -1); }, randn({5})},
+      {"logcumsumexp", [](const Tensor& x) { return at::logcumsumexp(x, 0); }, zeros},
+      {"logcumsumexp of numbers far apart", [](const Tensor& x) { return at::logcumsumexp(x, -1); },
+       randn({7}) + at::tensor({-800.0, -3.0, 0.0, -500.0, 2.0, 900.0, 899.0})},
       {"scatter_reduce prod into self",
        [=](const Tensor& x) {
          return at::scatter_reduce(x, 0, places, self.narrow(0, 0, 2), "prod");

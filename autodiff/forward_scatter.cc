@@ -1,15 +1,21 @@
-// Forward mode of reductions into places given by an index, and of cumulative products: libtorch
-// has no formula, or one that holds for one order or without zeros only. Products are made of
-// multiplications, so that zeros are nothing special.
+// Forward mode of reductions into places given by an index, of cumulative products and of
+// logcumsumexp: libtorch has no formula, or one that holds for one order, without zeros, or for
+// numbers of one size only. Products are made of multiplications, so that zeros are nothing
+// special.
 
+#include <ATen/OpMathType.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/cumprod_ops.h>
 #include <ATen/ops/index_reduce_ops.h>
+#include <ATen/ops/logcumsumexp.h>
+#include <ATen/ops/logcumsumexp_ops.h>
+#include <ATen/ops/real.h>
 #include <ATen/ops/scatter_reduce_ops.h>
 #include <ATen/ops/segment_reduce_ops.h>
 #include <ATen/ops/where.h>
+#include <ATen/ops/zeros_like.h>
 
 #include <limits>
 #include <optional>
@@ -39,6 +45,47 @@ Tensor cumprod(const Tensor& self, int64_t dim, std::optional<at::ScalarType> dt
     product = at::cat({product.narrow(dim, 0, reach), further}, dim);
   }
   return product;
+}
+
+// --- logcumsumexp --------------------------------------------------------------------------------
+
+// Sums with decay along a dim, sum_i = decay_i sum_(i-1) + term_i, by the same steps. The first
+// decay is 0.
+Tensor decaying_sums(Tensor decay, Tensor term, int64_t dim) {
+  const int64_t size = term.size(dim);
+  for (int64_t reach = 1; reach < size; reach *= 2) {
+    const auto later = [&](const Tensor& t) { return t.narrow(dim, reach, size - reach); };
+    const auto earlier = [&](const Tensor& t) { return t.narrow(dim, 0, size - reach); };
+    const Tensor sums = later(term) + later(decay) * earlier(term);
+    const Tensor decays = later(decay) * earlier(decay);
+    term = at::cat({term.narrow(dim, 0, reach), sums}, dim);
+    decay = at::cat({decay.narrow(dim, 0, reach), decays}, dim);
+  }
+  return term;
+}
+
+// With the result as constants c,
+//   y_i = c_i + log(sum over j <= i of exp(x_j - c_i)), where the sum s_i is 1, and
+//   s_i = exp(c_(i-1) - c_i) s_(i-1) + exp(x_i - c_i),
+// in which no exponent is large. libtorch divides sums of exp(x - max x), which are 0 where x is
+// far below its maximum.
+Tensor logcumsumexp(const Tensor& self, int64_t dim) {
+  if (self.dim() == 0 || self.size(dim) == 0) return self.clone();
+  const Tensor x = self.to(at::toOpMathType(self.scalar_type()));
+  const Tensor c = at::logcumsumexp(x.detach(), dim);
+  const Tensor infinite =
+      (c.is_complex() ? at::real(c) : c).abs() == std::numeric_limits<double>::infinity();
+  const Tensor finite_c = c.masked_fill(infinite, 0);
+  const int64_t rest = c.size(dim) - 1;
+  const auto first = [&](const Tensor& t) { return t.narrow(dim, 0, rest); };
+  const auto last = [&](const Tensor& t) { return t.narrow(dim, 1, rest); };
+  const Tensor decay = (first(finite_c) - last(finite_c))
+                           .exp()
+                           .masked_fill(first(infinite).logical_or(last(infinite)), 0);
+  const Tensor weight = (x.masked_fill(infinite, 0) - finite_c).exp().masked_fill(infinite, 0);
+  const Tensor sums =
+      decaying_sums(at::cat({at::zeros_like(c.narrow(dim, 0, 1)), decay}, dim), weight, dim);
+  return (c + sums.masked_fill(infinite, 1).log()).to(self.scalar_type());
 }
 
 // --- scatter_reduce and index_reduce -------------------------------------------------------------
@@ -154,6 +201,7 @@ Tensor segment_reduce(const Tensor& data, std::string_view reduce, const Optiona
 std::vector<ForwardKernel> scatter_formulas() {
   std::vector<ForwardKernel> kernels;
   kernels.push_back(made<ops::cumprod, &cumprod>());
+  kernels.push_back(made<ops::logcumsumexp, &logcumsumexp>());
   kernels.push_back(row<ops::scatter_reduce_two, &scatter_reduce>());
   kernels.push_back(made<ops::index_reduce, &index_reduce>());
   kernels.push_back(made<ops::segment_reduce, &segment_reduce>());

@@ -158,6 +158,12 @@ bool any_tracked(const std::vector<at::Tensor>& tensors) {
   return false;
 }
 
+// Whether a graph of this domain leads to one of them; a tangent is no graph.
+bool any_recorded(const std::vector<at::Tensor>& tensors) {
+  return std::any_of(tensors.begin(), tensors.end(),
+                     [](const at::Tensor& t) { return t.defined() && t.requires_grad(); });
+}
+
 // Whether somebody differentiates what is computed from t by other means than a graph of this
 // domain: see NOTE [derivatives of a backward pass].
 bool differentiated_elsewhere(const at::Tensor& t, bool outer_grad) {
@@ -317,7 +323,7 @@ std::vector<at::Tensor> Pullback::operator()(std::vector<at::Tensor> cotangents,
   const bool cut = forward_mode_cut();
   if (!outputs.empty() && !state.primals.empty()) {
     const bool wants_graph =
-        grad_enabled && (state.seen_outside || any_tracked(grads) || any_tangent_tracked(grads));
+        grad_enabled && (state.seen_outside || any_recorded(grads) || any_tangent_tracked(grads));
     const bool elsewhere = !cut && state.shortcuts &&
                            (any_differentiated_elsewhere(outputs, outer_grad) ||
                             any_differentiated_elsewhere(grads, outer_grad));

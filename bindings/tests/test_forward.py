@@ -545,6 +545,26 @@ def test_results_carry_no_graph_that_nobody_asked_for(name):
     assert transform(torchlift.grad(f) if name != "hessian" else f)(x.requires_grad_()).requires_grad
 
 
+@pytest.mark.parametrize("f", [torch.sin, torch.log1p, torch.nn.functional.silu])
+def test_pullbacks_of_cotangents_with_tangents_carry_no_graph(f):
+    x, c, t = (torch.tensor([v], dtype=torch.float64, requires_grad=False) for v in (0.5, 2.0, 3.0))
+
+    def pulled(x, c):
+        return torchlift.vjp(f, x)[1](c)[0]
+
+    slope = torch.autograd.functional.jacobian(lambda x: f(x), x)[0]
+    found = torchlift.jvp(lambda c: pulled(x, c), (c,), (t,))
+    torch.testing.assert_close(found, (c * slope, t * slope))
+    both = torchlift.jvp(pulled, (x, c), (t, t))
+    assert not any(each.requires_grad for each in found + both)
+    # Somebody asks for it.
+    c.requires_grad_()
+    _, tangent = torchlift.jvp(pulled, (x, c), (t, t))
+    (of_cotangent,) = torch.autograd.grad(tangent, c)
+    second = torchlift.grad(lambda x: torchlift.grad(lambda x: f(x).sum())(x).sum())(x)
+    torch.testing.assert_close(of_cotangent, second * t)
+
+
 @pytest.mark.parametrize("transform", [torchlift.jacrev, torchlift.jacfwd, torchlift.jacobian])
 def test_complex_jacobians(transform):
     z = torch.randn(3, dtype=torch.complex128)

@@ -69,6 +69,22 @@ def test_attention_with_large_scores(dtype: torch.dtype, attention: Callable[...
 
 
 @pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize("f", [torch.softmax, torch.log_softmax, torch.logsumexp])
+def test_softmax_of_large_logits(dtype: torch.dtype, f: Callable[..., Tensor]) -> None:
+    torch.manual_seed(0)
+    x, t = (500 + 3 * torch.randn(4, 6)).to(dtype), torch.randn(4, 6).to(dtype)
+    c = torch.randn(f(x, 1).shape).to(dtype)
+
+    def gradient(x: Tensor, c: Tensor) -> Tensor:
+        return tl.vjp(lambda x: f(x, 1), x)[1](c)[0]
+
+    for transformed in (lambda x, c: f(x, 1), gradient):
+        found = tl.jvp(lambda x: transformed(x, c.to(x.dtype)), (x,), (t,))[1]
+        exact = tl.jvp(lambda x: transformed(x, c.double()), (x.double(),), (t.double(),))[1]
+        assert found.dtype == dtype and near(found, exact)
+
+
+@pytest.mark.parametrize("dtype", HALF)
 def test_gradients_of_weights_of_layer_norm(dtype: torch.dtype) -> None:
     """Of numbers that are far from zero, in place of which their differences count."""
     torch.manual_seed(0)
@@ -100,6 +116,20 @@ def test_tangents_have_the_dtype_of_their_primals() -> None:
     x = torch.randn(3).to(torch.bfloat16)
     assert tl.jvp(lambda x: torch.frexp(x)[0], (x,), (x,))[1].dtype == torch.bfloat16
     assert tl.jacfwd(lambda x: torch.frexp(x)[0])(x).dtype == torch.bfloat16
+
+
+def test_tangents_of_logcumsumexp_far_below_its_maximum() -> None:
+    x = torch.tensor([-float("inf"), -1000.0, 0.0, 3.0], dtype=torch.float64)
+    t = torch.tensor([7.0, 1.0, 2.0, 3.0], dtype=torch.float64)
+    tangent = tl.jvp(lambda x: torch.logcumsumexp(x, 0), (x,), (t,))[1]
+    last = (2 + 3 * torch.tensor(3.0).double().exp()) / (1 + torch.tensor(3.0).double().exp())
+    torch.testing.assert_close(tangent, torch.stack([torch.zeros_like(last), t[1], t[2], last]))
+    z, dz = torch.randn(2, 6, dtype=torch.complex128)
+    z = z + torch.tensor([-900, 0, 3000, 2999, 1, 3001])
+    h = 1e-5
+    slope = (torch.logcumsumexp(z + h * dz, 0) - torch.logcumsumexp(z - h * dz, 0)) / (2 * h)
+    found = tl.jvp(lambda z: torch.logcumsumexp(z, 0), (z,), (dz,))[1]
+    torch.testing.assert_close(found, slope, rtol=1e-5, atol=1e-6)
 
 
 def test_complex_logsumexp_in_both_modes() -> None:

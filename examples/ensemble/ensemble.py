@@ -6,11 +6,16 @@ network is often sure of itself, makes them disagree, as do digits that are turn
 Lakshminarayanan et al. 2017, arXiv:1612.01474. Not all is found so: see docs/examples/ensemble.md.)
 
     python examples/ensemble/ensemble.py [--quick] [--members 10] [--digits 1797] [--epochs 20] [--out out/ensemble.png]
+                                         [--cpp PROGRAM]
+
+--cpp PROGRAM also runs the C++ version, ensemble.cc, on the same digits.
 """
 
 import argparse
 import math
 import pathlib
+import subprocess
+import tempfile
 
 import sklearn.datasets
 import torch
@@ -105,6 +110,17 @@ def run(members=10, count=1797, epochs=20):
     }
 
 
+def run_cpp(program, members, count, epochs):
+    """{what: number} as the C++ program prints it: accuracies, and disagreement on digits and noise."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "digits.pt"
+        names = ("train_images", "train_labels", "test_images", "test_labels")
+        torch.save(dict(zip(names, load(count))), path)
+        command = [program, path, str(members), str(epochs)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return {name: float(number) for name, number in map(str.split, done.stdout.splitlines())}
+
+
 def draw(path, found):
     import matplotlib
 
@@ -156,12 +172,17 @@ def main():
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "out" / "ensemble.png")
     parser.add_argument("--quick", action="store_true", help="fewer members, digits and epochs")
+    parser.add_argument("--cpp", type=pathlib.Path, help="the C++ program, to run as well")
     options = parser.parse_args()
     sizes = (3, 600, 30) if options.quick else (options.members, options.digits, options.epochs)
     found = run(*sizes)
     print(f"accuracy of a member, on average: {found['mean_accuracy_of_members']:.3f}, of all: {found['accuracy']:.3f}")
     certain, wrong = found["uncertainty"][~found["wrong"]].mean(), found["uncertainty"][found["wrong"]].mean()
     print(f"disagreement on digits answered right: {certain:.3f}, wrong: {wrong:.3f}, noise: {found['of_noise'].mean():.3f}")
+    if options.cpp:
+        cpp = run_cpp(options.cpp, *sizes)
+        print(f"C++: accuracy of a member {cpp['accuracy_of_members']:.3f}, of all: {cpp['accuracy']:.3f}; ", end="")
+        print(f"disagreement on right {cpp['right']:.3f}, wrong: {cpp['wrong']:.3f}, noise: {cpp['noise']:.3f}")
     for name, unit in (("turned", " degrees"), ("mixed", " of noise")):
         for amount, share, disagreement in found[name]:
             print(f"{name:<7}{amount:>5g}{unit}: accuracy {share:.3f}, disagreement {disagreement:.3f}")

@@ -1,7 +1,5 @@
 """The example in a small form."""
 
-import subprocess
-
 import bazel  # tools/bazel.py
 
 
@@ -17,7 +15,9 @@ def test_python(example, tmp_path):
     assert (tmp_path / "picture.png").stat().st_size > 10_000
 
 
-def test_cpp():
-    target = "//examples/ensemble:ensemble"
-    bazel.run("build", *bazel.PLAIN, target)
-    subprocess.run([bazel.bin_dir() / "examples" / "ensemble" / "ensemble", "100"], check=True)
+def test_cpp(example):
+    bazel.run("build", *bazel.PLAIN, "//examples/ensemble:ensemble")
+    program = bazel.bin_dir() / "examples" / "ensemble" / "ensemble"
+    found = example.run_cpp(program, members=3, count=600, epochs=40)
+    assert found["accuracy"] > 0.8
+    assert found["wrong"] > found["right"] and found["noise"] > found["right"]

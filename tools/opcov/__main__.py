@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch.testing._internal.common_methods_invocations import op_db
@@ -20,7 +21,7 @@ import opcov
 from opcov.isolation import run_isolated
 from opcov.page import page
 from opcov.report import comparison, load_rows, report
-from opcov.running import jobs_of
+from opcov.running import Job, jobs_of
 from opcov.samples import consume_random_state_normally
 from opcov.transforms import NEEDS_GRAD, TRANSFORMS
 
@@ -39,6 +40,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--impl", default="torchlift", help="module under test (default: torchlift)")
     parser.add_argument("--transforms", help="comma-separated (default: all that the library has)")
     parser.add_argument("--ops", default="", help="regular expression on op names, e.g. '^nn.functional'")
+    parser.add_argument(
+        "--again", metavar="FILE", help="take the rows of FILE that passed plainly, and run the others again"
+    )
     parser.add_argument("--max-samples", type=int, default=4, help="samples per op (default: 4)")
     parser.add_argument("--max-samples-grad", type=int, help="the same for transforms that differentiate")
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds per (op, transform) (default: 60)")
@@ -83,6 +87,16 @@ def selected_transforms(args: argparse.Namespace, impl: object) -> list[str]:
     return [name for name, needs in missing.items() if not needs]
 
 
+def row_key(row: dict) -> tuple[str, ...]:
+    return row["op"], row["variant"], row["transform"], row.get("variation", "")
+
+
+def passed_plainly(path: str) -> dict[tuple[str, ...], dict]:
+    """The rows of a file about which there is nothing to ask: not by a second opinion."""
+    rows = load_rows([path])
+    return {row_key(r): r for r in rows if r["status"] in ("pass", "skip") and not r.get("second_opinion")}
+
+
 def run(args: argparse.Namespace) -> list[dict]:
     torch.set_num_threads(1)
     with contextlib.suppress(ImportError):
@@ -97,16 +111,22 @@ def run(args: argparse.Namespace) -> list[dict]:
     def samples(name: str) -> int:
         return args.max_samples_grad or args.max_samples if name in NEEDS_GRAD else args.max_samples
 
+    def head(op: Any, job: Job) -> dict:
+        row = {"impl": args.impl, "op": op.name, "variant": op.variant_test_name, "transform": job.transform}
+        return row | {"variation": job.variation} if job.variation else row
+
+    stored = passed_plainly(args.again) if args.again else {}
     rows: list[dict] = []
     start = time.monotonic()
     with open(args.out, "w") if args.out else contextlib.nullcontext() as out:
         for number, op in enumerate(ops, 1):
             jobs = jobs_of(op, transforms, args.extended)
-            for job, result in run_isolated(impl, op, jobs, samples, args.timeout, args.verbose):
-                row = {"impl": args.impl, "op": op.name, "variant": op.variant_test_name, "transform": job.transform}
-                if job.variation:
-                    row["variation"] = job.variation
-                row |= result
+            known = {job: stored[key] for job in jobs if (key := row_key(head(op, job))) in stored}
+            todo = [job for job in jobs if job not in known]
+            for job, result in run_isolated(impl, op, todo, samples, args.timeout, args.verbose):
+                known[job] = head(op, job) | result
+            for job in jobs:
+                row = known[job]
                 rows.append(row)
                 if out:
                     out.write(json.dumps(row) + "\n")

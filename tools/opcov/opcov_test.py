@@ -44,6 +44,19 @@ def test_a_planted_fault_is_seen(tmp_path, mutant, transforms):
     assert set(statuses(tmp_path, transforms, mutant).values()) == {"wrong"}
 
 
+def test_rows_that_failed_are_run_again(tmp_path):
+    first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
+    arguments = ["--impl", "opcov.loop_impl", "--transforms", "vmap", "--ops", "^(sin|mul)$"]
+    opcov(*arguments, "--out", first, mutant="first")
+    lines = first.read_text().splitlines()
+    passed = json.loads(lines[0]) | {"status": "pass", "seconds": -1}  # as nothing that runs has
+    first.write_text("\n".join([json.dumps(passed), *lines[1:]]))
+    opcov(*arguments, "--again", first, "--out", second)
+    rows = [json.loads(line) for line in second.read_text().splitlines()]
+    assert [row["status"] for row in rows] == ["pass", "pass"]
+    assert [row["seconds"] == -1 for row in rows] == [True, False]
+
+
 def test_extended_rows(tmp_path):
     """Other dtypes and forms of a batch, each of which shows a planted fault; and a page of them."""
     out, page = tmp_path / "rows.jsonl", tmp_path / "page.md"
