@@ -23,6 +23,9 @@ Every operator of PyTorch's operator database (`op_db`) under every transform, o
 references that use none of the library's code: Python loops, `torch.autograd.grad`, forward mode of torch, finite
 differences. `tools/opcov` says how. What is refused on purpose is listed in [limits.md](limits.md).
 
+In half precision a result that differs from the loop's is compared with float64: it may be off by four times what the loop
+is off, on these inputs or on others that differ from them by a rounding, and by 2 % of the largest number.
+
 """
 
 COLUMNS = ("rows", "pass", "by a loop", "wrong", "error", "time-out, crash", "share")
