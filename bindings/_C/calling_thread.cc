@@ -30,6 +30,16 @@ std::shared_ptr<c10::SafePyObject> inherited() {
   return ThreadLocalPythonObjects::contains(key()) ? ThreadLocalPythonObjects::get(key()) : nullptr;
 }
 
+// Torch 2.11 cannot erase a key; null stands for nothing there.
+template <class Objects>
+void forget() {
+  if constexpr (requires { Objects::erase(key()); }) {
+    Objects::erase(key());
+  } else {
+    Objects::set(key(), nullptr);
+  }
+}
+
 PyObject* ids_of(const c10::SafePyObject& threads) { return threads.ptr(getPyInterpreter()); }
 
 py::object ids_with(uint64_t id, const c10::SafePyObject* threads) {
@@ -57,8 +67,11 @@ CallingThread::CallingThread() : id_(this_thread()), outermost_(open_calls == 0)
 CallingThread::~CallingThread() {
   --open_calls;
   if (!outermost_) return;
-  // Null if there was none: torch 2.11 cannot erase a key.
-  ThreadLocalPythonObjects::set(key(), std::move(outer_));
+  if (outer_) {
+    ThreadLocalPythonObjects::set(key(), std::move(outer_));
+  } else {
+    forget<ThreadLocalPythonObjects>();
+  }
 }
 
 Viewer::Viewer() : self_(this_thread()) {}
