@@ -17,7 +17,6 @@
 #include <ATen/ops/instance_norm.h>
 #include <ATen/ops/linalg_householder_product.h>
 #include <ATen/ops/logcumsumexp.h>
-#include <ATen/ops/logcumsumexp.h>
 #include <ATen/ops/multi_margin_loss.h>
 #include <ATen/ops/multilabel_margin_loss.h>
 #include <ATen/ops/normal.h>
