@@ -1,7 +1,6 @@
 // Forward mode of attention: libtorch's fused kernels have no formula. Here it is
 // softmax(q k^T scale + mask) v (Vaswani et al., "Attention is all you need", 2017).
 
-#include <ATen/OpMathType.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/_safe_softmax.h>
 #include <ATen/ops/_scaled_dot_product_attention_math.h>
@@ -28,24 +27,18 @@ namespace ops = at::_ops;
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// NOTE [attention in half precision]
-// The scores are floats, as in libtorch's fused kernels: rounded, large ones would give other
-// weights.
-at::ScalarType precise_type(const Tensor& t) { return at::toOpMathType(t.scalar_type()); }
-
 // A mask of bools stays one.
 OptionalTensor precise_mask(const OptionalTensor& mask) {
   if (!mask.has_value() || !mask->defined() || !mask->is_floating_point()) return mask;
-  return mask->to(precise_type(*mask));
+  return precise(*mask);
 }
 
 // Whatever kernel the device would have chosen.
 Tensor attention(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& mask,
                  double dropout, bool causal, std::optional<double> scale, bool enable_gqa) {
-  const at::ScalarType precise = precise_type(q);
   return std::get<0>(at::_scaled_dot_product_attention_math(
-                         q.to(precise), k.to(precise), v.to(precise), precise_mask(mask), dropout,
-                         causal, /*dropout_mask=*/std::nullopt, scale, enable_gqa))
+                         precise(q), precise(k), precise(v), precise_mask(mask), dropout, causal,
+                         /*dropout_mask=*/std::nullopt, scale, enable_gqa))
       .to(q.scalar_type());
 }
 
@@ -56,8 +49,7 @@ std::tuple<Tensor, Tensor> flash_attention(const Tensor& q, const Tensor& k, con
                                            std::optional<double> scale) {
   constexpr double kNever = -std::numeric_limits<double>::infinity();
   const double factor = scale.value_or(1 / std::sqrt(static_cast<double>(q.size(-1))));
-  const at::ScalarType precise = precise_type(q);
-  Tensor scores = (q.to(precise) * factor).matmul(k.to(precise).mT());
+  Tensor scores = (precise(q) * factor).matmul(precise(k).mT());
   if (causal) {
     const Tensor later = at::ones({q.size(-2), k.size(-2)}, q.options().dtype(at::kBool)).triu(1);
     scores = scores.masked_fill(later, kNever);
@@ -67,7 +59,7 @@ std::tuple<Tensor, Tensor> flash_attention(const Tensor& q, const Tensor& k, con
                                               : scores + *mask;
   }
   const Tensor weights = at::_safe_softmax(scores, -1);
-  return {weights.matmul(v.to(precise)).to(q.scalar_type()),
+  return {weights.matmul(precise(v)).to(q.scalar_type()),
           at::logsumexp(scores, std::vector<int64_t>{-1})};
 }
 

@@ -1,7 +1,6 @@
 // Forward mode of operators for which libtorch has no formula, or (in C++ programs) none without
 // Python: where an argument has a tangent, the operator is made of others.
 
-#include <ATen/OpMathType.h>
 #include <ATen/core/Reduction.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/_batch_norm_with_update_ops.h>
@@ -52,10 +51,6 @@ namespace {
 namespace ops = at::_ops;
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
-
-// Half precision is computed in float, as the kernels do: the difference of rounded logits is off
-// by as much as they are.
-Tensor precise(const Tensor& t) { return t.to(at::toOpMathType(t.scalar_type())); }
 
 Tensor softmax_backward(const Tensor& grad, const Tensor& output, int64_t dim,
                         at::ScalarType dtype) {

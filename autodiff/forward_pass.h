@@ -5,6 +5,7 @@
 //
 // Makers of the forward key's kernels (autodiff/forward_kernels.h).
 
+#include <ATen/OpMathType.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
@@ -19,6 +20,10 @@
 #include "autodiff/forward_kernels.h"
 
 namespace torchlift::forward_internal {
+
+// Half precision is computed in float, as kernels do inside: differences and exponents of rounded
+// numbers are off by as much as they are.
+inline at::Tensor precise(const at::Tensor& t) { return t.to(at::toOpMathType(t.scalar_type())); }
 
 // Whether autograd still has its turn; below it, in the kernel of another operator, tangents are
 // none of our business.

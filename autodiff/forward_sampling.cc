@@ -139,9 +139,8 @@ Tensor grid_sampler_kernel(const Tensor& input, const Tensor& grid, int64_t inte
   const Options options = {.interpolation = static_cast<GridSamplerInterpolation>(interpolation),
                            .padding = static_cast<GridSamplerPadding>(padding),
                            .align_corners = align_corners};
-  // Half precision cannot tell pixels apart. libtorch's kernels compute in float, too.
-  if (!at::isReducedFloatingType(grid.scalar_type())) return grid_sampler(input, grid, options);
-  return grid_sampler(input.to(at::kFloat), grid.to(at::kFloat), options).to(input.scalar_type());
+  // Half precision cannot tell pixels apart.
+  return grid_sampler(precise(input), precise(grid), options).to(input.scalar_type());
 }
 
 }  // namespace

@@ -3,7 +3,6 @@
 // numbers of one size only. Products are made of multiplications, so that zeros are nothing
 // special.
 
-#include <ATen/OpMathType.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
@@ -71,7 +70,7 @@ Tensor decaying_sums(Tensor decay, Tensor term, int64_t dim) {
 // far below its maximum.
 Tensor logcumsumexp(const Tensor& self, int64_t dim) {
   if (self.dim() == 0 || self.size(dim) == 0) return self.clone();
-  const Tensor x = self.to(at::toOpMathType(self.scalar_type()));
+  const Tensor x = precise(self);
   const Tensor c = at::logcumsumexp(x.detach(), dim);
   const Tensor infinite =
       (c.is_complex() ? at::real(c) : c).abs() == std::numeric_limits<double>::infinity();

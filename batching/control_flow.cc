@@ -192,12 +192,12 @@ LevelPtr recording_level(const Leaves& leaves) {
 }
 
 std::optional<Scanned> recorded_scan(const Step& step, const Leaves& carry, const Leaves& xs,
-                                     int64_t length, bool reverse) {
+                                     bool reverse) {
   Leaves all = carry;
   all.insert(all.end(), xs.begin(), xs.end());
   const LevelPtr level = recording_level(all);
   if (!level) return std::nullopt;
-  auto recorded = recorder_of(*level)->scan(level, step, carry, xs, length, reverse);
+  auto recorded = recorder_of(*level)->scan(level, step, carry, xs, reverse);
   if (!recorded.has_value()) return std::nullopt;
   return Scanned{std::move(recorded->at(0)), std::move(recorded->at(1))};
 }
@@ -208,7 +208,7 @@ Leaves cond_leaves(const char* transform, const Tensor& pred, const Step& true_f
                    const Step& false_fn, const Leaves& operands) {
   check_pred(transform, pred);
   if (const LevelPtr level = recording_level(pred)) {
-    return recorder_of(*level)->cond(level, transform, pred, true_fn, false_fn, operands);
+    return recorder_of(*level)->cond(level, pred, true_fn, false_fn, operands);
   }
   check_examples(transform, pred);
   const std::vector<LevelPtr> levels = batched_levels(pred);
@@ -287,7 +287,7 @@ int64_t scan_length(const Leaves& xs, const std::vector<std::string>& names,
 
 Scanned scan_leaves(const Step& step, Leaves carry, const Leaves& xs, int64_t length,
                     bool reverse) {
-  if (auto recorded = recorded_scan(step, carry, xs, length, reverse)) return *std::move(recorded);
+  if (auto recorded = recorded_scan(step, carry, xs, reverse)) return *std::move(recorded);
   const std::vector<Leaves> slices = scan_slices(xs, length);
   const auto count = static_cast<int64_t>(carry.size());
   std::vector<Leaves> ys;

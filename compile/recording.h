@@ -70,17 +70,13 @@ class Recording {
   ValueId add_value(const at::Tensor& real, const std::string& name);
   void note_spread(ValueId id) { top().spread.insert(id); }
 
-  // What has been captured below becomes an input of the frame on top.
-  ValueId capture(ValueId outer, const at::Tensor& real) {
-    return capture_in(frames_.size() - 1, outer, real);
-  }
-
  private:
   friend class FrameScope;
 
   static void know_in(Frame& frame, const at::Tensor& inner, ValueId id);
   ValueId find_in(size_t depth, const at::Tensor& inner);
   ValueId constant_in(size_t depth, const at::Tensor& t);
+  // What frame depth - 1 calls `outer` becomes an input of the one above.
   ValueId capture_in(size_t depth, ValueId outer, const at::Tensor& real);
   // kNoValue if it is no view of promoted memory.
   ValueId view_of_owner(Frame& frame, const at::Tensor& inner);

@@ -1,7 +1,6 @@
 #include "compile/trace_control_flow.h"
 
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/stack.h>
 #include <ATen/ops/where.h>
 #include <c10/util/irange.h>
 
@@ -249,6 +248,29 @@ std::vector<FrameValue> add_node(Recording& recording, Node node, const Leaves& 
   return values;
 }
 
+// What a node gives in this run, by itself: `operands` are its lists of tensors.
+Leaves results_of_run(const Node& node, const std::vector<std::vector<FrameValue>>& operands,
+                      size_t count) {
+  Graph graph;
+  Node alone = node;
+  alone.args.clear();
+  Leaves inputs;
+  for (const std::vector<FrameValue>& list : operands) {
+    std::vector<ValueRef> args;
+    for (const FrameValue& each : list) {
+      args.push_back({graph.add_input(type_of(each.real), "x")});
+      inputs.push_back(each.real);
+    }
+    alone.args.emplace_back(std::move(args));
+  }
+  for (size_t i = 0; i < count; ++i) graph.outputs.push_back(graph.add_value({}, "y"));
+  alone.results = {{.ids = graph.outputs, .is_list = true}};
+  graph.nodes.push_back(std::move(alone));
+  const RuleDepthScope within(1);
+  const c10::AutoGradMode no_grad(false);
+  return Program(std::move(graph)).run(inputs);
+}
+
 // The leaves with the batch dims of `levels`, as the results of a node have them; undefined where
 // `like` is.
 Leaves leaves_of(const Emitter& emitter, const std::vector<FrameValue>& values,
@@ -260,6 +282,49 @@ Leaves leaves_of(const Emitter& emitter, const std::vector<FrameValue>& values,
                                        : Tensor());
   }
   return leaves;
+}
+
+// The leaves with the batch dims of `levels`, as what a loop starts with.
+std::vector<FrameValue> operands_of(const Emitter& emitter, const Leaves& leaves,
+                                    const std::vector<Levels>& levels) {
+  std::vector<FrameValue> values;
+  for (const auto i : c10::irange(leaves.size())) {
+    if (!leaves[i].defined()) continue;
+    values.push_back(emitter.contiguous(at_level(leaves[i], levels[i], emitter.level())));
+  }
+  return values;
+}
+
+// Inputs of a frame like these values, whose memory they have in this run.
+std::vector<FrameValue> add_inputs(Frame& frame, const std::vector<FrameValue>& values,
+                                   const char* name) {
+  std::vector<FrameValue> inputs;
+  for (const FrameValue& each : values) {
+    inputs.push_back({frame.graph.add_input(type_of(each.real), name), each.real});
+    frame.outside.insert(each.real.storage().unsafeGetStorageImpl());
+  }
+  return inputs;
+}
+
+// The leaves with the batch dims of `levels` become the outputs of the frame, which is on top.
+std::vector<FrameValue> set_outputs(const Emitter& emitter, Frame& frame, const Leaves& leaves,
+                                    const std::vector<Levels>& levels) {
+  std::vector<FrameValue> outputs;
+  for (const auto i : c10::irange(leaves.size())) {
+    if (!leaves[i].defined()) continue;
+    outputs.push_back(emitter.own(at_level(leaves[i], levels[i], emitter.level()), outputs));
+  }
+  frame.graph.outputs = ids(outputs);
+  return outputs;
+}
+
+// Adds the batch dims of the first of `next` to those that are carried; false if that are more.
+bool covers(std::vector<Levels>& levels, const Leaves& next, const Level& level) {
+  const std::vector<Levels> before = levels;
+  for (const auto i : c10::irange(levels.size())) {
+    if (next[i].defined()) levels[i] = merged(levels[i], levels_above(next[i], level));
+  }
+  return levels == before;
 }
 
 // --- cond ----------------------------------------------------------------------------------------
@@ -296,11 +361,7 @@ struct Branch {
 
   void finish(const Emitter& emitter, const std::vector<Levels>& levels) {
     const FrameScope scope(emitter.recording(), frame);
-    for (const auto i : c10::irange(results.size())) {
-      if (!results[i].defined()) continue;
-      outputs.push_back(emitter.own(at_level(results[i], levels[i], emitter.level()), outputs));
-    }
-    frame.graph.outputs = ids(outputs);
+    outputs = set_outputs(emitter, frame, results, levels);
   }
 };
 
@@ -344,23 +405,14 @@ class LoopTrace {
 
   // What it starts with, in the frame around.
   void begin() {
-    start_.clear();
     test_frame_ = Frame();
     body_frame_ = Frame();
-    for (const auto i : c10::irange(carry_.size())) {
-      if (!carry_[i].defined()) continue;
-      start_.push_back(emitter_.contiguous(at_level(carry_[i], levels_[i], emitter_.level())));
-    }
+    start_ = operands_of(emitter_, carry_, levels_);
   }
 
   // The inputs of a frame, as the function sees them.
   Leaves enter(Frame& frame, std::vector<ValueId>& inputs) const {
-    std::vector<FrameValue> values;
-    for (const FrameValue& each : start_) {
-      const ValueId id = frame.graph.add_input(type_of(each.real), "carry");
-      values.push_back({id, each.real});
-      frame.outside.insert(each.real.storage().unsafeGetStorageImpl());
-    }
+    const std::vector<FrameValue> values = add_inputs(frame, start_, "carry");
     inputs = ids(values);
     return leaves_of(emitter_, values, levels_, carry_);
   }
@@ -383,21 +435,13 @@ class LoopTrace {
     if (!differs_.empty()) active = test_(before);
     Leaves next = body_(before);
     check(next);
-    bool settled = true;
     for (const auto i : c10::irange(next.size())) {
-      if (!next[i].defined()) continue;
-      if (active.has_value()) next[i] = at::where(*active, next[i], before[i]);
-      const Levels needed = merged(levels_[i], levels_above(next[i], emitter_.level()));
-      settled = settled && needed == levels_[i];
-      levels_[i] = needed;
+      if (active.has_value() && next[i].defined()) {
+        next[i] = at::where(*active, next[i], before[i]);
+      }
     }
-    if (!settled) return false;
-    std::vector<FrameValue> outputs;
-    for (const auto i : c10::irange(next.size())) {
-      if (!next[i].defined()) continue;
-      outputs.push_back(emitter_.own(at_level(next[i], levels_[i], emitter_.level()), outputs));
-    }
-    body_frame_.graph.outputs = ids(outputs);
+    if (!covers(levels_, next, emitter_.level())) return false;
+    set_outputs(emitter_, body_frame_, next, levels_);
     return true;
   }
 
@@ -412,24 +456,8 @@ class LoopTrace {
               .source = ""};
     node.subgraphs.push_back(graph_of(test_frame_, test_inputs_, captured, recording.graph()));
     node.subgraphs.push_back(graph_of(body_frame_, body_inputs_, captured, recording.graph()));
-    const Leaves results = looped(node, captured);
+    const Leaves results = results_of_run(node, {start_, captured}, start_.size());
     return leaves_of(emitter_, add_node(recording, std::move(node), results), levels_, carry_);
-  }
-
-  // What this run makes of it.
-  Leaves looped(const Node& node, const std::vector<FrameValue>& captured) const {
-    const RuleDepthScope within(1);
-    const c10::AutoGradMode no_grad(false);
-    const Program test(*node.subgraphs[0]), body(*node.subgraphs[1]);
-    const Leaves others = reals(captured);
-    Leaves values = reals(start_);
-    const auto all = [&] {
-      Leaves inputs = values;
-      inputs.insert(inputs.end(), others.begin(), others.end());
-      return inputs;
-    };
-    while (test.run(all())[0].item<bool>()) values = body.run(all());
-    return values;
   }
 
   const Emitter& emitter_;
@@ -449,12 +477,11 @@ class LoopTrace {
 class ScanTrace {
  public:
   ScanTrace(const Emitter& emitter, const Recorder::Step& step, const Leaves& carry,
-            const Leaves& xs, int64_t length, bool reverse)
+            const Leaves& xs, bool reverse)
       : emitter_(emitter),
         step_(step),
         carry_(carry),
         xs_(xs),
-        length_(length),
         reverse_(reverse),
         carry_levels_(levels_of_each(carry, emitter.level())),
         x_levels_(levels_of_each(xs, emitter.level())) {}
@@ -484,43 +511,23 @@ class ScanTrace {
     }
   }
 
-  std::vector<FrameValue> add_inputs(const std::vector<FrameValue>& values, const char* name) {
-    std::vector<FrameValue> inputs;
-    for (const FrameValue& each : values) {
-      inputs.push_back({frame_.graph.add_input(type_of(each.real), name), each.real});
-      frame_.outside.insert(each.real.storage().unsafeGetStorageImpl());
-    }
-    return inputs;
-  }
-
   // Nothing if the step is differentiated; false if what is carried needs more batch dims.
   std::optional<bool> record_step() {
-    start_.clear();
-    for (const auto i : c10::irange(carry_.size())) {
-      if (!carry_[i].defined()) continue;
-      start_.push_back(emitter_.contiguous(at_level(carry_[i], carry_levels_[i], level())));
-    }
+    start_ = operands_of(emitter_, carry_, carry_levels_);
     frame_ = Frame();
     const FrameScope scope(emitter_.recording(), frame_);
-    const std::vector<FrameValue> carried = add_inputs(start_, "carry");
+    const std::vector<FrameValue> carried = add_inputs(frame_, start_, "carry");
     std::vector<FrameValue> slices;
     for (const FrameValue& each : rows_) slices.push_back({each.id, each.real.select(0, 0)});
-    slices = add_inputs(slices, "x");
+    slices = add_inputs(frame_, slices, "x");
     inputs_ = ids(carried);
     for (const FrameValue& each : slices) inputs_.push_back(each.id);
     Leaves given = leaves_of(emitter_, carried, carry_levels_, carry_);
     const Leaves slice = leaves_of(emitter_, slices, x_levels_, xs_);
     given.insert(given.end(), slice.begin(), slice.end());
-    Leaves next = step_(given);
+    const Leaves next = step_(given);
     if (!are_plain(next, level())) return std::nullopt;
-    bool settled = true;
-    for (const auto i : c10::irange(carry_.size())) {
-      if (!next[i].defined()) continue;
-      const Levels needed = merged(carry_levels_[i], levels_above(next[i], level()));
-      settled = settled && needed == carry_levels_[i];
-      carry_levels_[i] = needed;
-    }
-    if (!settled) return false;
+    if (!covers(carry_levels_, next, level())) return false;
     finish(next);
     return true;
   }
@@ -531,12 +538,7 @@ class ScanTrace {
     y_levels_ = levels_of_each(like_, level());
     std::vector<Levels> levels = carry_levels_;
     levels.insert(levels.end(), y_levels_.begin(), y_levels_.end());
-    std::vector<FrameValue> outputs;
-    for (const auto i : c10::irange(next.size())) {
-      if (!next[i].defined()) continue;
-      outputs.push_back(emitter_.own(at_level(next[i], levels[i], level()), outputs));
-    }
-    frame_.graph.outputs = ids(outputs);
+    set_outputs(emitter_, frame_, next, levels);
   }
 
   std::vector<Leaves> emit() {
@@ -548,7 +550,8 @@ class ScanTrace {
               .results = {},
               .subgraphs = {graph_of(frame_, inputs_, captured, recording.graph())},
               .source = ""};
-    const Leaves results = looped(*node.subgraphs[0], captured);
+    const Leaves results =
+        results_of_run(node, {start_, rows_, captured}, node.subgraphs[0]->outputs.size());
     const std::vector<FrameValue> values = add_node(recording, std::move(node), results);
     const auto middle = values.begin() + static_cast<int64_t>(start_.size());
     return {leaves_of(emitter_, {values.begin(), middle}, carry_levels_, carry_),
@@ -573,34 +576,10 @@ class ScanTrace {
     return leaves;
   }
 
-  // What this run makes of it.
-  Leaves looped(const Graph& graph, const std::vector<FrameValue>& captured) const {
-    const RuleDepthScope within(1);
-    const c10::AutoGradMode no_grad(false);
-    const Program program(graph);
-    const Leaves others = reals(captured);
-    Leaves carried = reals(start_);
-    std::vector<Leaves> columns(graph.outputs.size() - carried.size());
-    for (const auto step : c10::irange(length_)) {
-      Leaves inputs = carried;
-      for (const FrameValue& each : rows_) inputs.push_back(each.real.select(0, step));
-      inputs.insert(inputs.end(), others.begin(), others.end());
-      const Leaves results = program.run(inputs);
-      const auto middle = results.begin() + static_cast<int64_t>(carried.size());
-      carried.assign(results.begin(), middle);
-      for (const auto i : c10::irange(columns.size())) {
-        columns[i].push_back(*(middle + static_cast<int64_t>(i)));
-      }
-    }
-    for (const Leaves& column : columns) carried.push_back(at::stack(column));
-    return carried;
-  }
-
   const Emitter& emitter_;
   const Recorder::Step& step_;
   const Leaves& carry_;
   const Leaves& xs_;
-  const int64_t length_;
   const bool reverse_;
   std::vector<Levels> carry_levels_, x_levels_, y_levels_;
   std::vector<FrameValue> start_, rows_;
@@ -658,9 +637,9 @@ Leaves record_while(const RecordingLevel& at, const char* transform, const Recor
 
 std::optional<std::vector<Leaves>> record_scan(const RecordingLevel& at, const Recorder::Step& step,
                                                const Leaves& carry, const Leaves& xs,
-                                               int64_t length, bool reverse) {
+                                               bool reverse) {
   const Emitter emitter(at);
-  return ScanTrace(emitter, step, carry, xs, length, reverse).run();
+  return ScanTrace(emitter, step, carry, xs, reverse).run();
 }
 
 }  // namespace torchlift::compile

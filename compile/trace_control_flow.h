@@ -8,7 +8,6 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <cstdint>
 #include <optional>
 #include <vector>
 
@@ -37,8 +36,7 @@ Recorder::Leaves record_while(const RecordingLevel& at, const char* transform,
 std::optional<std::vector<Recorder::Leaves>> record_scan(const RecordingLevel& at,
                                                          const Recorder::Step& step,
                                                          const Recorder::Leaves& carry,
-                                                         const Recorder::Leaves& xs, int64_t length,
-                                                         bool reverse);
+                                                         const Recorder::Leaves& xs, bool reverse);
 
 }  // namespace torchlift::compile
 

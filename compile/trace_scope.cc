@@ -323,8 +323,8 @@ class TraceRecorder final : public Recorder {
     return true;
   }
 
-  Leaves cond(const LevelPtr& level, const char* /*transform*/, const at::Tensor& pred,
-              const Step& true_fn, const Step& false_fn, const Leaves& operands) const override {
+  Leaves cond(const LevelPtr& level, const at::Tensor& pred, const Step& true_fn,
+              const Step& false_fn, const Leaves& operands) const override {
     return record_cond({*this, *recording_, level}, pred, true_fn, false_fn, operands);
   }
 
@@ -334,9 +334,9 @@ class TraceRecorder final : public Recorder {
   }
 
   std::optional<std::vector<Leaves>> scan(const LevelPtr& level, const Step& step,
-                                          const Leaves& carry, const Leaves& xs, int64_t length,
+                                          const Leaves& carry, const Leaves& xs,
                                           bool reverse) const override {
-    return record_scan({*this, *recording_, level}, step, carry, xs, length, reverse);
+    return record_scan({*this, *recording_, level}, step, carry, xs, reverse);
   }
 
   at::Tensor spread(const at::Tensor& value, int64_t /*size*/) const override {

@@ -15,7 +15,6 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <cstdint>
 #include <functional>
 #include <optional>
 #include <vector>
@@ -33,8 +32,8 @@ class Recorder : public Interpreter {
 
   // As cond_leaves and while_leaves of batching/control_flow.h. pred, or what `test` returns, is a
   // bool without dims that has a batch dim at `level`, the recorder's.
-  virtual Leaves cond(const LevelPtr& level, const char* transform, const at::Tensor& pred,
-                      const Step& true_fn, const Step& false_fn, const Leaves& operands) const = 0;
+  virtual Leaves cond(const LevelPtr& level, const at::Tensor& pred, const Step& true_fn,
+                      const Step& false_fn, const Leaves& operands) const = 0;
   virtual Leaves while_loop(const LevelPtr& level, const char* transform, const Test& test,
                             const Step& body, Leaves carry) const = 0;
 
@@ -42,7 +41,7 @@ class Recorder : public Interpreter {
   // steps are to be written down one by one.
   virtual std::optional<std::vector<Leaves>> scan(const LevelPtr& level, const Step& step,
                                                   const Leaves& carry, const Leaves& xs,
-                                                  int64_t length, bool reverse) const = 0;
+                                                  bool reverse) const = 0;
 };
 
 // The recorder of a level, or null.

@@ -102,8 +102,7 @@ class _Exporter:
         import torch._higher_order_ops  # noqa: F401  defines them
 
         kind = name.removeprefix("torchlift::")
-        values = [self._argument(each) for each in args]
-        given = [list(each) if isinstance(each, list) else each for each in values]
+        given = [self._argument(each) for each in args]
         condition = subgraphs[0] if kind == "while_loop" else None
         modules = [self._submodule(each, single=each is condition) for each in subgraphs]
         if kind == "cond":
