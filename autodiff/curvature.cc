@@ -1,5 +1,6 @@
 #include "autodiff/curvature.h"
 
+#include <ATen/ops/div.h>
 #include <ATen/ops/rand.h>
 
 #include "autodiff/jacobian_rows.h"
@@ -21,8 +22,10 @@ std::vector<at::Tensor> random_signs(const std::vector<at::Tensor>& inputs, int6
   return signs;
 }
 
-at::Tensor sum_rows(const at::Tensor& rows, std::optional<int64_t> samples) {
-  return samples.has_value() ? rows.mean(0) : rows.sum(0);
+std::vector<at::Tensor> means(const std::vector<at::Tensor>& sums, int64_t samples) {
+  std::vector<at::Tensor> means;
+  for (const at::Tensor& sum : sums) means.push_back(at::div(sum, samples));
+  return means;
 }
 
 std::vector<at::Tensor> split_diagonal(const at::Tensor& rows,

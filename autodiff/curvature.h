@@ -17,10 +17,11 @@
 //
 // Primals are a tree, or a std::tuple of trees for a function of several arguments; v has the same
 // type, and so has a product. hvp and vhp need a function that returns one real number; the others
-// take any tensor. laplacian and hessian_diag are exact: forward over forward mode, f runs once for
-// all directions ({.chunk_size = n}: once for n of them; {.memory_budget = bytes}: for
-// as many as fit), and no Hessian is made. The estimate is
-// the mean of v^T H v over random signs v (M. Hutchinson, "A stochastic estimator of the trace of
+// take any tensor. laplacian and hessian_diag are exact, and no Hessian is made: f runs once for all
+// directions ({.chunk_size = n}: once for n of them; {.memory_budget = bytes}: for as many as fit),
+// hessian_diag by forward over forward mode, laplacian as the "forward Laplacian": with D directions,
+// f's value, D first derivatives, and one sum of second derivatives (autodiff/jet_series.h). The
+// estimate is the mean of v^T H v over random signs v (M. Hutchinson, "A stochastic estimator of the trace of
 // the influence matrix for Laplacian smoothing splines", 1990).
 //
 // Throws TransformError for primals that have no derivative, a v that does not fit them, and values
@@ -132,8 +133,8 @@ void check_arguments(const char* transform, const Arguments& primals, const Argu
 
 // Random signs, [samples, ...shape], for each input.
 std::vector<at::Tensor> random_signs(const std::vector<at::Tensor>& inputs, int64_t samples);
-// sum or mean over the directions.
-at::Tensor sum_rows(const at::Tensor& rows, std::optional<int64_t> samples);
+// Each sum over samples as their mean.
+std::vector<at::Tensor> means(const std::vector<at::Tensor>& sums, int64_t samples);
 // [directions, ...] -> for each input [..., ...its shape].
 std::vector<at::Tensor> split_diagonal(const at::Tensor& rows,
                                        const std::vector<at::Tensor>& inputs);
@@ -207,17 +208,16 @@ class LaplacianFunction {
     internal::check_arguments("laplacian", arguments, arguments);
     internal::LeafCall call(f_, arguments);
     const std::vector<at::Tensor> inputs = internal::defined_leaves(arguments);
-    const SecondDerivatives second =
-        options_.samples.has_value()
-            ? second_derivatives_along(call, inputs,
-                                       internal::random_signs(inputs, *options_.samples))
-            : second_derivatives(call, inputs,
-                                 ChunkOptions{options_.chunk_size, options_.memory_budget});
-    std::vector<at::Tensor> sums;
-    for (const at::Tensor& rows : second.rows) {
-      sums.push_back(internal::sum_rows(rows, options_.samples));
+    Laplacian laplacian;
+    if (options_.samples.has_value()) {
+      laplacian =
+          laplacian_along(call, inputs, internal::random_signs(inputs, *options_.samples));
+      laplacian.sums = internal::means(laplacian.sums, *options_.samples);
+    } else {
+      laplacian = laplacian_of(call, inputs,
+                               ChunkOptions{options_.chunk_size, options_.memory_budget});
     }
-    return call.output(sums);
+    return call.output(laplacian.sums);
   }
 
  private:

@@ -10,10 +10,12 @@
 
 #include "autodiff/forward.h"
 #include "autodiff/jacobian_rows.h"
+#include "autodiff/jet_scope.h"
 #include "autodiff/reverse.h"
 #include "autodiff/scalar_gradient.h"
 #include "core/error.h"
 #include "core/lifted_tensor.h"
+#include "core/tensor_operators.h"
 
 namespace torchlift {
 namespace {
@@ -99,12 +101,90 @@ Products gauss_newton_product(LeafFunction f, LeafFunction loss, const Tensors& 
           Tensors(seen.begin(), seen.begin() + count)};
 }
 
+namespace {
+
+int64_t count_of(const Tensors& directions) {
+  for (const at::Tensor& direction : directions) {
+    if (direction.defined()) return direction.size(0);
+  }
+  return 0;
+}
+
+void check_real(const char* transform, const LeafOutputs& out) {
+  for (size_t i = 0; i < out.values; ++i) {
+    if (!out.leaves[i].defined() || !out.leaves[i].is_floating_point()) {
+      transform_error(transform, "output ", i,
+                      " of the function must be a tensor of a real floating-point dtype.");
+    }
+  }
+}
+
+// Of the input numbers from `start` on, laid end to end.
+Tensors unit_directions(const Tensors& inputs, int64_t start, int64_t count) {
+  Tensors directions;
+  int64_t offset = 0;
+  for (const at::Tensor& input : inputs) {
+    directions.push_back(basis_rows(input, offset, start, count));
+    offset += input.numel();
+  }
+  return directions;
+}
+
+Laplacian collapsed_laplacian(LeafFunction f, const Tensors& inputs, const Tensors& directions) {
+  JetScope scope(JetScope::kCollapsed, count_of(directions));
+  Tensors arguments;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    arguments.push_back(directions[i].defined() ? scope.series(inputs[i], directions[i])
+                                                : scope.constant(inputs[i]));
+  }
+  const LeafOutputs out = f(arguments);
+  check_real("laplacian", out);
+  Laplacian result;
+  for (JetOutput& output : scope.finish(out.leaves)) {
+    if (result.sums.size() < out.values) {
+      result.sums.push_back(or_zeros(std::move(output.series), output.primal));
+    }
+    result.outputs.push_back(std::move(output.primal));
+  }
+  return result;
+}
+
+}  // namespace
+
+Laplacian laplacian_along(LeafFunction f, const Tensors& inputs, const Tensors& directions) {
+  try {
+    return collapsed_laplacian(f, inputs, directions);
+  } catch (const UnsupportedError&) {
+    SecondDerivatives second = second_derivatives_along(f, inputs, directions);
+    Laplacian result{{}, std::move(second.outputs)};
+    for (const at::Tensor& rows : second.rows) result.sums.push_back(rows.sum(0));
+    return result;
+  }
+}
+
+Laplacian laplacian_of(LeafFunction f, const Tensors& inputs, const ChunkOptions& chunks) {
+  const int64_t total = total_numel(inputs, inputs.size());
+  ChunkPlan plan({.transform = "laplacian", .item = "direction"}, chunks, total,
+                 device_of(inputs));
+  Laplacian result;
+  if (total == 0) result = laplacian_along(f, inputs, Tensors(inputs.size()));
+  while (plan.next()) {
+    Laplacian part =
+        laplacian_along(f, inputs, unit_directions(inputs, plan.start(), plan.length()));
+    plan.measure();
+    if (plan.start() == 0) {
+      result = std::move(part);
+      continue;
+    }
+    for (size_t i = 0; i < part.sums.size(); ++i) result.sums[i] = result.sums[i] + part.sums[i];
+  }
+  plan.finish();
+  return result;
+}
+
 SecondDerivatives second_derivatives_along(LeafFunction f, const Tensors& inputs,
                                            const Tensors& directions) {
-  int64_t count = 0;
-  for (const at::Tensor& direction : directions) {
-    if (direction.defined()) count = direction.size(0);
-  }
+  const int64_t count = count_of(directions);
   const LevelScope level({.size = count, .randomness = Randomness::kSame});
   const auto lift_one = [&](const at::Tensor& t) { return lift_alias(t, 0, level.level()); };
   ForwardScope outer;
@@ -119,12 +199,7 @@ SecondDerivatives second_derivatives_along(LeafFunction f, const Tensors& inputs
     duals.push_back(inner->dual(outer.dual(inputs[i], tangent), tangent.clone()));
   }
   const LeafOutputs out = f(duals);
-  for (size_t i = 0; i < out.values; ++i) {
-    if (!out.leaves[i].defined() || !out.leaves[i].is_floating_point()) {
-      transform_error("laplacian", "output ", i,
-                      " of the function must be a tensor of a real floating-point dtype.");
-    }
-  }
+  check_real("hessian_diag", out);
   // First derivatives, then all outputs: the second derivatives are the tangents of the former.
   Tensors firsts, primals;
   for (ForwardOutput& output : inner->finish(out.leaves)) {
@@ -151,19 +226,14 @@ SecondDerivatives second_derivatives_along(LeafFunction f, const Tensors& inputs
 SecondDerivatives second_derivatives(LeafFunction f, const Tensors& inputs,
                                      const ChunkOptions& chunks) {
   const int64_t total = total_numel(inputs, inputs.size());
-  ChunkPlan plan({.transform = "laplacian, hessian_diag", .item = "direction"}, chunks, total,
+  ChunkPlan plan({.transform = "hessian_diag", .item = "direction"}, chunks, total,
                  device_of(inputs));
   SecondDerivatives result;
   std::vector<RowJoiner> joiners;
   while (plan.next()) {
     const int64_t start = plan.start();
-    Tensors directions;
-    int64_t offset = 0;
-    for (const at::Tensor& input : inputs) {
-      directions.push_back(basis_rows(input, offset, start, plan.length()));
-      offset += input.numel();
-    }
-    SecondDerivatives part = second_derivatives_along(f, inputs, directions);
+    SecondDerivatives part =
+        second_derivatives_along(f, inputs, unit_directions(inputs, start, plan.length()));
     plan.measure();
     joiners.resize(part.rows.size(), RowJoiner(total));
     for (size_t i = 0; i < part.rows.size(); ++i) joiners[i].add(start, std::move(part.rows[i]));

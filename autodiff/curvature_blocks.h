@@ -37,6 +37,20 @@ Products gauss_newton_product(LeafFunction f, LeafFunction loss,
                               const std::vector<at::Tensor>& inputs,
                               const std::vector<at::Tensor>& tangents);
 
+struct Laplacian {
+  std::vector<at::Tensor> sums;     // one for each value, of its shape
+  std::vector<at::Tensor> outputs;  // of f
+};
+
+// The sum of the second derivatives of f along every input number, and along the directions given
+// ([directions, ...the input's shape] for each input). By series whose second terms are summed as
+// they are made (autodiff/jet_scope.h); where f calls what has no series, an autograd Function or a
+// custom_jvp, by second_derivatives, which calls f anew.
+Laplacian laplacian_of(LeafFunction f, const std::vector<at::Tensor>& inputs,
+                       const ChunkOptions& chunks);
+Laplacian laplacian_along(LeafFunction f, const std::vector<at::Tensor>& inputs,
+                          const std::vector<at::Tensor>& directions);
+
 struct SecondDerivatives {
   // rows[i]: d^2/ds^2 of value i along each direction, [directions, ...its shape].
   std::vector<at::Tensor> rows;
@@ -44,7 +58,7 @@ struct SecondDerivatives {
 };
 
 // The second derivatives of f along every input number (all of them laid end to end), by forward
-// over forward mode. f runs once for each chunk of directions.
+// over forward mode. f runs once for each chunk of directions, here and in laplacian_of.
 SecondDerivatives second_derivatives(LeafFunction f, const std::vector<at::Tensor>& inputs,
                                      const ChunkOptions& chunks);
 

@@ -9,6 +9,7 @@
 #include <ATen/ops/div.h>
 #include <ATen/ops/mul.h>
 #include <ATen/ops/result_type.h>
+#include <ATen/ops/stack.h>
 
 #include <algorithm>
 #include <functional>
@@ -117,6 +118,7 @@ struct Call {
   Args args;
 
   std::string name() const { return toString(op.operator_name()); }
+  const char* transform() const { return level->interpreter()->transform(); }
   bool has_series(size_t i) const {
     bool found = false;
     for_each_tensor(args[i], [&](const at::Tensor& t) { found = found || is_series(t, *level); });
@@ -345,8 +347,8 @@ void call_with_formula(const Call& call, Stack* stack) {
     call.op.callBoxed(*stack);
   } catch (const c10::Error& error) {
     if (!lacks_formula(error)) throw;
-    unsupported_error("jet", call.name(),
-                      " has no derivative formula of forward mode, so jet cannot expand it in a "
+    unsupported_error(call.transform(), call.name(),
+                      " has no derivative formula of forward mode, so it cannot be expanded in a "
                       "Taylor series. Write the function with other operators.");
   }
 }
@@ -398,6 +400,65 @@ void run_formula(const Call& call, Stack* stack) {
   put_results(call, results, stack);
 }
 
+// --- collapsed series ----------------------------------------------------------------------------
+
+// One series of order 2 for each direction, [D, 3, ...]. The sum of the coefficients 2 may be that
+// of the first one: the sum of the results is the same (NOTE [collapsed series]).
+at::Tensor expanded(const at::Tensor& collapsed) {
+  const int64_t directions = collapsed.size(0) - 2;
+  const auto for_each_direction = [&](const at::Tensor& part) {
+    std::vector<int64_t> sizes = part.sizes().vec();
+    sizes[0] = directions;
+    return part.expand(sizes);
+  };
+  const at::Tensor first = collapsed.narrow(0, 0, 1), last = collapsed.narrow(0, directions + 1, 1);
+  return at::stack({for_each_direction(first), collapsed.narrow(0, 1, directions),
+                    spread_value(last.squeeze(0), directions)},
+                   1);
+}
+
+// The parts of a result of series of order 2, at `series`, one for each direction, at `batch`.
+Parts collapsed_parts(const at::Tensor& result, const Level& series, const Level& batch) {
+  const Lowered orders = lower(result, series);
+  if (!orders.bdim) {
+    const Lowered value = lower(orders.value, batch);
+    return {value.bdim ? value.value.select(*value.bdim, 0) : value.value, {}};
+  }
+  const Lowered all = lower(orders.value.movedim(*orders.bdim, 0), batch);
+  const at::Tensor parts = in_front(all.value, all.bdim, batch.size());  // [D, 3, ...]
+  return {parts.select(0, 0).select(0, 0),
+          at::cat({parts.select(1, 1), parts.select(1, 2).sum(0, /*keepdim=*/true)})};
+}
+
+// An operator of which only the formula is known.
+void run_collapsed_formula(const Call& call, Stack* stack) {
+  const int64_t directions = call.level->size() - 2;
+  std::vector<at::Tensor> series;
+  for (const IValue& arg : call.args) {
+    for_each_tensor(arg, [&](const at::Tensor& t) {
+      if (is_series(t, *call.level)) series.push_back(expanded(stacked(t, *call.level)));
+    });
+  }
+  std::vector<Parts> results;
+  {
+    const LevelScope batch({.size = directions, .randomness = Randomness::kSame});
+    const LevelScope orders(
+        {.kind = LevelKind::kInterpreted, .size = 3, .interpreter = formula_interpreter()});
+    size_t next = 0;
+    for (const IValue& arg : call.args) {
+      stack->push_back(map_tensors(arg, [&](const at::Tensor& t) {
+        if (!is_series(t, *call.level)) return call.lowered(t);
+        return lift(lift(series[next++], 0, batch.level()), 0, orders.level());
+      }));
+    }
+    call.op.callBoxed(*stack);
+    for (const at::Tensor& result : result_tensors(call.op, *stack)) {
+      results.push_back(collapsed_parts(result, *orders.level(), *batch.level()));
+    }
+  }
+  put_results(call, results, stack);
+}
+
 // --- operators that write ------------------------------------------------------------------------
 
 void replace_selectors(Call& call) {
@@ -437,6 +498,10 @@ void run_function(Call& call, Stack* stack) {
   call.rule.function.callBoxed(call.op, c10::DispatchKeySet(), stack);
 }
 
+bool is_collapsed(const Call& call) {
+  return call.level->interpreter() == collapsed_interpreter().get();
+}
+
 // The results of an operator that returns new tensors; one that writes writes into its argument.
 void compute(Call& call, Stack* stack) {
   replace_selectors(call);
@@ -455,12 +520,12 @@ void compute(Call& call, Stack* stack) {
     case Otherwise::kFunction:
       return run_function(call, stack);
     case Otherwise::kFormula:
-      return run_formula(call, stack);
+      return is_collapsed(call) ? run_collapsed_formula(call, stack) : run_formula(call, stack);
   }
 }
 
 [[noreturn]] void throw_writes(const Call& call) {
-  unsupported_error("jet", call.name(),
+  unsupported_error(call.transform(), call.name(),
                     " writes into its arguments in a way that jet does not know. Use an operator "
                     "that returns a new tensor.");
 }
@@ -491,12 +556,12 @@ void check_targets_belong(const Call& call) {
 // Checks what libtorch would, where the result was computed apart from its target.
 void check_fits(const Call& call, const at::Tensor& result, const at::Tensor& target) {
   if (result.sizes() != target.sizes()) {
-    transform_error("jet", call.name(), " has a result of shape ", result.sizes(),
+    transform_error(call.transform(), call.name(), " has a result of shape ", result.sizes(),
                     ", which cannot be written into a tensor of shape ", target.sizes(),
                     ". Use the operator that returns a new tensor.");
   }
   if (!c10::canCast(result.scalar_type(), target.scalar_type())) {
-    transform_error("jet", call.name(), " has a result of type ", result.scalar_type(),
+    transform_error(call.transform(), call.name(), " has a result of type ", result.scalar_type(),
                     ", which cannot be written into a tensor of type ", target.scalar_type(),
                     ". Use the operator that returns a new tensor.");
   }
@@ -564,8 +629,8 @@ void run_cut(const Call& call, Stack* stack) {
 // An autograd Function runs its forward with GradMode off, which looks like no_grad, and its result
 // would be a constant. See NOTE [autograd Functions and outer domains] in core/grad_mode.h for how
 // one is recognized.
-[[noreturn]] void throw_function(const OperatorHandle& op) {
-  unsupported_error("jet", toString(op.operator_name()),
+[[noreturn]] void throw_function(const char* transform, const OperatorHandle& op) {
+  unsupported_error(transform, toString(op.operator_name()),
                     " runs with gradients off inside an autograd Function (or in a no_grad block "
                     "that follows an operator on plain tensors; the two look alike). jet does not "
                     "know the Function's derivatives. Call the operators that it is made of.");
@@ -576,9 +641,10 @@ void run_cut(const Call& call, Stack* stack) {
 class JetInterpreter final : public Interpreter {
  public:
   // no_grad in a formula means nothing.
-  explicit JetInterpreter(bool of_formula) : of_formula_(of_formula) {}
+  JetInterpreter(const char* transform, bool of_formula)
+      : transform_(transform), of_formula_(of_formula) {}
 
-  const char* transform() const override { return "jet"; }
+  const char* transform() const override { return transform_; }
 
   bool run(const OperatorHandle& op, const LevelPtr& level, Stack* stack) const override {
     const size_t count = op.schema().arguments().size();
@@ -587,7 +653,7 @@ class JetInterpreter final : public Interpreter {
               Args(stack->end() - static_cast<int64_t>(count), stack->end())};
     if (!first_series(call).defined()) return false;  // Random numbers of no tensor at all.
     const bool cut = is_cut(*level) && !info.changes_view;
-    if (C10_UNLIKELY(cut && unnoted_nodes())) throw_function(op);
+    if (C10_UNLIKELY(cut && unnoted_nodes())) throw_function(transform(), op);
     const bool constant = asks_for_integers(info, call.args) || is_integral_target(info, call);
     if (!cut && !constant && info.rule->selectors.empty()) {
       const Group* group = linear_group(call);
@@ -649,12 +715,13 @@ class JetInterpreter final : public Interpreter {
     call.op.callBoxed(*stack);
   }
 
+  const char* const transform_;
   const bool of_formula_;
 };
 
 std::shared_ptr<const Interpreter> formula_interpreter() {
   static const auto* interpreter =
-      new std::shared_ptr<const Interpreter>(std::make_shared<JetInterpreter>(true));
+      new std::shared_ptr<const Interpreter>(std::make_shared<JetInterpreter>("jet", true));
   return *interpreter;
 }
 
@@ -668,9 +735,15 @@ JetRules::JetRules(std::initializer_list<std::vector<JetRule>> rules) {
 
 const std::vector<JetRule>& jet_rules() { return all_rules(); }
 
+std::shared_ptr<const Interpreter> collapsed_interpreter() {
+  static const auto* interpreter =
+      new std::shared_ptr<const Interpreter>(std::make_shared<JetInterpreter>("laplacian", false));
+  return *interpreter;
+}
+
 std::shared_ptr<const Interpreter> jet_interpreter() {
   static const auto* interpreter =
-      new std::shared_ptr<const Interpreter>(std::make_shared<JetInterpreter>(false));
+      new std::shared_ptr<const Interpreter>(std::make_shared<JetInterpreter>("jet", false));
   return *interpreter;
 }
 

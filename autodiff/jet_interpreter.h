@@ -14,6 +14,9 @@ namespace torchlift::jet_internal {
 
 std::shared_ptr<const Interpreter> jet_interpreter();
 
+// Of collapsed series (autodiff/jet_series.h), whose level has a size of D + 2.
+std::shared_ptr<const Interpreter> collapsed_interpreter();
+
 }  // namespace torchlift::jet_internal
 
 #endif  // TORCHLIFT_AUTODIFF_JET_INTERPRETER_H_

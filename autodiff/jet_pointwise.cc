@@ -63,6 +63,7 @@
 #include <ATen/ops/threshold_backward.h>
 #include <ATen/ops/where.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <numbers>
@@ -88,19 +89,19 @@ struct Riccati {
 };
 
 Coefficients solve(const Riccati& equation, const Tensor& y_0, const Coefficients& x,
-                   int64_t size) {
+                   const Terms& terms) {
   Coefficients y{y_0};
   Coefficients g;  // a + b y + c y^2
-  for (int64_t k = 1; k < size; ++k) {
+  for (int64_t k = 1; k < terms.size(); ++k) {
     Tensor next;
     if (equation.b != 0) next = at::mul(y[k - 1], equation.b);
     if (equation.c != 0) {
-      const Tensor square = at::mul(convolve(y, y, k - 1, 0, k - 1), equation.c);
+      const Tensor square = at::mul(terms.convolve(y, y, k - 1, 0, k - 1), equation.c);
       next = next.defined() ? at::add(next, square) : square;
     }
     if (equation.a != 0 && k == 1) next = at::add(next, equation.a);
     g.push_back(std::move(next));
-    y.push_back(integrated_term(g, x, k));
+    y.push_back(terms.integrated_term(g, x, k));
   }
   return y;
 }
@@ -110,7 +111,7 @@ template <class Op, Riccati kEquation>
 Tensor solution(const Tensor& self) {
   const Terms terms = terms_of({self});
   const Coefficients x = terms.of(self);
-  return terms.series(solve(kEquation, Op::call(x[0]), x, terms.size()));
+  return terms.series(solve(kEquation, Op::call(x[0]), x, terms));
 }
 
 template <class Op, Riccati kEquation>
@@ -125,7 +126,8 @@ template <class Op, auto Slope>
 Tensor antiderivative(const Tensor& self) {
   const Terms terms = terms_of({self});
   const Coefficients x = terms.of(self);
-  return terms.series(integrate(Op::call(x[0]), terms.of(Slope(self)), x, terms.size()));
+  return terms.series(
+      terms.integrate(Op::call(x[0]), terms.of(Slope(self)), x, terms.size()));
 }
 
 template <class Op, auto Slope>
@@ -157,8 +159,8 @@ Tensor softplus(const Tensor& self, const at::Scalar& beta, const at::Scalar& th
   const Tensor z = at::mul(self, beta);
   const Tensor linear = at::gt(z, threshold);
   const Tensor slope = at::where(linear, at::ones_like(x[0]), at::sigmoid(z));
-  return terms.series(
-      integrate(ops::softplus::call(x[0], beta, threshold), terms.of(slope), x, terms.size()));
+  return terms.series(terms.integrate(
+      ops::softplus::call(x[0], beta, threshold), terms.of(slope), x, terms.size()));
 }
 
 // --- sines and cosines ---------------------------------------------------------------------------
@@ -170,8 +172,8 @@ Tensor rotation(const Tensor& self, const Tensor& s_0, const Tensor& c_0, double
   const Coefficients x = terms.of(self);
   Coefficients s{s_0}, c{c_0};
   for (int64_t k = 1; k < terms.size(); ++k) {
-    Tensor next = integrated_term(c, x, k);
-    const Tensor slope = integrated_term(s, x, k);
+    Tensor next = terms.integrated_term(c, x, k);
+    const Tensor slope = terms.integrated_term(s, x, k);
     c.push_back(sign < 0 ? at::neg(slope) : slope);
     s.push_back(std::move(next));
   }
@@ -202,7 +204,8 @@ Tensor cosh(const Tensor& self) {
 Tensor div(const Tensor& self, const Tensor& other) {
   const Terms terms = terms_of({self, other});
   const at::ScalarType type = at::result_type(self, other);
-  return terms.series(divide(terms.of(self.to(type)), terms.of(other.to(type)), terms.size()));
+  const int64_t rank = std::max(self.dim(), other.dim());
+  return terms.series(terms.divide(terms.of(self.to(type), rank), terms.of(other.to(type), rank)));
 }
 
 Tensor div_mode(const Tensor& self, const Tensor& other,
@@ -219,15 +222,15 @@ Tensor div_scalar_mode(const Tensor& self, const at::Scalar& other,
 }
 
 // y = x^r satisfies x y' = r y x'. Of the powers that have no derivative at zero anyway.
-Coefficients singular_power(const Tensor& y_0, const Coefficients& x, double r, int64_t size) {
+Coefficients singular_power(const Tensor& y_0, const Coefficients& x, double r,
+                            const Terms& terms) {
   Coefficients y{y_0};
-  for (int64_t k = 1; k < size; ++k) {
+  for (int64_t k = 1; k < terms.size(); ++k) {
     Tensor sum;
     for (int64_t j = 1; j <= k; ++j) {
       const double factor =
           (r * static_cast<double>(j) - static_cast<double>(k - j)) / static_cast<double>(k);
-      sum = sum.defined() ? at::addcmul(sum, x[j], y[k - j], factor)
-                          : at::mul(at::mul(x[j], y[k - j]), factor);
+      sum = terms.plus_product(sum, x, j, y, k - j, factor);
     }
     y.push_back(at::div(sum, x[0]));
   }
@@ -239,7 +242,7 @@ Tensor sqrt(const Tensor& self) {
   const Coefficients x = terms.of(self);
   Coefficients y{ops::sqrt::call(x[0])};
   for (int64_t k = 1; k < terms.size(); ++k) {
-    const Tensor known = convolve(y, y, k, 1, k - 1);
+    const Tensor known = terms.convolve(y, y, k, 1, k - 1);
     const Tensor rest = known.defined() ? at::sub(x[k], known) : x[k];
     y.push_back(at::div(rest, at::mul(y[0], 2)));
   }
@@ -249,7 +252,7 @@ Tensor sqrt(const Tensor& self) {
 Tensor rsqrt(const Tensor& self) {
   const Terms terms = terms_of({self});
   const Coefficients x = terms.of(self);
-  return terms.series(singular_power(ops::rsqrt::call(x[0]), x, -0.5, terms.size()));
+  return terms.series(singular_power(ops::rsqrt::call(x[0]), x, -0.5, terms));
 }
 
 at::Scalar minus_one(const at::Scalar& number) {
@@ -260,20 +263,21 @@ at::Scalar minus_one(const at::Scalar& number) {
 
 // y' = r x^(r - 1) x', and so on down: no division by x, which may be zero. (The recurrence of
 // singular_power would give NaN for x^2 there.)
-Coefficients power(const Coefficients& x, const at::Scalar& exponent, int64_t size) {
+Coefficients power(const Coefficients& x, const at::Scalar& exponent, int64_t count,
+                   const Terms& terms) {
   if (exponent.equal(0)) return {at::ones_like(at::pow(x[0], exponent))};
   const Tensor y_0 = at::pow(x[0], exponent);
-  if (size == 1) return {y_0};
-  Coefficients slope = power(x, minus_one(exponent), size - 1);
+  if (count == 1) return {y_0};
+  Coefficients slope = power(x, minus_one(exponent), count - 1, terms);
   for (Tensor& each : slope) {
     if (each.defined()) each = at::mul(each, exponent);
   }
-  return integrate(y_0, slope, x, size);
+  return terms.integrate(y_0, slope, x, count);
 }
 
 Tensor pow_number(const Tensor& self, const at::Scalar& exponent) {
   const Terms terms = terms_of({self});
-  return terms.series(power(terms.of(self), exponent, terms.size()));
+  return terms.series(power(terms.of(self), exponent, terms.size(), terms));
 }
 
 // c^x: y' = log(c) y x'.
@@ -285,7 +289,7 @@ Tensor number_pow(const at::Scalar& self, const Tensor& exponent) {
   }
   const Coefficients x = terms.of(exponent);
   const Riccati equation{0, std::log(self.toDouble()), 0};
-  return terms.series(solve(equation, at::pow(self, x[0]), x, terms.size()));
+  return terms.series(solve(equation, at::pow(self, x[0]), x, terms));
 }
 
 // --- sums with numbers ---------------------------------------------------------------------------

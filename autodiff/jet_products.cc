@@ -36,43 +36,60 @@ Tensor index_tensor(const std::vector<int64_t>& indices, c10::Device device) {
   return at::tensor(indices, at::TensorOptions().dtype(at::kLong)).to(device);
 }
 
-// The pairs (i, j) with i + j < size: which coefficients are multiplied, and the order of each
-// product. A constant factor has coefficient 0 alone.
-struct Pairs {
-  Tensor left, right, order;
-  Tensor addends;  // the pair that coefficient k of the addend belongs to
-
-  Pairs(int64_t size, bool left_varies, bool right_varies, c10::Device device) {
-    std::vector<int64_t> i, j, k, first;
-    for (int64_t each = 0; each < size; ++each) {
-      first.push_back(static_cast<int64_t>(k.size()));
-      for (int64_t a = left_varies ? each : 0; a >= 0 && (right_varies || a == each); --a) {
-        i.push_back(a);
-        j.push_back(each - a);
-        k.push_back(each);
+// Which parts are multiplied, and the part that each product belongs to. A constant factor has part
+// 0 alone.
+class Pairs {
+ public:
+  Pairs(const Terms& terms, bool left_varies, bool right_varies)
+      : left_varies_(left_varies), right_varies_(right_varies) {
+    const int64_t parts = terms.level->size();
+    for (int64_t each = 0; each < parts; ++each) {
+      first_.push_back(count());
+      if (!terms.collapsed || !(left_varies && right_varies)) {
+        for (int64_t a = left_varies ? each : 0; a >= 0 && (right_varies || a == each); --a) {
+          add(a, each - a, each);
+        }
+        continue;
       }
+      add(each, 0, each);
+      if (each > 0) add(0, each, each);
+      for (int64_t d = 1; each == parts - 1 && d < each; ++d) add(d, d, each);
     }
-    left = index_tensor(i, device);
-    right = index_tensor(j, device);
-    order = index_tensor(k, device);
-    addends = index_tensor(first, device);
   }
+
+  int64_t count() const { return static_cast<int64_t>(part_.size()); }
+  const std::vector<int64_t>& left() const { return left_; }
+  const std::vector<int64_t>& right() const { return right_; }
+  const std::vector<int64_t>& part() const { return part_; }
+  // The pair that part k of the addend belongs to.
+  const std::vector<int64_t>& first() const { return first_; }
+
+ private:
+  void add(int64_t a, int64_t b, int64_t part) {
+    left_.push_back(left_varies_ ? a : 0);
+    right_.push_back(right_varies_ ? b : 0);
+    part_.push_back(part);
+  }
+
+  const bool left_varies_, right_varies_;
+  std::vector<int64_t> left_, right_, part_, first_;
 };
 
 // The coefficients of t at these places, for a batch.
-Tensor chosen(const Tensor& t, const Terms& terms, const Tensor& places) {
+Tensor chosen(const Tensor& t, const Terms& terms, const std::vector<int64_t>& places) {
   if (!is_series(t, *terms.level)) return lower(t, *terms.level).value;
-  return stacked(t, *terms.level).index_select(0, places);
+  return stacked(t, *terms.level).index_select(0, index_tensor(places, t.device()));
 }
 
 Tensor spread_addend(const Tensor& addend, const Terms& terms, const Pairs& pairs) {
   if (!addend.defined()) return {};
   const Tensor all = is_series(addend, *terms.level)
                          ? stacked(addend, *terms.level)
-                         : spread_value(lower(addend, *terms.level).value, terms.size());
+                         : spread_value(lower(addend, *terms.level).value, terms.level->size());
   std::vector<int64_t> sizes = all.sizes().vec();
-  sizes[0] = pairs.order.numel();
-  return at::zeros(sizes, all.options()).index_add(0, pairs.addends, all);
+  sizes[0] = pairs.count();
+  const Tensor places = index_tensor(pairs.first(), addend.device());
+  return at::zeros(sizes, all.options()).index_add(0, places, all);
 }
 
 }  // namespace
@@ -81,13 +98,13 @@ Tensor product(const Tensor& a, const Tensor& b, const Tensor& addend,
                c10::function_ref<Tensor(const Tensor&, const Tensor&, const Tensor&)> f) {
   const Terms terms = terms_of({a, b});
   const bool left = is_series(a, *terms.level), right = is_series(b, *terms.level);
-  const Pairs pairs(terms.size(), left, right, (left ? a : b).device());
-  const Tensor as = chosen(a, terms, pairs.left), bs = chosen(b, terms, pairs.right);
+  const Pairs pairs(terms, left, right);
+  const Tensor as = chosen(a, terms, pairs.left()), bs = chosen(b, terms, pairs.right());
   const Tensor addends = spread_addend(addend, terms, pairs);
   Tensor products;
   {
     const LevelScope batch(
-        {.kind = LevelKind::kVmap, .size = pairs.order.numel(), .randomness = Randomness::kSame});
+        {.kind = LevelKind::kVmap, .size = pairs.count(), .randomness = Randomness::kSame});
     const auto lifted = [&](const Tensor& t, bool batched) {
       return batched && t.defined() ? lift(t, 0, batch.level()) : t;
     };
@@ -96,22 +113,13 @@ Tensor product(const Tensor& a, const Tensor& b, const Tensor& addend,
   }
   if (!left || !right) return to_series(products, terms.level);
   std::vector<int64_t> sizes = products.sizes().vec();
-  sizes[0] = terms.size();
+  sizes[0] = terms.level->size();
   const Tensor zeros = at::zeros(sizes, products.options());
-  return to_series(zeros.index_add(0, pairs.order, products), terms.level);
+  const Tensor places = index_tensor(pairs.part(), products.device());
+  return to_series(zeros.index_add(0, places, products), terms.level);
 }
 
 namespace {
-
-// [N, ...] with as many dims of size 1 after the first as make it `rank` dims and one.
-Tensor with_rank(const Tensor& coefficients, int64_t rank) {
-  if (coefficients.dim() == rank + 1) return coefficients;
-  c10::SmallVector<int64_t, 8> sizes(static_cast<size_t>(rank + 1), 1);
-  sizes[0] = coefficients.size(0);
-  std::copy(coefficients.sizes().begin() + 1, coefficients.sizes().end(),
-            sizes.end() - (coefficients.dim() - 1));
-  return coefficients.reshape(sizes);
-}
 
 // Element by element: coefficient i of the left with all of the right at once. A batch of pairs
 // would have to copy both.
@@ -122,8 +130,16 @@ Tensor mul(const Tensor& self, const Tensor& other) {
   const Tensor left = with_rank(stacked(self, *terms.level), rank).to(type);
   const Tensor right = with_rank(stacked(other, *terms.level), rank).to(type);
   Tensor result = at::mul(left.select(0, 0), right);
-  for (int64_t i = 1; i < terms.size(); ++i) {
-    const int64_t rest = terms.size() - i;
+  const int64_t parts = terms.level->size();
+  if (terms.collapsed) {
+    const auto but_first = [&](const Tensor& t) { return t.narrow(0, 1, parts - 1); };
+    const auto slopes = [&](const Tensor& t) { return t.narrow(0, 1, terms.directions()); };
+    but_first(result).addcmul_(but_first(left), right.narrow(0, 0, 1));
+    result.select(0, parts - 1).add_(at::mul(slopes(left), slopes(right)).sum(0));
+    return to_series(result, terms.level);
+  }
+  for (int64_t i = 1; i < parts; ++i) {
+    const int64_t rest = parts - i;
     result.narrow(0, i, rest).addcmul_(left.narrow(0, i, 1), right.narrow(0, 0, rest));
   }
   return to_series(result, terms.level);

@@ -3,6 +3,7 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/mul.h>
 #include <ATen/ops/tensor.h>
+#include <ATen/ops/zeros_like.h>
 #include <c10/core/ScalarType.h>
 #include <c10/util/SmallVector.h>
 
@@ -44,12 +45,18 @@ at::Tensor without_graph(const at::Tensor& t) {
 // no_grad in f means a constant, as it does to forward mode: the interpreter sees it by GradMode.
 // A level that overrode GradMode for its outer domains would hide that, so where jet is called
 // under no_grad its results are disconnected at the end.
-JetScope::JetScope(int64_t order) : outer_grad_(c10::GradMode::is_enabled()) {
+JetScope::JetScope(int64_t order) : JetScope(false, order + 1) {}
+
+JetScope::JetScope(Collapsed /*collapsed*/, int64_t directions) : JetScope(true, directions + 2) {}
+
+JetScope::JetScope(bool collapsed, int64_t parts)
+    : collapsed_(collapsed), outer_grad_(c10::GradMode::is_enabled()) {
   initialize_runtime();
-  check_no_torch_func("jet");
-  level_scope_.emplace(Level::Options{.kind = LevelKind::kInterpreted,
-                                      .size = order + 1,
-                                      .interpreter = jet_internal::jet_interpreter()});
+  const auto interpreter =
+      collapsed ? jet_internal::collapsed_interpreter() : jet_internal::jet_interpreter();
+  check_no_torch_func(interpreter->transform());
+  level_scope_.emplace(Level::Options{
+      .kind = LevelKind::kInterpreted, .size = parts, .interpreter = interpreter});
   grad_guard_.emplace(true);
   mode_.emplace();
 }
@@ -65,6 +72,10 @@ at::Tensor JetScope::series(const at::Tensor& x, const at::Tensor& derivatives) 
   const RuleDepthScope on_values(level_scope_->level()->depth());
   const at::Tensor value = outer_grad_ ? x : without_graph(x);
   const at::Tensor rest = outer_grad_ ? derivatives : without_graph(derivatives);
+  if (collapsed_) {
+    const at::Tensor sum = at::zeros_like(value);
+    return lift(at::cat({value.unsqueeze(0), rest, sum.unsqueeze(0)}), 0, level_scope_->level());
+  }
   const at::Tensor scaled = at::mul(rest, factorials(rest, /*reciprocal=*/true));
   return lift(at::cat({value.unsqueeze(0), scaled}), 0, level_scope_->level());
 }
@@ -80,6 +91,10 @@ JetOutput JetScope::lowered(const at::Tensor& output) const {
   const RuleDepthScope on_values(level_scope_->level()->depth());
   Lowered all = lower(output, *level_scope_->level());
   if (!all.bdim) return {std::move(all.value), {}};
+  if (collapsed_) {
+    const at::Tensor sum = all.value.select(*all.bdim, level_scope_->level()->size() - 1);
+    return {all.value.select(*all.bdim, 0), at::mul(sum, 2)};
+  }
   const at::Tensor rest =
       all.value.narrow(*all.bdim, 1, level_scope_->level()->size() - 1).movedim(*all.bdim, 0);
   return {all.value.select(*all.bdim, 0), at::mul(rest, factorials(rest, /*reciprocal=*/false))};

@@ -14,6 +14,14 @@
 // The function runs once, at a level whose batch dim holds the coefficients of Taylor series,
 // x^(j) / j! for j = 0..K. What is linear treats all coefficients alike, which is what batching
 // rules do; autodiff/jet_interpreter.h does the rest.
+//
+// With kCollapsed it is the level of a Laplacian (NOTE [collapsed series] in autodiff/jet_series.h):
+// x is given its directions, [D, ...x's shape], and finish() tells the sum over these of the second
+// derivatives along each.
+//
+//   JetScope scope(JetScope::kCollapsed, /*directions=*/5);
+//   at::Tensor y = f(scope.series(x, at::eye(5)));
+//   at::Tensor laplacian = scope.finish({y})[0].series;
 
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
@@ -29,18 +37,24 @@ namespace torchlift {
 
 struct JetOutput {
   at::Tensor primal;
-  at::Tensor series;  // [order, ...]; undefined when the output does not depend on a series
+  // [order, ...], or of the primal's shape where the level is collapsed; undefined when the output
+  // does not depend on a series.
+  at::Tensor series;
 };
 
 // Held while f runs. On this thread only.
 class JetScope {
  public:
+  enum Collapsed { kCollapsed };
+
   explicit JetScope(int64_t order);
+  JetScope(Collapsed collapsed, int64_t directions);
   ~JetScope();
   JetScope(const JetScope&) = delete;
   JetScope& operator=(const JetScope&) = delete;
 
-  // The tensor to hand to f in place of x, whose derivatives 1..order are stacked in dim 0.
+  // The tensor to hand to f in place of x, whose derivatives 1..order (or directions) are stacked
+  // in dim 0.
   at::Tensor series(const at::Tensor& x, const at::Tensor& derivatives) const;
   // An input of f that is constant.
   at::Tensor constant(const at::Tensor& x) const;
@@ -49,8 +63,10 @@ class JetScope {
   std::vector<JetOutput> finish(const std::vector<at::Tensor>& outputs);
 
  private:
+  JetScope(bool collapsed, int64_t parts);
   JetOutput lowered(const at::Tensor& output) const;
 
+  const bool collapsed_;
   const bool outer_grad_;
   std::optional<LevelScope> level_scope_;
   std::optional<c10::AutoGradMode> grad_guard_;

@@ -17,6 +17,7 @@
 #include <initializer_list>
 #include <utility>
 
+#include "autodiff/jet_interpreter.h"
 #include "core/lifted_tensor.h"
 
 namespace torchlift::jet_internal {
@@ -56,19 +57,37 @@ at::Tensor spread_value(const at::Tensor& value, int64_t size) {
   return at::cat({value.unsqueeze(0), at::zeros(sizes, value.options())});
 }
 
-Coefficients Terms::of(const at::Tensor& t) const {
-  Lowered lowered = lower(t, *level);
-  if (!lowered.bdim) return {std::move(lowered.value)};
-  return lowered.value.unbind(*lowered.bdim);
+at::Tensor with_rank(const at::Tensor& t, int64_t rank) {
+  if (t.dim() > rank) return t;
+  c10::SmallVector<int64_t, 8> sizes(static_cast<size_t>(rank + 1), 1);
+  sizes[0] = t.size(0);
+  std::copy(t.sizes().begin() + 1, t.sizes().end(), sizes.end() - (t.dim() - 1));
+  return t.reshape(sizes);
+}
+
+bool Terms::is_collapsed(const Level& level) {
+  return level.interpreter() == collapsed_interpreter().get();
+}
+
+Coefficients Terms::of(const at::Tensor& t, int64_t rank) const {
+  if (!is_series(t, *level)) return {lower(t, *level).value};
+  const at::Tensor all = stacked(t, *level);
+  if (!collapsed) return all.unbind(0);
+  return {all.select(0, 0), with_rank(all.narrow(0, 1, directions()), rank),
+          all.select(0, directions() + 1)};
 }
 
 at::Tensor Terms::series(const Coefficients& coefficients) const {
   Coefficients all = coefficients;
+  all.resize(static_cast<size_t>(size()));
   for (at::Tensor& each : all) {
     if (!each.defined()) each = at::zeros_like(all[0]);
   }
-  while (static_cast<int64_t>(all.size()) < size()) all.push_back(at::zeros_like(all[0]));
-  return to_series(at::stack(all), level);
+  if (!collapsed) return to_series(at::stack(all), level);
+  c10::SmallVector<int64_t, 8> sizes{directions()};
+  sizes.append(all[0].sizes().begin(), all[0].sizes().end());
+  return to_series(at::cat({all[0].unsqueeze(0), all[1].expand(sizes), all[2].unsqueeze(0)}),
+                   level);
 }
 
 Terms terms_of(std::initializer_list<std::reference_wrapper<const at::Tensor>> tensors) {
@@ -79,7 +98,7 @@ Terms terms_of(std::initializer_list<std::reference_wrapper<const at::Tensor>> t
     if (found == nullptr || impl->level().depth() > found->level().depth()) found = impl;
   }
   TORCH_INTERNAL_ASSERT(found != nullptr, "jet: a rule was called without a series");
-  return {found->level_ptr()};
+  return Terms(found->level_ptr());
 }
 
 namespace {
@@ -89,27 +108,30 @@ const at::Tensor& term(const Coefficients& c, int64_t k) {
   return k >= 0 && k < static_cast<int64_t>(c.size()) ? c[k] : *none;
 }
 
-// sum + factor a b.
-at::Tensor plus_product(const at::Tensor& sum, const at::Tensor& a, const at::Tensor& b,
-                        double factor) {
-  if (!a.defined() || !b.defined() || factor == 0) return sum;
-  if (sum.defined()) return at::addcmul(sum, a, b, factor);
-  at::Tensor product = at::mul(a, b);
+}  // namespace
+
+at::Tensor Terms::plus_product(const at::Tensor& sum, const Coefficients& a, int64_t i,
+                               const Coefficients& b, int64_t j, double factor) const {
+  const at::Tensor &left = term(a, i), &right = term(b, j);
+  if (!left.defined() || !right.defined() || factor == 0) return sum;
+  const bool over_directions = collapsed && i == 1 && j == 1;
+  if (sum.defined() && !over_directions) return at::addcmul(sum, left, right, factor);
+  at::Tensor product = at::mul(left, right);
+  if (over_directions) product = product.sum(0);
+  if (sum.defined()) return at::add(sum, product, factor);
   return factor == 1 ? product : at::mul(product, factor);
 }
 
-}  // namespace
-
-at::Tensor convolve(const Coefficients& a, const Coefficients& b, int64_t k, int64_t first,
-                    int64_t last) {
+at::Tensor Terms::convolve(const Coefficients& a, const Coefficients& b, int64_t k, int64_t first,
+                           int64_t last) const {
   at::Tensor sum;
-  for (int64_t j = first; j <= last; ++j) sum = plus_product(sum, term(a, j), term(b, k - j), 1);
+  for (int64_t j = first; j <= last; ++j) sum = plus_product(sum, a, j, b, k - j, 1);
   return sum;
 }
 
-Coefficients divide(const Coefficients& a, const Coefficients& b, int64_t size) {
+Coefficients Terms::divide(const Coefficients& a, const Coefficients& b) const {
   Coefficients quotient;
-  for (int64_t k = 0; k < size; ++k) {
+  for (int64_t k = 0; k < size(); ++k) {
     const at::Tensor known = convolve(b, quotient, k, 1, k);
     at::Tensor rest = term(a, k);
     if (known.defined()) rest = rest.defined() ? at::sub(rest, known) : at::neg(known);
@@ -118,19 +140,18 @@ Coefficients divide(const Coefficients& a, const Coefficients& b, int64_t size) 
   return quotient;
 }
 
-at::Tensor integrated_term(const Coefficients& g, const Coefficients& x, int64_t k) {
+at::Tensor Terms::integrated_term(const Coefficients& g, const Coefficients& x, int64_t k) const {
   at::Tensor sum;
   for (int64_t j = 1; j <= k; ++j) {
-    sum = plus_product(sum, term(x, j), term(g, k - j),
-                       static_cast<double>(j) / static_cast<double>(k));
+    sum = plus_product(sum, x, j, g, k - j, static_cast<double>(j) / static_cast<double>(k));
   }
   return sum;
 }
 
-Coefficients integrate(const at::Tensor& y_0, const Coefficients& g, const Coefficients& x,
-                       int64_t size) {
+Coefficients Terms::integrate(const at::Tensor& y_0, const Coefficients& g, const Coefficients& x,
+                              int64_t count) const {
   Coefficients y{y_0};
-  for (int64_t k = 1; k < size; ++k) y.push_back(integrated_term(g, x, k));
+  for (int64_t k = 1; k < count; ++k) y.push_back(integrated_term(g, x, k));
   return y;
 }
 

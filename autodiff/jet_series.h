@@ -7,15 +7,34 @@
 // their arithmetic (Griewank and Walther, "Evaluating Derivatives", 2nd edition, 2008, chapter 13).
 // This is what the rules of jet are made of (autodiff/jet_rules.h). Not for users.
 //
-//   at::Tensor x;                        // of a jet's level: a series or a constant
-//   Coefficients c = coefficients(x);    // {x_0, ..., x_K}, or {x} of a constant
-//   at::Tensor y = series_like(x, exp_coefficients)
+//   at::Tensor x;                            // of a jet's level
+//   const Terms terms = terms_of({x});
+//   const Coefficients c = terms.of(x);      // {x_0, ..., x_K}, or {x} of a constant
+//   at::Tensor y = terms.series({y_0, ...});
 //
 // The coefficients are those of the powers, x^(j) / j!, so that a product is a convolution.
+//
+// NOTE [collapsed series]
+// The Laplacian of f is the sum over directions e_d of the second derivatives of f(x + t e_d). As D
+// series of order 2 that would be D copies of x_0, D first coefficients, and D second ones, of which
+// only the sum is wanted. Now coefficient 2 of whatever is computed from series is linear in their
+// coefficients 2, with a factor that depends on x_0 alone, plus a sum of products of coefficients 1
+// of the same direction. So the sum over the directions can be taken at once, and a level holds
+//
+//   x_0,  x_1 of each direction (D of them),  the sum of all x_2
+//
+// which is D + 2 parts in place of 3 D. In the lists of coefficients here x_1 is one tensor with the
+// directions in a new dim in front, so it broadcasts against the others; a product of two such
+// coefficients is one of order 2 and is summed over that dim. (R. Li et al., "A Computational
+// Framework for Neural Network-based Variational Monte Carlo with Forward Laplacian", 2023;
+// F. Dangel et al., "Collapsing Taylor Mode Automatic Differentiation", 2025.)
 
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <functional>
+#include <initializer_list>
+#include <utility>
 #include <vector>
 
 #include "core/level.h"
@@ -44,31 +63,50 @@ at::Tensor untracked(const at::Tensor& t, const LevelPtr& level);
 at::Tensor spread_value(const at::Tensor& value, int64_t size);
 
 // The terms of a level whose rule is at work: NOTE [rules of series] in autodiff/jet_rules.h.
-struct Terms {
-  LevelPtr level;
+class Terms {
+ public:
+  explicit Terms(LevelPtr at) : level(std::move(at)), collapsed(is_collapsed(*level)) {}
 
-  int64_t size() const { return level->size(); }
-  Coefficients of(const at::Tensor& t) const;
+  const LevelPtr level;
+  const bool collapsed;  // see NOTE [collapsed series]
+
+  // How many coefficients there are, K + 1.
+  int64_t size() const { return collapsed ? 3 : level->size(); }
+  int64_t directions() const { return level->size() - 2; }  // where collapsed
+
+  // The coefficients of t, which broadcast against those of tensors of up to `rank` dims (t's own,
+  // if it is left out).
+  Coefficients of(const at::Tensor& t, int64_t rank = 0) const;
   at::Tensor series(const Coefficients& coefficients) const;
+
+  // sum over j of a_j b_{k-j}, for first <= j <= last; undefined where all the products are zero.
+  at::Tensor convolve(const Coefficients& a, const Coefficients& b, int64_t k, int64_t first,
+                      int64_t last) const;
+
+  // sum + factor a_i b_j. An undefined tensor is zero.
+  at::Tensor plus_product(const at::Tensor& sum, const Coefficients& a, int64_t i,
+                          const Coefficients& b, int64_t j, double factor) const;
+
+  // The coefficients of the quotient. b[0] is what to divide by.
+  Coefficients divide(const Coefficients& a, const Coefficients& b) const;
+
+  // The series y with y(0) = y_0 and y'(t) = g(x(t)) x'(t), given g's coefficients: the chain rule,
+  // integrated term by term. The first `count` coefficients.
+  Coefficients integrate(const at::Tensor& y_0, const Coefficients& g, const Coefficients& x,
+                         int64_t count) const;
+
+  // One term of it, of t^k, from g's first k coefficients.
+  at::Tensor integrated_term(const Coefficients& g, const Coefficients& x, int64_t k) const;
+
+ private:
+  static bool is_collapsed(const Level& level);
 };
 
 // The level of the first series among the tensors; one of them must be one.
 Terms terms_of(std::initializer_list<std::reference_wrapper<const at::Tensor>> tensors);
 
-// sum over j of a_j b_{k-j}, for first <= j <= last; undefined where all the products are zero.
-at::Tensor convolve(const Coefficients& a, const Coefficients& b, int64_t k, int64_t first,
-                    int64_t last);
-
-// The first `size` coefficients of the quotient. b[0] is what to divide by.
-Coefficients divide(const Coefficients& a, const Coefficients& b, int64_t size);
-
-// The series y with y(0) = y_0 and y'(t) = g(x(t)) x'(t), given g's coefficients: the chain rule,
-// integrated term by term.
-Coefficients integrate(const at::Tensor& y_0, const Coefficients& g, const Coefficients& x,
-                       int64_t size);
-
-// One term of it, of t^k, from g's first k coefficients.
-at::Tensor integrated_term(const Coefficients& g, const Coefficients& x, int64_t k);
+// t, of shape [N, ...], with as many dims of size 1 after the first as make it `rank` dims and one.
+at::Tensor with_rank(const at::Tensor& t, int64_t rank);
 
 }  // namespace torchlift::jet_internal
 

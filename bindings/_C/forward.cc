@@ -119,16 +119,21 @@ PyObject* second_leaves(PyObject* /*self*/, PyObject* const* args, Py_ssize_t /*
   return guarded([&]() -> py::object {
     const Tensors inputs = tensors_of(args[1]);
     const ChunkOptions chunks{optional_int(args[2]), optional_int(args[3])};
-    Returned returned;
-    bool called = false;
-    const auto f = [&](const Tensors& leaves) {
-      Returned again;
-      return (std::exchange(called, true) ? again : returned)(args[0], leaves);
-    };
-    const SecondDerivatives second = args[4] == Py_None
-                                         ? second_derivatives(f, inputs, chunks)
-                                         : second_derivatives_along(f, inputs, tensors_of(args[4]));
-    return py::make_tuple(list_of(second.rows), returned.with(second.outputs));
+    const auto f = [&](const Tensors& leaves) { return Returned()(args[0], leaves); };
+    return list_of((args[4] == Py_None ? second_derivatives(f, inputs, chunks)
+                                       : second_derivatives_along(f, inputs, tensors_of(args[4])))
+                       .rows);
+  });
+}
+
+PyObject* laplacian_leaves(PyObject* /*self*/, PyObject* const* args, Py_ssize_t /*count*/) {
+  return guarded([&]() -> py::object {
+    const Tensors inputs = tensors_of(args[1]);
+    const ChunkOptions chunks{optional_int(args[2]), optional_int(args[3])};
+    const auto f = [&](const Tensors& leaves) { return Returned()(args[0], leaves); };
+    return list_of((args[4] == Py_None ? laplacian_of(f, inputs, chunks)
+                                       : laplacian_along(f, inputs, tensors_of(args[4])))
+                       .sums);
   });
 }
 

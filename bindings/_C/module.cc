@@ -71,6 +71,7 @@ PyMethodDef methods[] = {
     fast("trace_leaves", trace_leaves),
     fast("jacobian_leaves", jacobian_leaves),
     fast("second_leaves", second_leaves),
+    fast("laplacian_leaves", laplacian_leaves),
     fast("pattern_leaves", pattern_leaves),
     fast("color_pattern", color_pattern),
     fast("sparse_leaves", sparse_leaves),

@@ -490,6 +490,42 @@ class TestCurvature:
         close(vmap(torchlift.laplacian(mlp))(xs), vmap(lambda x: hessian(mlp)(x).diagonal(0, 1, 2).sum(1))(xs))
         close(torchlift.laplacian(lambda x: (x**3).sum(), samples=2)(x), 6 * x.sum())
 
+    def test_laplacian_of_what_has_no_series(self):
+        @torchlift.custom_jvp
+        def cube(x):
+            return x**3
+
+        @cube.defjvp
+        def cube_jvp(primals, tangents):
+            (x,), (t,) = primals, tangents
+            return cube(x), 3 * x * x * t
+
+        x = randn(4)
+        f = lambda x: cube(x.sin()).sum()
+        expected = hessian(lambda x: (x.sin() ** 3).sum())(x).trace()
+        close(torchlift.laplacian(f)(x), expected)
+        close(torchlift.laplacian(f, chunk_size=3)(x), expected)
+        torch.manual_seed(0)
+        close(torchlift.laplacian(lambda x: cube(x).sum(), samples=2)(x), 6 * x.sum())
+
+    def test_laplacian_in_other_transforms(self):
+        f = lambda w, x: torch.tanh(w * x).prod() + x.norm()
+        w, x = randn(4), randn(4)
+        laplacian = torchlift.laplacian(f, argnums=1)
+        trace = lambda w, x: hessian(f, argnums=1)(w, x).trace()
+        close(laplacian(w, x), trace(w, x))
+        for transform in (lambda g: grad(g), lambda g: jacfwd(g), lambda g: hessian(g)):
+            close(transform(laplacian)(w, x), transform(trace)(w, x))
+        biharmonic = torchlift.laplacian(lambda x: laplacian(w, x))(x)
+        close(biharmonic, hessian(lambda x: trace(w, x))(x).trace())
+        leaf = w.clone().requires_grad_()
+        laplacian(leaf, x).backward()
+        close(leaf.grad, grad(trace)(w, x))
+
+    def test_laplacian_of_constants_and_nothing(self):
+        close(torchlift.laplacian(lambda x: torch.ones(2) + 0 * x.detach()[:2])(randn(3)), torch.zeros(2))
+        close(torchlift.laplacian(lambda x: x.sum())(randn(0)), torch.zeros(()).double())
+
     def test_linearize(self):
         x = randn(3)
         calls = []

@@ -49,7 +49,27 @@ def check(f, *primals, order=ORDER, constants=(), tolerance=1e-9):
     torch.testing.assert_close(value, f(*primals), rtol=tolerance, atol=tolerance)
     expected = nested(f, primals, series)
     torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
+    check_laplacian(f, primals, constants, tolerance)
     return got
+
+
+def check_laplacian(f, primals, constants, tolerance):
+    """Against second derivatives by nested jvps; without calling f a second time (docs/taylor_mode.md)."""
+    moving = [i for i in range(len(primals)) if i not in constants and primals[i].numel() > 0]
+    if not moving or any(primals[i].is_complex() for i in moving):
+        return
+
+    def real(*xs):
+        output = f(*xs)
+        return torch.view_as_real(output) if output.is_complex() else output
+
+    for i in moving:
+        diagonal = torchlift.hessian_diag(real, argnums=i)(*primals)
+        expected = diagonal.flatten(diagonal.dim() - primals[i].dim()).sum(-1) if primals[i].dim() else diagonal
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torchlift._C, "second_leaves", None)
+            got = torchlift.laplacian(real, argnums=i)(*primals)
+        torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
 
 
 @pytest.fixture(autouse=True)

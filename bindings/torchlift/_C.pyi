@@ -100,7 +100,15 @@ def second_leaves(
     memory_budget: int | None,
     directions: list[torch.Tensor] | None,
     /,
-) -> tuple[list[torch.Tensor], list[Any]]: ...
+) -> list[torch.Tensor]: ...
+def laplacian_leaves(
+    call: Callable[[list[torch.Tensor]], tuple[list[Any], int]],
+    inputs: list[torch.Tensor],
+    chunk_size: int | None,
+    memory_budget: int | None,
+    directions: list[torch.Tensor] | None,
+    /,
+) -> list[torch.Tensor]: ...
 def pattern_leaves(
     second: bool,
     call: Callable[[list[torch.Tensor]], tuple[list[Any], int]],

@@ -8,7 +8,7 @@ import torch
 
 from torchlift import _C, _pytree
 from torchlift._chunks import check_chunks
-from torchlift._errors import TransformError
+from torchlift._errors import TransformError, UnsupportedError
 from torchlift._forward import check_tangents, output_runner
 from torchlift._grad import _Argnums, _Call, vjp
 from torchlift._jacobian import Selection, select
@@ -126,9 +126,15 @@ def laplacian(
 ) -> Callable[..., Any]:
     """A function that computes the sum of all second derivatives of each number `func` returns.
 
-    Exact, by forward over forward mode: `func` runs once for all directions (with chunk_size, once
-    for that many; with memory_budget, for as many as fit), and no Hessian is made. With `samples`, an estimate instead: the mean of the
-    second derivatives along so many random directions of signs (M. Hutchinson, 1990).
+    Exact, and without a Hessian: `func` runs once for all directions (with chunk_size, once for that
+    many; with memory_budget, for as many as fit), and with D of them carries its value, D first
+    derivatives and one sum of second derivatives along (R. Li et al., "A Computational Framework for
+    Neural Network-based Variational Monte Carlo with Forward Laplacian", 2023). With `samples`, an
+    estimate instead: the mean of the second derivatives along so many random directions of signs
+    (M. Hutchinson, 1990).
+
+    A function that calls what has no Taylor series (a torch.autograd.Function, a custom_jvp) is called
+    a second time, and differentiated by forward over forward mode.
 
     Returns:
         A function of the same arguments. The result has the structure and shapes of func's output.
@@ -141,10 +147,18 @@ def laplacian(
     if samples is not None and (not isinstance(samples, int) or samples <= 0):
         raise TransformError(f"laplacian: samples must be a positive int or None, got {samples!r}.")
 
-    def combine(rows: torch.Tensor, selection: Selection) -> torch.Tensor:
-        return rows.sum(0) if samples is None else rows.mean(0)
+    def compute(run: Callable[..., Any], selection: Selection) -> "list[torch.Tensor]":
+        directions = samples and [_signs(samples, leaf) for leaf in selection.leaves]
+        given = (run, selection.leaves, chunk_size, memory_budget, directions)
+        try:
+            sums = _C.laplacian_leaves(*given)
+        except UnsupportedError:
+            sums = None
+        if sums is None:
+            sums = [rows.sum(0) for rows in _C.second_leaves(*given)]
+        return [each / samples for each in sums] if samples else sums
 
-    return _second("laplacian", func, argnums, (chunk_size, memory_budget), samples, combine)
+    return _second("laplacian", func, argnums, compute)
 
 
 def hessian_diag(
@@ -165,12 +179,16 @@ def hessian_diag(
     """
     check_chunks("hessian_diag", chunk_size, memory_budget)
 
-    def combine(rows: torch.Tensor, selection: Selection) -> Any:
+    def diagonal(rows: torch.Tensor, selection: Selection) -> Any:
         parts = rows.movedim(0, -1).split([leaf.numel() for leaf in selection.leaves], -1)
         shapes = [rows.shape[1:] + leaf.shape for leaf in selection.leaves]
         return selection.tree([part.reshape(shape) for part, shape in zip(parts, shapes)])
 
-    return _second("hessian_diag", func, argnums, (chunk_size, memory_budget), None, combine)
+    def compute(run: Callable[..., Any], selection: Selection) -> "list[Any]":
+        rows = _C.second_leaves(run, selection.leaves, chunk_size, memory_budget, None)
+        return [diagonal(each, selection) for each in rows]
+
+    return _second("hessian_diag", func, argnums, compute)
 
 
 def linearize(func: Callable[..., Any], *primals: Any) -> "tuple[Any, Callable[..., Any]]":
@@ -240,10 +258,9 @@ def _second(
     transform: str,
     func: Callable[..., Any],
     argnums: Any,
-    chunks: "tuple[int | None, int | None]",
-    samples: "int | None",
-    combine: "Callable[[torch.Tensor, Selection], Any]",
+    compute: "Callable[[Callable[..., Any], Selection], list[Any]]",
 ) -> Callable[..., Any]:
+    """compute(run, the arguments) gives a result for each tensor of func's output."""
     if not callable(func):
         raise TypeError(f"{transform}: the first argument must be a function, got {func!r}")
     wanted = _Argnums(argnums)
@@ -257,13 +274,10 @@ def _second(
             new_args, new_kwargs = selection.arguments(values)
             return func(*new_args, **new_kwargs)
 
-        directions = None
-        if samples is not None:
-            directions = [_signs(samples, leaf) for leaf in selection.leaves]
         shape: "list[Any]" = []
         run = output_runner(call, apply, False, shape)
-        rows, _ = _C.second_leaves(run, selection.leaves, *chunks, directions)
-        return shape[1].unflatten([combine(row, selection) for row in rows])
+        results = compute(run, selection)
+        return shape[1].unflatten(results)
 
     return wrapped
 
