@@ -402,35 +402,34 @@ void run_formula(const Call& call, Stack* stack) {
 
 // --- collapsed series ----------------------------------------------------------------------------
 
-// One series of order 2 for each direction, [D, 3, ...]. The sum of the coefficients 2 may be that
+// One series of order 2 for each direction, [3, D, ...]. The sum of the coefficients 2 may be that
 // of the first one: the sum of the results is the same (NOTE [collapsed series]).
 at::Tensor expanded(const at::Tensor& collapsed) {
   const int64_t directions = collapsed.size(0) - 2;
-  const auto for_each_direction = [&](const at::Tensor& part) {
-    std::vector<int64_t> sizes = part.sizes().vec();
-    sizes[0] = directions;
-    return part.expand(sizes);
-  };
-  const at::Tensor first = collapsed.narrow(0, 0, 1), last = collapsed.narrow(0, directions + 1, 1);
-  return at::stack({for_each_direction(first), collapsed.narrow(0, 1, directions),
-                    spread_value(last.squeeze(0), directions)},
-                   1);
+  std::vector<int64_t> sizes = collapsed.sizes().vec();
+  sizes[0] = directions;
+  return at::stack({collapsed.narrow(0, 0, 1).expand(sizes), collapsed.narrow(0, 1, directions),
+                    spread_value(collapsed.select(0, directions + 1), directions)});
 }
 
-// The parts of a result of series of order 2, at `series`, one for each direction, at `batch`.
-Parts collapsed_parts(const at::Tensor& result, const Level& series, const Level& batch) {
-  const Lowered orders = lower(result, series);
-  if (!orders.bdim) {
-    const Lowered value = lower(orders.value, batch);
-    return {value.bdim ? value.value.select(*value.bdim, 0) : value.value, {}};
+// The parts of a result of series of order 2, at `orders`, one for each direction, at `batch`.
+Parts collapsed_parts(const at::Tensor& result, const Level& orders, const Level& batch) {
+  const Lowered each = lower(result, batch);
+  const at::Tensor series = each.bdim ? each.value.movedim(*each.bdim, 0) : each.value;
+  const Lowered all = lower(series, orders);
+  if (!all.bdim) return {each.bdim ? all.value.select(0, 0) : all.value, {}};
+  at::Tensor parts = all.value.movedim(*all.bdim, 0);  // [3, D, ...]
+  if (!each.bdim) {
+    std::vector<int64_t> sizes = parts.sizes().vec();
+    sizes.insert(sizes.begin() + 1, batch.size());
+    parts = parts.unsqueeze(1).expand(sizes);
   }
-  const Lowered all = lower(orders.value.movedim(*orders.bdim, 0), batch);
-  const at::Tensor parts = in_front(all.value, all.bdim, batch.size());  // [D, 3, ...]
   return {parts.select(0, 0).select(0, 0),
-          at::cat({parts.select(1, 1), parts.select(1, 2).sum(0, /*keepdim=*/true)})};
+          at::cat({parts.select(0, 1), parts.select(0, 2).sum(0, /*keepdim=*/true)})};
 }
 
-// An operator of which only the formula is known.
+// An operator of which only the formula is known. The level of the directions is inside of that of
+// the series: its rule comes first, and the interpreter, which opens levels, works on what is left.
 void run_collapsed_formula(const Call& call, Stack* stack) {
   const int64_t directions = call.level->size() - 2;
   std::vector<at::Tensor> series;
@@ -441,14 +440,14 @@ void run_collapsed_formula(const Call& call, Stack* stack) {
   }
   std::vector<Parts> results;
   {
-    const LevelScope batch({.size = directions, .randomness = Randomness::kSame});
     const LevelScope orders(
         {.kind = LevelKind::kInterpreted, .size = 3, .interpreter = formula_interpreter()});
+    const LevelScope batch({.size = directions, .randomness = Randomness::kSame});
     size_t next = 0;
     for (const IValue& arg : call.args) {
       stack->push_back(map_tensors(arg, [&](const at::Tensor& t) {
         if (!is_series(t, *call.level)) return call.lowered(t);
-        return lift(lift(series[next++], 0, batch.level()), 0, orders.level());
+        return lift(lift(series[next++], 0, orders.level()), 0, batch.level());
       }));
     }
     call.op.callBoxed(*stack);
@@ -490,12 +489,12 @@ void run_order_zero(const Call& call, Stack* stack) {
   });
 }
 
-void run_function(Call& call, Stack* stack) {
+void run_function(Call& call, const c10::KernelFunction& function, Stack* stack) {
   for (const IValue& arg : call.args) {
     stack->push_back(
         map_tensors(arg, [&](const at::Tensor& t) { return untracked(t, call.level); }));
   }
-  call.rule.function.callBoxed(call.op, c10::DispatchKeySet(), stack);
+  function.callBoxed(call.op, c10::DispatchKeySet(), stack);
 }
 
 bool is_collapsed(const Call& call) {
@@ -508,6 +507,9 @@ void compute(Call& call, Stack* stack) {
   if (!any_series(call) || call.rule.otherwise == Otherwise::kConstant) {
     return run_constant(call, stack);
   }
+  if (call.rule.constant_addend.isValid() && !call.has_series(*call.rule.addend)) {
+    return run_function(call, call.rule.constant_addend, stack);
+  }
   if (const Group* group = linear_group(call)) return run_linear(call, *group, stack);
   if (call.level->size() == 1) return run_order_zero(call, stack);
   switch (call.rule.otherwise) {
@@ -518,7 +520,7 @@ void compute(Call& call, Stack* stack) {
     case Otherwise::kProduct:
       return run_product(call, stack);
     case Otherwise::kFunction:
-      return run_function(call, stack);
+      return run_function(call, call.rule.function, stack);
     case Otherwise::kFormula:
       return is_collapsed(call) ? run_collapsed_formula(call, stack) : run_formula(call, stack);
   }

@@ -106,10 +106,31 @@ Coefficients solve(const Riccati& equation, const Tensor& y_0, const Coefficient
   return y;
 }
 
+// at + factor t, without what is zero.
+Tensor plus_multiple(double at, const Tensor& t, double factor) {
+  const Tensor multiple = factor == 1 ? t : at::mul(t, factor);
+  return at == 0 ? multiple : at::add(multiple, at);
+}
+
+// y'' = (b + 2 c y) y'.
+Tensor collapsed_solution(const Riccati& equation, const Tensor& y, const Tensor& x,
+                          const Terms& terms) {
+  const auto [a, b, c] = equation;
+  const Tensor slope = c == 0   ? plus_multiple(a, y, b)
+                       : b == 0 ? plus_multiple(a, at::mul(y, y), c)
+                                : plus_multiple(a, at::mul(y, plus_multiple(b, y, c)), 1);
+  const Tensor curvature =
+      c == 0 ? plus_multiple(0, slope, b) : at::mul(plus_multiple(b, y, 2 * c), slope);
+  return terms.pointwise(x, y, slope, curvature);
+}
+
 // Op is the solution of the equation.
 template <class Op, Riccati kEquation>
 Tensor solution(const Tensor& self) {
   const Terms terms = terms_of({self});
+  if (terms.collapsed) {
+    return collapsed_solution(kEquation, Op::call(terms.value(self)), self, terms);
+  }
   const Coefficients x = terms.of(self);
   return terms.series(solve(kEquation, Op::call(x[0]), x, terms));
 }
@@ -169,6 +190,11 @@ Tensor softplus(const Tensor& self, const at::Scalar& beta, const at::Scalar& th
 Tensor rotation(const Tensor& self, const Tensor& s_0, const Tensor& c_0, double sign,
                 bool wants_cosine) {
   const Terms terms = terms_of({self});
+  if (terms.collapsed) {
+    const Tensor &value = wants_cosine ? c_0 : s_0, &other = wants_cosine ? s_0 : c_0;
+    return terms.pointwise(self, value, wants_cosine && sign < 0 ? at::neg(other) : other,
+                           sign < 0 ? at::neg(value) : value);
+  }
   const Coefficients x = terms.of(self);
   Coefficients s{s_0}, c{c_0};
   for (int64_t k = 1; k < terms.size(); ++k) {
@@ -180,7 +206,7 @@ Tensor rotation(const Tensor& self, const Tensor& s_0, const Tensor& c_0, double
   return terms.series(wants_cosine ? c : s);
 }
 
-Tensor value_of(const Tensor& self) { return terms_of({self}).of(self)[0]; }
+Tensor value_of(const Tensor& self) { return terms_of({self}).value(self); }
 
 Tensor sin(const Tensor& self) {
   const Tensor x = value_of(self);

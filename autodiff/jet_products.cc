@@ -2,11 +2,16 @@
 
 #include "autodiff/jet_products.h"
 
-#include <ATen/ops/_trilinear_ops.h>
+#include <ATen/ops/addmm_ops.h>
+#include <ATen/ops/addmv_ops.h>
+#include <ATen/ops/baddbmm_ops.h>
+#include <ATen/ops/bmm_ops.h>
 #include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/convolution_backward_ops.h>
+#include <ATen/ops/mm_ops.h>
 #include <ATen/ops/mul.h>
 #include <ATen/ops/mul_ops.h>
+#include <ATen/ops/mv_ops.h>
 #include <ATen/ops/result_type.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
@@ -209,11 +214,31 @@ std::vector<JetRule> product_rules_with(size_t addend, size_t a, size_t b,
   return rules;
 }
 
+// beta self + alpha (a product), for a constant self.
+template <class Product>
+Tensor constant_plus_product(const Tensor& self, const Tensor& a, const Tensor& b,
+                             const at::Scalar& beta, const at::Scalar& alpha) {
+  Tensor product = Product::call(a, b);
+  if (!alpha.equal(1)) product = at::mul(product, alpha);
+  return terms_of({a, b}).plus_constant(product, beta.equal(1) ? self : at::mul(self, beta));
+}
+
+template <class Op, class Product>
+JetRule sum_with_product() {
+  JetRule rule = product_rules_with(0, 1, 2, {Op::name})[0];
+  rule.name = operator_name<Op>();
+  rule.constant_addend =
+      c10::KernelFunction::makeFromUnboxedFunction(TORCH_FN(constant_plus_product<Product>));
+  return rule;
+}
+
 [[maybe_unused]] const JetRules kRules{
     {function_rule<ops::mul_Tensor, &mul>({{0}, {1}}),
-     function_rule<ops::convolution_backward, &convolution_backward>({{0}})},
+     function_rule<ops::convolution_backward, &convolution_backward>({{0}}),
+     sum_with_product<ops::addmm, ops::mm>(), sum_with_product<ops::addmv, ops::mv>(),
+     sum_with_product<ops::baddbmm, ops::bmm>()},
     product_rules(0, 1, {"mm", "bmm", "mv", "dot", "vdot", "linalg_cross"}),
-    product_rules_with(0, 1, 2, {"addmm", "baddbmm", "addbmm", "addmv", "addr", "addcmul"}),
+    product_rules_with(0, 1, 2, {"addbmm", "addr", "addcmul"}),
     product_rules_with(2, 0, 1, {"convolution"}),
 };
 

@@ -53,6 +53,7 @@ struct JetRule {
   Otherwise otherwise = Otherwise::kFormula;
   std::pair<size_t, size_t> factors = {};  // of a kProduct
   std::optional<size_t> addend = {};       // of a kProduct: addmm's self
+  c10::KernelFunction constant_addend = {};  // of a kProduct: does it where that is a constant
   Group selectors = {};
   c10::KernelFunction function = {};  // of a kFunction
 };

@@ -77,6 +77,11 @@ Coefficients Terms::of(const at::Tensor& t, int64_t rank) const {
           all.select(0, directions() + 1)};
 }
 
+at::Tensor Terms::value(const at::Tensor& t) const {
+  const Lowered lowered = lower(t, *level);
+  return lowered.bdim ? lowered.value.select(*lowered.bdim, 0) : lowered.value;
+}
+
 at::Tensor Terms::series(const Coefficients& coefficients) const {
   Coefficients all = coefficients;
   all.resize(static_cast<size_t>(size()));
@@ -153,6 +158,28 @@ Coefficients Terms::integrate(const at::Tensor& y_0, const Coefficients& g, cons
   Coefficients y{y_0};
   for (int64_t k = 1; k < count; ++k) y.push_back(integrated_term(g, x, k));
   return y;
+}
+
+at::Tensor Terms::plus_constant(const at::Tensor& series, const at::Tensor& constant) const {
+  const at::Tensor all = stacked(series, *level);
+  const at::Tensor value = lower(constant, *level).value;
+  if (is_lifted(value)) {  // It may differ from example to example where the series does not.
+    const at::Tensor first = at::add(all.narrow(0, 0, 1), value);
+    return to_series(at::cat({first, all.narrow(0, 1, all.size(0) - 1)}), level);
+  }
+  all.select(0, 0).add_(value);
+  return to_series(all, level);
+}
+
+at::Tensor Terms::pointwise(const at::Tensor& x, const at::Tensor& value, const at::Tensor& slope,
+                            const at::Tensor& curvature) const {
+  const at::Tensor all = stacked(x, *level);
+  at::Tensor result = at::mul(all, slope);  // of the value, too: one pass
+  result.select(0, 0).copy_(value);
+  const at::Tensor slopes = all.narrow(0, 1, directions());
+  result.select(0, directions() + 1)
+      .addcmul_(curvature, at::mul(slopes, slopes).sum(0), /*value=*/0.5);
+  return to_series(std::move(result), level);
 }
 
 }  // namespace torchlift::jet_internal

@@ -77,6 +77,8 @@ class Terms {
   // The coefficients of t, which broadcast against those of tensors of up to `rank` dims (t's own,
   // if it is left out).
   Coefficients of(const at::Tensor& t, int64_t rank = 0) const;
+  // Coefficient 0.
+  at::Tensor value(const at::Tensor& t) const;
   at::Tensor series(const Coefficients& coefficients) const;
 
   // sum over j of a_j b_{k-j}, for first <= j <= last; undefined where all the products are zero.
@@ -97,6 +99,14 @@ class Terms {
 
   // One term of it, of t^k, from g's first k coefficients.
   at::Tensor integrated_term(const Coefficients& g, const Coefficients& x, int64_t k) const;
+
+  // The sum of a series that was just made and a constant that broadcasts to its shape and has its
+  // type. Writes into the series.
+  at::Tensor plus_constant(const at::Tensor& series, const at::Tensor& constant) const;
+
+  // Of a collapsed level: f(x), of each element, given f, f' and f'' there.
+  at::Tensor pointwise(const at::Tensor& x, const at::Tensor& value, const at::Tensor& slope,
+                       const at::Tensor& curvature) const;
 
  private:
   static bool is_collapsed(const Level& level);

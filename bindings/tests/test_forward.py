@@ -509,7 +509,7 @@ class TestCurvature:
         close(torchlift.laplacian(lambda x: cube(x).sum(), samples=2)(x), 6 * x.sum())
 
     def test_laplacian_in_other_transforms(self):
-        f = lambda w, x: torch.tanh(w * x).prod() + x.norm()
+        f = lambda w, x: torch.tanh(w * x).prod() + (x * x).sum().sqrt()
         w, x = randn(4), randn(4)
         laplacian = torchlift.laplacian(f, argnums=1)
         trace = lambda w, x: hessian(f, argnums=1)(w, x).trace()
@@ -523,7 +523,7 @@ class TestCurvature:
         close(leaf.grad, grad(trace)(w, x))
 
     def test_laplacian_of_constants_and_nothing(self):
-        close(torchlift.laplacian(lambda x: torch.ones(2) + 0 * x.detach()[:2])(randn(3)), torch.zeros(2))
+        close(torchlift.laplacian(lambda x: torch.ones(2) + x.detach()[:2])(randn(3)), torch.zeros(2).double())
         close(torchlift.laplacian(lambda x: x.sum())(randn(0)), torch.zeros(()).double())
 
     def test_linearize(self):
