@@ -17,12 +17,13 @@
 //
 // Primals are a tree, or a std::tuple of trees for a function of several arguments; v has the same
 // type, and so has a product. hvp and vhp need a function that returns one real number; the others
-// take any tensor. laplacian and hessian_diag are exact, and no Hessian is made: f runs once for all
-// directions ({.chunk_size = n}: once for n of them; {.memory_budget = bytes}: for as many as fit),
-// hessian_diag by forward over forward mode, laplacian as the "forward Laplacian": with D directions,
-// f's value, D first derivatives, and one sum of second derivatives (autodiff/jet_series.h). The
-// estimate is the mean of v^T H v over random signs v (M. Hutchinson, "A stochastic estimator of the trace of
-// the influence matrix for Laplacian smoothing splines", 1990).
+// take any tensor. laplacian and hessian_diag are exact, and no Hessian is made: f runs once for
+// all directions ({.chunk_size = n}: once for n of them; {.memory_budget = bytes}: for as many as
+// fit), hessian_diag by forward over forward mode, laplacian as the "forward Laplacian": with D
+// directions, f's value, D first derivatives, and one sum of second derivatives
+// (autodiff/jet_series.h). The estimate is the mean of v^T H v over random signs v (M. Hutchinson,
+// "A stochastic estimator of the trace of the influence matrix for Laplacian smoothing splines",
+// 1990).
 //
 // Throws TransformError for primals that have no derivative, a v that does not fit them, and values
 // of the wrong shape or dtype.
@@ -210,12 +211,11 @@ class LaplacianFunction {
     const std::vector<at::Tensor> inputs = internal::defined_leaves(arguments);
     Laplacian laplacian;
     if (options_.samples.has_value()) {
-      laplacian =
-          laplacian_along(call, inputs, internal::random_signs(inputs, *options_.samples));
+      laplacian = laplacian_along(call, inputs, internal::random_signs(inputs, *options_.samples));
       laplacian.sums = internal::means(laplacian.sums, *options_.samples);
     } else {
-      laplacian = laplacian_of(call, inputs,
-                               ChunkOptions{options_.chunk_size, options_.memory_budget});
+      laplacian =
+          laplacian_of(call, inputs, ChunkOptions{options_.chunk_size, options_.memory_budget});
     }
     return call.output(laplacian.sums);
   }

@@ -130,8 +130,8 @@ Tensors unit_directions(const Tensors& inputs, int64_t start, int64_t count) {
   return directions;
 }
 
-Laplacian collapsed_laplacian(LeafFunction f, const Tensors& inputs, const Tensors& directions) {
-  JetScope scope(JetScope::kCollapsed, count_of(directions));
+Laplacian taylor_laplacian(LeafFunction f, const Tensors& inputs, const Tensors& directions) {
+  JetScope scope(JetScope::kLaplacian, count_of(directions));
   Tensors arguments;
   for (size_t i = 0; i < inputs.size(); ++i) {
     arguments.push_back(directions[i].defined() ? scope.series(inputs[i], directions[i])
@@ -153,7 +153,7 @@ Laplacian collapsed_laplacian(LeafFunction f, const Tensors& inputs, const Tenso
 
 Laplacian laplacian_along(LeafFunction f, const Tensors& inputs, const Tensors& directions) {
   try {
-    return collapsed_laplacian(f, inputs, directions);
+    return taylor_laplacian(f, inputs, directions);
   } catch (const UnsupportedError&) {
     SecondDerivatives second = second_derivatives_along(f, inputs, directions);
     Laplacian result{{}, std::move(second.outputs)};
@@ -164,8 +164,7 @@ Laplacian laplacian_along(LeafFunction f, const Tensors& inputs, const Tensors& 
 
 Laplacian laplacian_of(LeafFunction f, const Tensors& inputs, const ChunkOptions& chunks) {
   const int64_t total = total_numel(inputs, inputs.size());
-  ChunkPlan plan({.transform = "laplacian", .item = "direction"}, chunks, total,
-                 device_of(inputs));
+  ChunkPlan plan({.transform = "laplacian", .item = "direction"}, chunks, total, device_of(inputs));
   Laplacian result;
   if (total == 0) result = laplacian_along(f, inputs, Tensors(inputs.size()));
   while (plan.next()) {

@@ -15,7 +15,8 @@
 //
 // jacrev pulls all rows back at once after one run of f, jacfwd runs f once with all columns as
 // tangents; jacobian takes the one with fewer of them (and runs f once more to count), hessian is
-// jacfwd(jacrev(f)): forward over reverse. Options: {.chunk_size = n} computes n rows or columns at
+// jacfwd(jacrev(f)), forward over reverse, or for up to three input numbers Taylor mode
+// (autodiff/hessian_blocks.h). Options: {.chunk_size = n} computes n rows or columns at
 // a time, to bound memory, {.memory_budget = bytes} as many as fit; the result is allocated once.
 // jacfwd then runs f once a chunk.
 //
@@ -50,6 +51,7 @@
 #include <utility>
 #include <vector>
 
+#include "autodiff/hessian_blocks.h"
 #include "autodiff/jacobian_blocks.h"
 #include "autodiff/primals.h"
 #include "core/tree.h"
@@ -69,7 +71,7 @@ struct JacobianOptions {
 
 namespace autodiff_internal {
 
-enum class JacobianMode { kReverse, kForward, kAny };
+enum class JacobianMode { kReverse, kForward, kAny, kHessian };
 
 constexpr const char* jacobian_name(JacobianMode mode) {
   switch (mode) {
@@ -77,6 +79,8 @@ constexpr const char* jacobian_name(JacobianMode mode) {
       return "jacfwd";
     case JacobianMode::kAny:
       return "jacobian";
+    case JacobianMode::kHessian:
+      return "hessian";
     case JacobianMode::kReverse:
       break;
   }
@@ -186,7 +190,7 @@ struct JacobianTree<std::unordered_map<K, V, H, E, A>>
 
 }  // namespace autodiff_internal
 
-// What jacrev, jacfwd and jacobian return.
+// What jacrev, jacfwd, jacobian and hessian return.
 template <class F, autodiff_internal::JacobianMode kMode, bool kAux, size_t... Argnums>
 class JacobianFunction {
  public:
@@ -241,7 +245,16 @@ class JacobianFunction {
     const auto next = [&] {
       return internal::place_gradients<Argnums...>(arguments, jacobian.blocks[row++]);
     };
-    auto result = internal::make_jacobian(value_of(*output), next);
+    auto result = [&] {
+      if constexpr (kMode == internal::JacobianMode::kHessian) {
+        const auto gradient = [&] {
+          return internal::place_gradients<Argnums...>(arguments, inputs);
+        };
+        return internal::make_jacobian(internal::make_jacobian(value_of(*output), gradient), next);
+      } else {
+        return internal::make_jacobian(value_of(*output), next);
+      }
+    }();
     if constexpr (kAux) {
       auto seen = tree_unflatten(*std::move(output), jacobian.outputs);
       return std::pair(std::move(result), std::move(seen.second));
@@ -275,6 +288,8 @@ class JacobianFunction {
       return reverse_jacobian(f, inputs, chunks, numbers_);
     } else if constexpr (kMode == JacobianMode::kForward) {
       return forward_jacobian(f, inputs, chunks, numbers_);
+    } else if constexpr (kMode == JacobianMode::kHessian) {
+      return hessian_blocks(f, inputs, chunks, numbers_);
     } else {
       return any_jacobian(f, inputs, chunks, numbers_);
     }
@@ -345,27 +360,19 @@ auto jacobian(F&& f, HasAux, JacobianOptions options = {}) {
       std::forward<F>(f), options);
 }
 
-namespace autodiff_internal {
-
-// The options of the inner Jacobian of a Hessian.
-inline JacobianOptions gradient_options(const JacobianOptions& options) {
-  return {.holomorphic = options.holomorphic, .real_view = options.real_view};
-}
-
-}  // namespace autodiff_internal
-
 // The Hessian of f: the chunk size is that of the columns.
 template <size_t... Argnums, class F>
 auto hessian(F&& f, JacobianOptions options = {}) {
-  const JacobianOptions inner = autodiff_internal::gradient_options(options);
-  return jacfwd<Argnums...>(jacrev<Argnums...>(std::forward<F>(f), inner), options);
+  using autodiff_internal::JacobianMode;
+  return autodiff_internal::make_jacobian_function<JacobianMode::kHessian, false, Argnums...>(
+      std::forward<F>(f), options);
 }
 
 template <size_t... Argnums, class F>
 auto hessian(F&& f, HasAux, JacobianOptions options = {}) {
-  const JacobianOptions inner = autodiff_internal::gradient_options(options);
-  return jacfwd<Argnums...>(jacrev<Argnums...>(std::forward<F>(f), kHasAux, inner), kHasAux,
-                            options);
+  using autodiff_internal::JacobianMode;
+  return autodiff_internal::make_jacobian_function<JacobianMode::kHessian, true, Argnums...>(
+      std::forward<F>(f), options);
 }
 
 }  // namespace torchlift

@@ -10,6 +10,7 @@
 #include <ATen/ops/mul.h>
 #include <ATen/ops/result_type.h>
 #include <ATen/ops/stack.h>
+#include <ATen/ops/zeros_like.h>
 
 #include <algorithm>
 #include <functional>
@@ -400,20 +401,20 @@ void run_formula(const Call& call, Stack* stack) {
   put_results(call, results, stack);
 }
 
-// --- collapsed series ----------------------------------------------------------------------------
+// --- formulas in many directions -----------------------------------------------------------------
 
-// One series of order 2 for each direction, [3, D, ...]. The sum of the coefficients 2 may be that
-// of the first one: the sum of the results is the same (NOTE [collapsed series]).
-at::Tensor expanded(const at::Tensor& collapsed) {
-  const int64_t directions = collapsed.size(0) - 2;
-  std::vector<int64_t> sizes = collapsed.sizes().vec();
+// Of a Laplacian: one series of order 2 for each direction, [3, D, ...]. The sum of the
+// coefficients 2 may be that of the first one: the sum of the results is the same.
+at::Tensor expanded(const at::Tensor& summed) {
+  const int64_t directions = summed.size(0) - 2;
+  std::vector<int64_t> sizes = summed.sizes().vec();
   sizes[0] = directions;
-  return at::stack({collapsed.narrow(0, 0, 1).expand(sizes), collapsed.narrow(0, 1, directions),
-                    spread_value(collapsed.select(0, directions + 1), directions)});
+  return at::stack({summed.narrow(0, 0, 1).expand(sizes), summed.narrow(0, 1, directions),
+                    spread_value(summed.select(0, directions + 1), directions)});
 }
 
 // The parts of a result of series of order 2, at `orders`, one for each direction, at `batch`.
-Parts collapsed_parts(const at::Tensor& result, const Level& orders, const Level& batch) {
+Parts summed_parts(const at::Tensor& result, const Level& orders, const Level& batch) {
   const Lowered each = lower(result, batch);
   const at::Tensor series = each.bdim ? each.value.movedim(*each.bdim, 0) : each.value;
   const Lowered all = lower(series, orders);
@@ -428,9 +429,9 @@ Parts collapsed_parts(const at::Tensor& result, const Level& orders, const Level
           at::cat({parts.select(0, 1), parts.select(0, 2).sum(0, /*keepdim=*/true)})};
 }
 
-// An operator of which only the formula is known. The level of the directions is inside of that of
+// The level of the directions is inside of that of
 // the series: its rule comes first, and the interpreter, which opens levels, works on what is left.
-void run_collapsed_formula(const Call& call, Stack* stack) {
+void run_summed_formula(const Call& call, Stack* stack) {
   const int64_t directions = call.level->size() - 2;
   std::vector<at::Tensor> series;
   for (const IValue& arg : call.args) {
@@ -452,10 +453,94 @@ void run_collapsed_formula(const Call& call, Stack* stack) {
     }
     call.op.callBoxed(*stack);
     for (const at::Tensor& result : result_tensors(call.op, *stack)) {
-      results.push_back(collapsed_parts(result, *orders.level(), *batch.level()));
+      results.push_back(summed_parts(result, *orders.level(), *batch.level()));
     }
   }
   put_results(call, results, stack);
+}
+
+// Of a Hessian: the parts that a jvp of a jvp works on, with an example for each pair of
+// directions.
+struct PairedParts {
+  at::Tensor value;         // [...]
+  at::Tensor outer, inner;  // [D^2, ...]: the first derivatives in both directions of the pair
+  at::Tensor second;        // [D^2, ...]
+};
+
+// In memory of their own: formulas may write.
+PairedParts paired(const at::Tensor& parts, const Terms& terms) {
+  const at::Tensor firsts = terms.first_parts(parts);
+  const int64_t count = firsts.size(0);
+  std::vector<int64_t> sizes = firsts.sizes().vec();
+  sizes.insert(sizes.begin(), count);
+  const auto for_each_pair = [&](int64_t dim) {
+    return firsts.unsqueeze(dim).expand(sizes).flatten(0, 1).clone();
+  };
+  return {parts.select(0, 0).clone(), for_each_pair(1), for_each_pair(0),
+          at::mul(terms.second_parts(parts), 2)};
+}
+
+void run_paired_formula(const Call& call, Stack* stack) {
+  const Terms terms(call.level);
+  const int64_t directions = terms.directions();
+  std::vector<PairedParts> series;
+  for (const IValue& arg : call.args) {
+    for_each_tensor(arg, [&](const at::Tensor& t) {
+      if (is_series(t, *call.level)) series.push_back(paired(stacked(t, *call.level), terms));
+    });
+  }
+  std::vector<Parts> results;
+  {
+    const LevelScope pairs({.size = directions * directions, .randomness = Randomness::kSame});
+    const auto lifted = [&](const at::Tensor& t) { return lift(t, 0, pairs.level()); };
+    const auto rows = [&](const at::Tensor& t) {
+      const Lowered each = lower(t, *pairs.level());
+      return in_front(each.value, each.bdim, directions * directions);
+    };
+    ForwardScope outer;
+    std::optional<ForwardScope> inner(std::in_place);
+    size_t next = 0;
+    for (const IValue& arg : call.args) {
+      stack->push_back(map_tensors(arg, [&](const at::Tensor& t) {
+        if (!is_series(t, *call.level)) return inner->constant(outer.constant(call.lowered(t)));
+        const PairedParts& each = series[next++];
+        return inner->dual(outer.dual(each.value, lifted(each.outer)),
+                           outer.dual(lifted(each.inner), lifted(each.second)));
+      }));
+    }
+    call_with_formula(call, stack);
+    std::vector<at::Tensor> values, slopes;
+    for (ForwardOutput& output : inner->finish(result_tensors(call.op, *stack))) {
+      values.push_back(std::move(output.primal));
+      slopes.push_back(std::move(output.tangent));
+    }
+    inner.reset();
+    const size_t count = values.size();
+    values.insert(values.end(), slopes.begin(), slopes.end());
+    const std::vector<ForwardOutput> outputs = outer.finish(values);
+    for (size_t i = 0; i < count; ++i) {
+      const Lowered value = lower(outputs[i].primal, *pairs.level());
+      results.push_back({value.bdim ? value.value.select(*value.bdim, 0) : value.value, {}});
+      const ForwardOutput& slope = outputs[count + i];
+      if (!slope.primal.defined() || !is_differentiable(outputs[i].primal)) continue;
+      const at::Tensor firsts = rows(slope.primal).narrow(0, 0, directions);
+      const at::Tensor seconds = slope.tangent.defined() ? at::mul(rows(slope.tangent), 0.5)
+                                                         : at::zeros_like(rows(slope.primal));
+      results.back().rest = at::cat({firsts, seconds});
+    }
+  }
+  put_results(call, results, stack);
+}
+
+void run_formula_of_kind(const Call& call, Stack* stack) {
+  switch (series_kind(*call.level)) {
+    case SeriesKind::kTaylor:
+      return run_formula(call, stack);
+    case SeriesKind::kSummed:
+      return run_summed_formula(call, stack);
+    case SeriesKind::kPaired:
+      return run_paired_formula(call, stack);
+  }
 }
 
 // --- operators that write ------------------------------------------------------------------------
@@ -497,10 +582,6 @@ void run_function(Call& call, const c10::KernelFunction& function, Stack* stack)
   function.callBoxed(call.op, c10::DispatchKeySet(), stack);
 }
 
-bool is_collapsed(const Call& call) {
-  return call.level->interpreter() == collapsed_interpreter().get();
-}
-
 // The results of an operator that returns new tensors; one that writes writes into its argument.
 void compute(Call& call, Stack* stack) {
   replace_selectors(call);
@@ -522,7 +603,7 @@ void compute(Call& call, Stack* stack) {
     case Otherwise::kFunction:
       return run_function(call, call.rule.function, stack);
     case Otherwise::kFormula:
-      return is_collapsed(call) ? run_collapsed_formula(call, stack) : run_formula(call, stack);
+      return run_formula_of_kind(call, stack);
   }
 }
 
@@ -737,9 +818,15 @@ JetRules::JetRules(std::initializer_list<std::vector<JetRule>> rules) {
 
 const std::vector<JetRule>& jet_rules() { return all_rules(); }
 
-std::shared_ptr<const Interpreter> collapsed_interpreter() {
+std::shared_ptr<const Interpreter> laplacian_interpreter() {
   static const auto* interpreter =
       new std::shared_ptr<const Interpreter>(std::make_shared<JetInterpreter>("laplacian", false));
+  return *interpreter;
+}
+
+std::shared_ptr<const Interpreter> hessian_interpreter() {
+  static const auto* interpreter =
+      new std::shared_ptr<const Interpreter>(std::make_shared<JetInterpreter>("hessian", false));
   return *interpreter;
 }
 

@@ -14,8 +14,10 @@ namespace torchlift::jet_internal {
 
 std::shared_ptr<const Interpreter> jet_interpreter();
 
-// Of collapsed series (autodiff/jet_series.h), whose level has a size of D + 2.
-std::shared_ptr<const Interpreter> collapsed_interpreter();
+// Of series in D directions (NOTE [series in many directions] in autodiff/jet_series.h), whose
+// levels have a size of D + 2, and of 1 + D + D^2.
+std::shared_ptr<const Interpreter> laplacian_interpreter();
+std::shared_ptr<const Interpreter> hessian_interpreter();
 
 }  // namespace torchlift::jet_internal
 

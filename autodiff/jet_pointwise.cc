@@ -113,7 +113,7 @@ Tensor plus_multiple(double at, const Tensor& t, double factor) {
 }
 
 // y'' = (b + 2 c y) y'.
-Tensor collapsed_solution(const Riccati& equation, const Tensor& y, const Tensor& x,
+Tensor pointwise_solution(const Riccati& equation, const Tensor& y, const Tensor& x,
                           const Terms& terms) {
   const auto [a, b, c] = equation;
   const Tensor slope = c == 0   ? plus_multiple(a, y, b)
@@ -128,8 +128,8 @@ Tensor collapsed_solution(const Riccati& equation, const Tensor& y, const Tensor
 template <class Op, Riccati kEquation>
 Tensor solution(const Tensor& self) {
   const Terms terms = terms_of({self});
-  if (terms.collapsed) {
-    return collapsed_solution(kEquation, Op::call(terms.value(self)), self, terms);
+  if (terms.many_directions()) {
+    return pointwise_solution(kEquation, Op::call(terms.value(self)), self, terms);
   }
   const Coefficients x = terms.of(self);
   return terms.series(solve(kEquation, Op::call(x[0]), x, terms));
@@ -147,8 +147,7 @@ template <class Op, auto Slope>
 Tensor antiderivative(const Tensor& self) {
   const Terms terms = terms_of({self});
   const Coefficients x = terms.of(self);
-  return terms.series(
-      terms.integrate(Op::call(x[0]), terms.of(Slope(self)), x, terms.size()));
+  return terms.series(terms.integrate(Op::call(x[0]), terms.of(Slope(self)), x, terms.size()));
 }
 
 template <class Op, auto Slope>
@@ -180,8 +179,8 @@ Tensor softplus(const Tensor& self, const at::Scalar& beta, const at::Scalar& th
   const Tensor z = at::mul(self, beta);
   const Tensor linear = at::gt(z, threshold);
   const Tensor slope = at::where(linear, at::ones_like(x[0]), at::sigmoid(z));
-  return terms.series(terms.integrate(
-      ops::softplus::call(x[0], beta, threshold), terms.of(slope), x, terms.size()));
+  return terms.series(terms.integrate(ops::softplus::call(x[0], beta, threshold), terms.of(slope),
+                                      x, terms.size()));
 }
 
 // --- sines and cosines ---------------------------------------------------------------------------
@@ -190,7 +189,7 @@ Tensor softplus(const Tensor& self, const at::Scalar& beta, const at::Scalar& th
 Tensor rotation(const Tensor& self, const Tensor& s_0, const Tensor& c_0, double sign,
                 bool wants_cosine) {
   const Terms terms = terms_of({self});
-  if (terms.collapsed) {
+  if (terms.many_directions()) {
     const Tensor &value = wants_cosine ? c_0 : s_0, &other = wants_cosine ? s_0 : c_0;
     return terms.pointwise(self, value, wants_cosine && sign < 0 ? at::neg(other) : other,
                            sign < 0 ? at::neg(value) : value);

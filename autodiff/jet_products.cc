@@ -47,18 +47,15 @@ class Pairs {
  public:
   Pairs(const Terms& terms, bool left_varies, bool right_varies)
       : left_varies_(left_varies), right_varies_(right_varies) {
-    const int64_t parts = terms.level->size();
-    for (int64_t each = 0; each < parts; ++each) {
+    for (int64_t each = 0; each < terms.level->size(); ++each) {
       first_.push_back(count());
-      if (!terms.collapsed || !(left_varies && right_varies)) {
-        for (int64_t a = left_varies ? each : 0; a >= 0 && (right_varies || a == each); --a) {
-          add(a, each - a, each);
-        }
-        continue;
+      if (!left_varies || !right_varies || !terms.many_directions()) {
+        add_of_order(each);
+      } else {
+        add(each, 0, each);
+        if (each > 0) add(0, each, each);
+        add_crossed(terms, each);
       }
-      add(each, 0, each);
-      if (each > 0) add(0, each, each);
-      for (int64_t d = 1; each == parts - 1 && d < each; ++d) add(d, d, each);
     }
   }
 
@@ -70,6 +67,22 @@ class Pairs {
   const std::vector<int64_t>& first() const { return first_; }
 
  private:
+  void add_of_order(int64_t order) {
+    for (int64_t a = left_varies_ ? order : 0; a >= 0 && (right_varies_ || a == order); --a) {
+      add(a, order - a, order);
+    }
+  }
+
+  // The directions whose parts of order 1 give a product to this part of order 2.
+  void add_crossed(const Terms& terms, int64_t part) {
+    const int64_t directions = terms.directions(), second = part - directions - 1;
+    if (second < 0) return;
+    if (terms.kind == SeriesKind::kPaired) {
+      return add(1 + second / directions, 1 + second % directions, part);
+    }
+    for (int64_t d = 1; d <= directions; ++d) add(d, d, part);
+  }
+
   void add(int64_t a, int64_t b, int64_t part) {
     left_.push_back(left_varies_ ? a : 0);
     right_.push_back(right_varies_ ? b : 0);
@@ -136,11 +149,10 @@ Tensor mul(const Tensor& self, const Tensor& other) {
   const Tensor right = with_rank(stacked(other, *terms.level), rank).to(type);
   Tensor result = at::mul(left.select(0, 0), right);
   const int64_t parts = terms.level->size();
-  if (terms.collapsed) {
+  if (terms.many_directions()) {
     const auto but_first = [&](const Tensor& t) { return t.narrow(0, 1, parts - 1); };
-    const auto slopes = [&](const Tensor& t) { return t.narrow(0, 1, terms.directions()); };
     but_first(result).addcmul_(but_first(left), right.narrow(0, 0, 1));
-    result.select(0, parts - 1).add_(at::mul(slopes(left), slopes(right)).sum(0));
+    terms.second_parts(result).add_(terms.cross(terms.first_parts(left), terms.first_parts(right)));
     return to_series(result, terms.level);
   }
   for (int64_t i = 1; i < parts; ++i) {

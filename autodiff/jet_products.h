@@ -6,8 +6,8 @@
 // NOTE [products as a batch]
 // A bilinear operator of two series has (K + 1)(K + 2) / 2 products of coefficients a_i b_j with
 // i + j <= K. They are the examples of one batch: the operator runs once, by its batching rule, and
-// its results are summed by order. Where only one factor is a series, there are K + 1. Collapsed series
-// (autodiff/jet_series.h) have 3 D + 3 pairs, or D + 2.
+// its results are summed by order. Where only one factor is a series, there are K + 1. Series in
+// many directions (autodiff/jet_series.h) have their own pairs.
 
 #include <ATen/core/Tensor.h>
 #include <c10/util/FunctionRef.h>

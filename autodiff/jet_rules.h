@@ -51,8 +51,8 @@ struct JetRule {
   std::string name;  // "aten::mul.Tensor"
   std::vector<Group> linear_in = {};
   Otherwise otherwise = Otherwise::kFormula;
-  std::pair<size_t, size_t> factors = {};  // of a kProduct
-  std::optional<size_t> addend = {};       // of a kProduct: addmm's self
+  std::pair<size_t, size_t> factors = {};    // of a kProduct
+  std::optional<size_t> addend = {};         // of a kProduct: addmm's self
   c10::KernelFunction constant_addend = {};  // of a kProduct: does it where that is a constant
   Group selectors = {};
   c10::KernelFunction function = {};  // of a kFunction

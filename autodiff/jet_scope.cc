@@ -1,9 +1,10 @@
 #include "autodiff/jet_scope.h"
 
+#include <ATen/ops/add.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/mul.h>
 #include <ATen/ops/tensor.h>
-#include <ATen/ops/zeros_like.h>
+#include <ATen/ops/zeros.h>
 #include <c10/core/ScalarType.h>
 #include <c10/util/SmallVector.h>
 
@@ -11,6 +12,7 @@
 #include <utility>
 
 #include "autodiff/jet_interpreter.h"
+#include "autodiff/jet_series.h"
 #include "core/lifted_tensor.h"
 #include "core/runtime.h"
 
@@ -45,18 +47,19 @@ at::Tensor without_graph(const at::Tensor& t) {
 // no_grad in f means a constant, as it does to forward mode: the interpreter sees it by GradMode.
 // A level that overrode GradMode for its outer domains would hide that, so where jet is called
 // under no_grad its results are disconnected at the end.
-JetScope::JetScope(int64_t order) : JetScope(false, order + 1) {}
+JetScope::JetScope(int64_t order) : JetScope(kNone, order + 1, jet_internal::jet_interpreter()) {}
 
-JetScope::JetScope(Collapsed /*collapsed*/, int64_t directions) : JetScope(true, directions + 2) {}
+JetScope::JetScope(Seconds seconds, int64_t directions)
+    : JetScope(seconds, 1 + directions + (seconds == kLaplacian ? 1 : directions * directions),
+               seconds == kLaplacian ? jet_internal::laplacian_interpreter()
+                                     : jet_internal::hessian_interpreter()) {}
 
-JetScope::JetScope(bool collapsed, int64_t parts)
-    : collapsed_(collapsed), outer_grad_(c10::GradMode::is_enabled()) {
+JetScope::JetScope(Seconds seconds, int64_t parts, std::shared_ptr<const Interpreter> interpreter)
+    : seconds_(seconds), outer_grad_(c10::GradMode::is_enabled()) {
   initialize_runtime();
-  const auto interpreter =
-      collapsed ? jet_internal::collapsed_interpreter() : jet_internal::jet_interpreter();
   check_no_torch_func(interpreter->transform());
   level_scope_.emplace(Level::Options{
-      .kind = LevelKind::kInterpreted, .size = parts, .interpreter = interpreter});
+      .kind = LevelKind::kInterpreted, .size = parts, .interpreter = std::move(interpreter)});
   grad_guard_.emplace(true);
   mode_.emplace();
 }
@@ -72,9 +75,11 @@ at::Tensor JetScope::series(const at::Tensor& x, const at::Tensor& derivatives) 
   const RuleDepthScope on_values(level_scope_->level()->depth());
   const at::Tensor value = outer_grad_ ? x : without_graph(x);
   const at::Tensor rest = outer_grad_ ? derivatives : without_graph(derivatives);
-  if (collapsed_) {
-    const at::Tensor sum = at::zeros_like(value);
-    return lift(at::cat({value.unsqueeze(0), rest, sum.unsqueeze(0)}), 0, level_scope_->level());
+  if (seconds_ != kNone) {
+    std::vector<int64_t> sizes = rest.sizes().vec();
+    sizes[0] = level_scope_->level()->size() - 1 - rest.size(0);
+    const at::Tensor seconds = at::zeros(sizes, rest.options());
+    return lift(at::cat({value.unsqueeze(0), rest, seconds}), 0, level_scope_->level());
   }
   const at::Tensor scaled = at::mul(rest, factorials(rest, /*reciprocal=*/true));
   return lift(at::cat({value.unsqueeze(0), scaled}), 0, level_scope_->level());
@@ -91,9 +96,13 @@ JetOutput JetScope::lowered(const at::Tensor& output) const {
   const RuleDepthScope on_values(level_scope_->level()->depth());
   Lowered all = lower(output, *level_scope_->level());
   if (!all.bdim) return {std::move(all.value), {}};
-  if (collapsed_) {
-    const at::Tensor sum = all.value.select(*all.bdim, level_scope_->level()->size() - 1);
-    return {all.value.select(*all.bdim, 0), at::mul(sum, 2)};
+  if (seconds_ != kNone) {
+    const jet_internal::Terms terms(level_scope_->level());
+    const at::Tensor parts = jet_internal::stacked(output, *level_scope_->level());
+    at::Tensor seconds = terms.second_parts(parts);
+    if (seconds_ == kLaplacian) return {parts.select(0, 0), at::mul(seconds.squeeze(0), 2)};
+    seconds = seconds.unflatten(0, {terms.directions(), terms.directions()});
+    return {parts.select(0, 0), at::add(seconds, seconds.transpose(0, 1))};
   }
   const at::Tensor rest =
       all.value.narrow(*all.bdim, 1, level_scope_->level()->size() - 1).movedim(*all.bdim, 0);

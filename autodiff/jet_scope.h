@@ -15,11 +15,10 @@
 // x^(j) / j! for j = 0..K. What is linear treats all coefficients alike, which is what batching
 // rules do; autodiff/jet_interpreter.h does the rest.
 //
-// With kCollapsed it is the level of a Laplacian (NOTE [collapsed series] in autodiff/jet_series.h):
-// x is given its directions, [D, ...x's shape], and finish() tells the sum over these of the second
-// derivatives along each.
+// A scope of second derivatives in many directions (autodiff/jet_series.h) is given x and the
+// directions, [D, ...x's shape]:
 //
-//   JetScope scope(JetScope::kCollapsed, /*directions=*/5);
+//   JetScope scope(JetScope::kLaplacian, /*directions=*/5);
 //   at::Tensor y = f(scope.series(x, at::eye(5)));
 //   at::Tensor laplacian = scope.finish({y})[0].series;
 
@@ -27,28 +26,30 @@
 #include <ATen/core/grad_mode.h>
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <vector>
 
 #include "autodiff/forward_mode.h"
+#include "core/interpreter.h"
 #include "core/level.h"
 
 namespace torchlift {
 
 struct JetOutput {
   at::Tensor primal;
-  // [order, ...], or of the primal's shape where the level is collapsed; undefined when the output
-  // does not depend on a series.
+  // [order, ...]. Of a Laplacian the sum of second derivatives, [...]; of a Hessian all of them,
+  // [D, D, ...]. Undefined when the output does not depend on a series.
   at::Tensor series;
 };
 
 // Held while f runs. On this thread only.
 class JetScope {
  public:
-  enum Collapsed { kCollapsed };
+  enum Seconds { kNone, kLaplacian, kHessian };
 
   explicit JetScope(int64_t order);
-  JetScope(Collapsed collapsed, int64_t directions);
+  JetScope(Seconds seconds, int64_t directions);
   ~JetScope();
   JetScope(const JetScope&) = delete;
   JetScope& operator=(const JetScope&) = delete;
@@ -63,10 +64,10 @@ class JetScope {
   std::vector<JetOutput> finish(const std::vector<at::Tensor>& outputs);
 
  private:
-  JetScope(bool collapsed, int64_t parts);
+  JetScope(Seconds seconds, int64_t parts, std::shared_ptr<const Interpreter> interpreter);
   JetOutput lowered(const at::Tensor& output) const;
 
-  const bool collapsed_;
+  const Seconds seconds_;
   const bool outer_grad_;
   std::optional<LevelScope> level_scope_;
   std::optional<c10::AutoGradMode> grad_guard_;

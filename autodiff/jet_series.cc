@@ -65,16 +65,37 @@ at::Tensor with_rank(const at::Tensor& t, int64_t rank) {
   return t.reshape(sizes);
 }
 
-bool Terms::is_collapsed(const Level& level) {
-  return level.interpreter() == collapsed_interpreter().get();
+SeriesKind series_kind(const Level& level) {
+  if (level.interpreter() == laplacian_interpreter().get()) return SeriesKind::kSummed;
+  if (level.interpreter() == hessian_interpreter().get()) return SeriesKind::kPaired;
+  return SeriesKind::kTaylor;
+}
+
+int64_t Terms::directions() const {
+  if (kind == SeriesKind::kSummed) return level->size() - 2;
+  int64_t count = 0;  // The size is 1 + D + D^2.
+  while (1 + count + count * count < level->size()) ++count;
+  return count;
+}
+
+at::Tensor Terms::first_parts(const at::Tensor& parts) const {
+  return parts.narrow(0, 1, directions());
+}
+
+at::Tensor Terms::second_parts(const at::Tensor& parts) const {
+  return parts.narrow(0, directions() + 1, seconds());
+}
+
+at::Tensor Terms::cross(const at::Tensor& a, const at::Tensor& b) const {
+  if (kind == SeriesKind::kSummed) return at::mul(a, b).sum(0, /*keepdim=*/true);
+  return at::mul(a.unsqueeze(1), b.unsqueeze(0)).flatten(0, 1);
 }
 
 Coefficients Terms::of(const at::Tensor& t, int64_t rank) const {
   if (!is_series(t, *level)) return {lower(t, *level).value};
   const at::Tensor all = stacked(t, *level);
-  if (!collapsed) return all.unbind(0);
-  return {all.select(0, 0), with_rank(all.narrow(0, 1, directions()), rank),
-          all.select(0, directions() + 1)};
+  if (!many_directions()) return all.unbind(0);
+  return {all.select(0, 0), with_rank(first_parts(all), rank), with_rank(second_parts(all), rank)};
 }
 
 at::Tensor Terms::value(const at::Tensor& t) const {
@@ -88,11 +109,15 @@ at::Tensor Terms::series(const Coefficients& coefficients) const {
   for (at::Tensor& each : all) {
     if (!each.defined()) each = at::zeros_like(all[0]);
   }
-  if (!collapsed) return to_series(at::stack(all), level);
-  c10::SmallVector<int64_t, 8> sizes{directions()};
-  sizes.append(all[0].sizes().begin(), all[0].sizes().end());
-  return to_series(at::cat({all[0].unsqueeze(0), all[1].expand(sizes), all[2].unsqueeze(0)}),
-                   level);
+  if (!many_directions()) return to_series(at::stack(all), level);
+  const auto repeated = [&](const at::Tensor& t, int64_t count) {
+    c10::SmallVector<int64_t, 8> sizes{count};
+    sizes.append(all[0].sizes().begin(), all[0].sizes().end());
+    return t.expand(sizes);
+  };
+  return to_series(
+      at::cat({all[0].unsqueeze(0), repeated(all[1], directions()), repeated(all[2], seconds())}),
+      level);
 }
 
 Terms terms_of(std::initializer_list<std::reference_wrapper<const at::Tensor>> tensors) {
@@ -119,10 +144,9 @@ at::Tensor Terms::plus_product(const at::Tensor& sum, const Coefficients& a, int
                                const Coefficients& b, int64_t j, double factor) const {
   const at::Tensor &left = term(a, i), &right = term(b, j);
   if (!left.defined() || !right.defined() || factor == 0) return sum;
-  const bool over_directions = collapsed && i == 1 && j == 1;
-  if (sum.defined() && !over_directions) return at::addcmul(sum, left, right, factor);
-  at::Tensor product = at::mul(left, right);
-  if (over_directions) product = product.sum(0);
+  const bool crosses = many_directions() && i == 1 && j == 1;
+  if (sum.defined() && !crosses) return at::addcmul(sum, left, right, factor);
+  const at::Tensor product = crosses ? cross(left, right) : at::mul(left, right);
   if (sum.defined()) return at::add(sum, product, factor);
   return factor == 1 ? product : at::mul(product, factor);
 }
@@ -176,9 +200,8 @@ at::Tensor Terms::pointwise(const at::Tensor& x, const at::Tensor& value, const 
   const at::Tensor all = stacked(x, *level);
   at::Tensor result = at::mul(all, slope);  // of the value, too: one pass
   result.select(0, 0).copy_(value);
-  const at::Tensor slopes = all.narrow(0, 1, directions());
-  result.select(0, directions() + 1)
-      .addcmul_(curvature, at::mul(slopes, slopes).sum(0), /*value=*/0.5);
+  const at::Tensor slopes = first_parts(all);
+  second_parts(result).addcmul_(curvature, cross(slopes, slopes), /*value=*/0.5);
   return to_series(std::move(result), level);
 }
 

@@ -14,20 +14,22 @@
 //
 // The coefficients are those of the powers, x^(j) / j!, so that a product is a convolution.
 //
-// NOTE [collapsed series]
-// The Laplacian of f is the sum over directions e_d of the second derivatives of f(x + t e_d). As D
-// series of order 2 that would be D copies of x_0, D first coefficients, and D second ones, of which
-// only the sum is wanted. Now coefficient 2 of whatever is computed from series is linear in their
-// coefficients 2, with a factor that depends on x_0 alone, plus a sum of products of coefficients 1
-// of the same direction. So the sum over the directions can be taken at once, and a level holds
+// NOTE [series in many directions]
+// Second derivatives of f in D directions e_d are coefficients of f(x + t e_d). As D series of
+// order 2 that would be D copies of x_0. Now coefficient 2 of whatever is computed from series is
+// linear in their coefficients 2, with a factor that depends on x_0 alone, plus products of their
+// coefficients 1. So a level may hold x_0 once, x_1 of each direction, and of the coefficients 2
+// what is wanted:
 //
-//   x_0,  x_1 of each direction (D of them),  the sum of all x_2
+//   kSummed   their sum over the directions, for a Laplacian (R. Li et al., "A Computational
+//             Framework for Neural Network-based Variational Monte Carlo with Forward Laplacian",
+//             2023; F. Dangel et al., "Collapsing Taylor Mode Automatic Differentiation", 2025)
+//   kPaired   one for each pair of directions, D^2 of them, for a Hessian: d^2 f / de_i de_j is the
+//             coefficient of (i, j) plus that of (j, i). One pair may hold more than its half: only
+//             the sum has a meaning, so products need not be symmetric.
 //
-// which is D + 2 parts in place of 3 D. In the lists of coefficients here x_1 is one tensor with the
-// directions in a new dim in front, so it broadcasts against the others; a product of two such
-// coefficients is one of order 2 and is summed over that dim. (R. Li et al., "A Computational
-// Framework for Neural Network-based Variational Monte Carlo with Forward Laplacian", 2023;
-// F. Dangel et al., "Collapsing Taylor Mode Automatic Differentiation", 2025.)
+// In the lists of coefficients here x_1 and x_2 have their directions, or pairs, in a new dim in
+// front, so they broadcast against x_0.
 
 #include <ATen/core/Tensor.h>
 
@@ -62,17 +64,34 @@ at::Tensor untracked(const at::Tensor& t, const LevelPtr& level);
 // [value, 0, 0, ...], `size` of them, in memory of their own.
 at::Tensor spread_value(const at::Tensor& value, int64_t size);
 
+enum class SeriesKind : uint8_t { kTaylor, kSummed, kPaired };
+
+// Of a jet's level.
+SeriesKind series_kind(const Level& level);
+
 // The terms of a level whose rule is at work: NOTE [rules of series] in autodiff/jet_rules.h.
 class Terms {
  public:
-  explicit Terms(LevelPtr at) : level(std::move(at)), collapsed(is_collapsed(*level)) {}
+  explicit Terms(LevelPtr at) : level(std::move(at)), kind(series_kind(*level)) {}
 
   const LevelPtr level;
-  const bool collapsed;  // see NOTE [collapsed series]
+  const SeriesKind kind;
 
-  // How many coefficients there are, K + 1.
-  int64_t size() const { return collapsed ? 3 : level->size(); }
-  int64_t directions() const { return level->size() - 2; }  // where collapsed
+  // How many orders there are, K + 1.
+  int64_t size() const { return many_directions() ? 3 : level->size(); }
+
+  // Of a level in many directions (see the note).
+  bool many_directions() const { return kind != SeriesKind::kTaylor; }
+  int64_t directions() const;
+  int64_t seconds() const { return level->size() - directions() - 1; }  // parts of order 2
+  // Of the parts [parts, ...] of a tensor: those of order 1, and of order 2.
+  at::Tensor first_parts(const at::Tensor& parts) const;
+  at::Tensor second_parts(const at::Tensor& parts) const;
+  // What two tensors' parts of order 1 give to a product's parts of order 2.
+  at::Tensor cross(const at::Tensor& a, const at::Tensor& b) const;
+  // f(x), of each element, given f, f' and f'' there.
+  at::Tensor pointwise(const at::Tensor& x, const at::Tensor& value, const at::Tensor& slope,
+                       const at::Tensor& curvature) const;
 
   // The coefficients of t, which broadcast against those of tensors of up to `rank` dims (t's own,
   // if it is left out).
@@ -103,13 +122,6 @@ class Terms {
   // The sum of a series that was just made and a constant that broadcasts to its shape and has its
   // type. Writes into the series.
   at::Tensor plus_constant(const at::Tensor& series, const at::Tensor& constant) const;
-
-  // Of a collapsed level: f(x), of each element, given f, f' and f'' there.
-  at::Tensor pointwise(const at::Tensor& x, const at::Tensor& value, const at::Tensor& slope,
-                       const at::Tensor& curvature) const;
-
- private:
-  static bool is_collapsed(const Level& level);
 };
 
 // The level of the first series among the tensors; one of them must be one.

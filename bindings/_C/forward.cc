@@ -6,36 +6,17 @@
 
 #include "autodiff/curvature_blocks.h"
 #include "autodiff/forward.h"
+#include "autodiff/hessian_blocks.h"
 #include "autodiff/jacobian_blocks.h"
 #include "autodiff/jet_scope.h"
 #include "bindings/_C/returned.h"
+#include "core/error.h"
 #include "core/lifted_tensor.h"
 
 namespace torchlift::python {
 namespace {
 
 using Tensors = std::vector<at::Tensor>;
-
-// Forward over reverse mode. blocks[i * inputs + j][k]: the derivative of value i by inputs j and
-// k.
-JacobianBlocks hessian_blocks(LeafFunction f, const Tensors& inputs, const ChunkOptions& chunks,
-                              ComplexNumbers numbers) {
-  const auto gradients = [&](const Tensors& leaves) {
-    JacobianBlocks inner = reverse_jacobian(f, leaves, {}, numbers);
-    LeafOutputs out;
-    for (Tensors& row : inner.blocks) {
-      for (at::Tensor& block : row) out.leaves.push_back(std::move(block));
-    }
-    out.values = out.leaves.size();
-    for (at::Tensor& output : inner.outputs) out.leaves.push_back(std::move(output));
-    return out;
-  };
-  JacobianBlocks hessian = forward_jacobian(gradients, inputs, chunks, numbers);
-  // The caller knows the gradients' place by that of their derivatives.
-  hessian.outputs.erase(hessian.outputs.begin(),
-                        hessian.outputs.begin() + static_cast<int64_t>(hessian.blocks.size()));
-  return hessian;
-}
 
 JacobianBlocks run_jacobian(long mode, PyObject* call, const Tensors& inputs,
                             const ChunkOptions& chunks, ComplexNumbers numbers, Returned& first) {
@@ -51,7 +32,20 @@ JacobianBlocks run_jacobian(long mode, PyObject* call, const Tensors& inputs,
   };
   if (mode == 0) return reverse_jacobian(f, inputs, chunks, numbers);
   if (mode == 1) return forward_jacobian(f, inputs, chunks, numbers);
-  if (mode == 3) return hessian_blocks(f, inputs, chunks, numbers);
+  if (mode == 3) {
+    // As hessian_blocks does, which does not see the errors of Python.
+    if (takes_taylor_mode(inputs, chunks, numbers)) {
+      try {
+        return taylor_hessian(f, inputs);
+      } catch (const UnsupportedError&) {  // NOLINT(bugprone-empty-catch): the other way, below.
+      } catch (python_error& error) {
+        const py::gil_scoped_acquire acquire;
+        forget_if_unsupported(error);
+      }
+      called = false;
+    }
+    return forward_over_reverse(f, inputs, chunks, numbers);
+  }
   return any_jacobian(f, inputs, chunks, numbers);
 }
 

@@ -66,6 +66,13 @@ void retag_python_error() {
   PyErr_Restore(type, value, traceback);
 }
 
+void forget_if_unsupported(python_error& error) {
+  error.restore();
+  retag_python_error();
+  if (PyErr_ExceptionMatches(unsupported_error_type) == 0) throw_python_error();
+  PyErr_Clear();
+}
+
 void set_error_types(py::object transform_error, py::object unsupported_error) {
   transform_error_type = transform_error.release().ptr();
   unsupported_error_type = unsupported_error.release().ptr();

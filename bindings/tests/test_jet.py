@@ -70,6 +70,24 @@ def check_laplacian(f, primals, constants, tolerance):
             patch.setattr(torchlift._C, "second_leaves", None)
             got = torchlift.laplacian(real, argnums=i)(*primals)
         torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
+        check_hessian(real, primals, i, tolerance)
+
+
+def check_hessian(f, primals, i, tolerance):
+    """Of few numbers, which is Taylor mode, against forward over reverse; in one call of f (docs/jacobians.md)."""
+    directions = torch.randn(2, *primals[i].shape, dtype=primals[i].dtype) * 0.5
+    calls = []
+
+    def along(ab):
+        calls.append(1)
+        moved = primals[i] + ab[0] * directions[0] + ab[1] * directions[1]
+        return f(*primals[:i], moved, *primals[i + 1 :])
+
+    zero = torch.zeros(2, dtype=primals[i].dtype)
+    got = torchlift.hessian(along)(zero)
+    assert len(calls) == 1
+    expected = torchlift.hessian(along, chunk_size=2)(zero)
+    torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
 
 
 @pytest.fixture(autouse=True)
