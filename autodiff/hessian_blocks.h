@@ -7,11 +7,13 @@
 // Python one.
 //
 // NOTE [how a Hessian is computed]
-// Forward over reverse mode costs about three times (1 + n) runs of f for n input numbers, in many
-// operators: those of f, those of its backward pass, and what forward mode makes of both. For a few
-// numbers, Taylor mode has to carry 1 + n + n^2 values through f (autodiff/jet_scope.h), which is
-// no more, in a fifth of the operators. So it is taken for up to kFewNumbers, unless that f calls
-// what has no Taylor series, or the caller asks for chunks or for a convention of complex numbers.
+// Forward over reverse mode carries 1 + n values through f, for n input numbers, and through its
+// backward pass, which is about 3 (1 + n) times the work of f, in many operators: those of f, those
+// of the backward pass, and what forward mode makes of both. Taylor mode carries 1 + n + n^2 values
+// through f alone (autodiff/jet_scope.h): for n = 2 that is less work, in a fifth of the operators;
+// for n = 3 already a little more where tensors are large. So it is taken for up to kFewNumbers,
+// unless f calls what has no Taylor series, or the caller asks for chunks or for a convention of
+// complex numbers.
 
 #include <ATen/core/Tensor.h>
 
@@ -22,7 +24,7 @@
 
 namespace torchlift {
 
-inline constexpr int64_t kFewNumbers = 3;
+inline constexpr int64_t kFewNumbers = 2;
 
 // blocks[i * inputs + j][k]: the derivative of value i by inputs j and k, [...value, ...input j,
 // ...input k]. By Taylor mode where takes_taylor_mode says so; then f is called a second time if it

@@ -15,7 +15,7 @@
 //
 // jacrev pulls all rows back at once after one run of f, jacfwd runs f once with all columns as
 // tangents; jacobian takes the one with fewer of them (and runs f once more to count), hessian is
-// jacfwd(jacrev(f)), forward over reverse, or for up to three input numbers Taylor mode
+// jacfwd(jacrev(f)), forward over reverse, or for one or two input numbers Taylor mode
 // (autodiff/hessian_blocks.h). Options: {.chunk_size = n} computes n rows or columns at
 // a time, to bound memory, {.memory_budget = bytes} as many as fit; the result is allocated once.
 // jacfwd then runs f once a chunk.

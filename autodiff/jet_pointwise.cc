@@ -300,8 +300,21 @@ Coefficients power(const Coefficients& x, const at::Scalar& exponent, int64_t co
   return terms.integrate(y_0, slope, x, count);
 }
 
+// r x^(r - 1) and r (r - 1) x^(r - 2), which are zero rather than NaN where the factor is.
+Tensor pointwise_power(const Tensor& self, const at::Scalar& exponent, const Terms& terms) {
+  const Tensor x = terms.value(self), y = at::pow(x, exponent);
+  if (exponent.equal(2)) return terms.pointwise(self, y, at::add(x, x), 2);
+  if (exponent.equal(1)) return terms.pointwise(self, y, at::ones_like(x), 0);
+  const at::Scalar once = minus_one(exponent), twice = minus_one(once);
+  const Tensor slope = at::mul(at::pow(x, once), exponent);
+  return terms.pointwise(self, y, slope, at::mul(at::mul(at::pow(x, twice), once), exponent));
+}
+
 Tensor pow_number(const Tensor& self, const at::Scalar& exponent) {
   const Terms terms = terms_of({self});
+  if (terms.many_directions() && !exponent.isComplex() && !exponent.equal(0)) {
+    return pointwise_power(self, exponent, terms);
+  }
   return terms.series(power(terms.of(self), exponent, terms.size(), terms));
 }
 

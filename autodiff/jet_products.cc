@@ -150,8 +150,8 @@ Tensor mul(const Tensor& self, const Tensor& other) {
   Tensor result = at::mul(left.select(0, 0), right);
   const int64_t parts = terms.level->size();
   if (terms.many_directions()) {
-    const auto but_first = [&](const Tensor& t) { return t.narrow(0, 1, parts - 1); };
-    but_first(result).addcmul_(but_first(left), right.narrow(0, 0, 1));
+    const auto but_first = [](const Tensor& t) { return t.slice(0, 1); };
+    but_first(result).addcmul_(but_first(left), right.select(0, 0));
     terms.second_parts(result).add_(terms.cross(terms.first_parts(left), terms.first_parts(right)));
     return to_series(result, terms.level);
   }

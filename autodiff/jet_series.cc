@@ -79,11 +79,11 @@ int64_t Terms::directions() const {
 }
 
 at::Tensor Terms::first_parts(const at::Tensor& parts) const {
-  return parts.narrow(0, 1, directions());
+  return parts.slice(0, 1, directions() + 1);  // narrow does more
 }
 
 at::Tensor Terms::second_parts(const at::Tensor& parts) const {
-  return parts.narrow(0, directions() + 1, seconds());
+  return parts.slice(0, directions() + 1);
 }
 
 at::Tensor Terms::cross(const at::Tensor& a, const at::Tensor& b) const {
@@ -195,13 +195,30 @@ at::Tensor Terms::plus_constant(const at::Tensor& series, const at::Tensor& cons
   return to_series(all, level);
 }
 
+namespace {
+
+// The parts [parts, ...] that a function of each element has by its slope alone.
+at::Tensor by_slope(const at::Tensor& parts, const at::Tensor& value, const at::Tensor& slope) {
+  at::Tensor result = at::mul(parts, slope);  // of the value, too: one pass
+  result.select(0, 0).copy_(value);
+  return result;
+}
+
+}  // namespace
+
 at::Tensor Terms::pointwise(const at::Tensor& x, const at::Tensor& value, const at::Tensor& slope,
                             const at::Tensor& curvature) const {
-  const at::Tensor all = stacked(x, *level);
-  at::Tensor result = at::mul(all, slope);  // of the value, too: one pass
-  result.select(0, 0).copy_(value);
-  const at::Tensor slopes = first_parts(all);
+  const at::Tensor parts = stacked(x, *level), slopes = first_parts(parts);
+  at::Tensor result = by_slope(parts, value, slope);
   second_parts(result).addcmul_(curvature, cross(slopes, slopes), /*value=*/0.5);
+  return to_series(std::move(result), level);
+}
+
+at::Tensor Terms::pointwise(const at::Tensor& x, const at::Tensor& value, const at::Tensor& slope,
+                            double curvature) const {
+  const at::Tensor parts = stacked(x, *level), slopes = first_parts(parts);
+  at::Tensor result = by_slope(parts, value, slope);
+  if (curvature != 0) second_parts(result).add_(cross(slopes, slopes), curvature / 2);
   return to_series(std::move(result), level);
 }
 

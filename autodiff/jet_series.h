@@ -92,6 +92,8 @@ class Terms {
   // f(x), of each element, given f, f' and f'' there.
   at::Tensor pointwise(const at::Tensor& x, const at::Tensor& value, const at::Tensor& slope,
                        const at::Tensor& curvature) const;
+  at::Tensor pointwise(const at::Tensor& x, const at::Tensor& value, const at::Tensor& slope,
+                       double curvature) const;
 
   // The coefficients of t, which broadcast against those of tensors of up to `rank` dims (t's own,
   // if it is left out).
