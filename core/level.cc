@@ -76,7 +76,10 @@ Level::Level(int64_t depth, Options options)
 
 Level::Level(LevelPtr base, int64_t size)
     : depth_(base->depth_),
-      options_{.kind = base->kind(), .size = size, .randomness = base->randomness()},
+      options_{.kind = base->kind(),
+               .size = size,
+               .randomness = base->randomness(),
+               .interpreter = base->options_.interpreter},
       grad_at_entry_(base->grad_at_entry_),
       forward_at_entry_(base->forward_at_entry_),
       base_(std::move(base)),

@@ -1,6 +1,7 @@
 #include "batching/rules/matmul.h"
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/addmv.h>
 #include <ATen/ops/bmm.h>
 #include <ATen/ops/bmm_ops.h>
 #include <ATen/ops/dot_ops.h>
@@ -220,14 +221,25 @@ void check_not_nested(const char* op, const at::Tensor& a, const at::Tensor& b) 
                     "a batch. Use to_padded_tensor() on the nested one, or work on its unbind().");
 }
 
+bool are_strided(const at::Tensor& a, const at::Tensor& b) {
+  return a.layout() == c10::kStrided && b.layout() == c10::kStrided;
+}
+
+// A vector times a matrix, as functions of one example often have it, is one operator here:
+// libtorch makes it a product of matrices and two views, each with a backward pass of its own.
 at::Tensor matmul(const at::Tensor& a, const at::Tensor& b) {
   check_not_nested("matmul", a, b);
+  if (a.dim() == 1 && b.dim() == 2 && are_strided(a, b)) return at::mv(b.t(), a);
   return implicit::matmul(a, b);
 }
 
 at::Tensor linear(const at::Tensor& input, const at::Tensor& weight,
                   const std::optional<at::Tensor>& bias) {
   check_not_nested("linear", input, weight);
+  if (input.dim() == 1 && weight.dim() == 2 && are_strided(input, weight)) {
+    const bool biased = bias.has_value() && bias->defined();
+    return biased ? at::addmv(*bias, weight, input) : at::mv(weight, input);
+  }
   return implicit::linear(input, weight, bias);
 }
 
