@@ -16,6 +16,7 @@
 #include "core/derivative_code.h"
 #include "core/dispatch.h"
 #include "core/error.h"
+#include "core/interpreter.h"
 #include "core/lifted_tensor.h"
 
 namespace torchlift {
@@ -45,11 +46,15 @@ LevelPtr level_inside(const Tensors& tensors, const Level& level) {
   return deepest == nullptr ? LevelPtr() : deepest->level_ptr();
 }
 
-// The value of t at the level with the examples in dim 0, of which there are `size`.
+// The value of t at the level with the examples in dim 0, of which there are `size`; or the parts
+// that an interpreter works on (core/interpreter.h).
 Tensor all_rows(const Tensor& t, const Level& level) {
   const Lowered lowered = lower(t, level);
   if (lowered.bdim) {
     return *lowered.bdim == 0 ? lowered.value : lowered.value.movedim(*lowered.bdim, 0);
+  }
+  if (level.interpreter() != nullptr) {
+    return level.interpreter()->spread(lowered.value, level.size());
   }
   std::vector<int64_t> sizes{level.size()};
   sizes.insert(sizes.end(), lowered.value.sizes().begin(), lowered.value.sizes().end());

@@ -171,6 +171,10 @@ TRANSFORMS = {
         lambda x: jvp(lambda y: jvp(f, (y,), (torch.ones_like(y),))[1], (x,), (torch.ones_like(x),))[1]
     ),
     "vjp": lambda f: lambda x: torchlift.vjp(f, x)[1](torch.full_like(x, 1.3))[0],
+    "jet": lambda f: (
+        lambda x: torchlift.jet(f, (x,), (torch.stack([torch.ones_like(x), torch.zeros_like(x)]),))[1][1]
+    ),
+    "laplacian": torchlift.laplacian,
 }
 
 
@@ -183,7 +187,7 @@ def derivative(py, x, order):
 
 
 FACTOR = {"jvp": 0.7, "jvp of grad": 0.7, "grad of jvp": 0.7, "vjp": 1.3}
-ORDER = {"grad of grad": 2, "hessian": 2, "jvp of grad": 2, "grad of jvp": 2, "jvp of jvp": 2}
+ORDER = {"grad of grad": 2, "hessian": 2, "jvp of grad": 2, "grad of jvp": 2, "jvp of jvp": 2, "jet": 2, "laplacian": 2}
 
 
 @every
