@@ -145,9 +145,12 @@ def norms_of(grads):
     return torch.stack([g.reshape(len(g), -1).square().sum(1) for g in grads.values()]).sum(0).sqrt()
 
 
+@pytest.mark.parametrize("always", [True, False])  # ghost norms, also where the gradient is smaller
 @pytest.mark.parametrize("size", [1, 5])
 @pytest.mark.parametrize("name", CASES)
-def test_gradients_and_norms(name, size):
+def test_gradients_and_norms(name, size, always, monkeypatch):
+    if always:
+        monkeypatch.setattr(_ghost, "_is_worth_it", lambda layer, output: True)
     model, xs, ys, fallback = make(name, size)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     want = loop(model, xs, ys)
@@ -163,18 +166,44 @@ def test_gradients_and_norms(name, size):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_which_layers_have_their_gradients_made(name):
-    """The ghost formulas are used where they are meant to be."""
+def test_which_layers_have_their_gradients_made(name, monkeypatch):
+    """The ghost formulas are used where they can be."""
     from torchlift._per_sample import loss_of_one, trainable
 
+    monkeypatch.setattr(_ghost, "_is_worth_it", lambda layer, output: True)
     model, xs, ys, fallback = make(name, 2)
+    fallback = [*fallback, *(n for n, m in model.named_modules() if "Norm" in type(m).__name__)]
     params, rest = trainable(model)
     f = loss_of_one("test", model, F.cross_entropy)
-    chosen, _ = _ghost._chosen(model, f, params, rest, (xs, ys))
+    chosen = _ghost._chosen(model, f, params, rest, (xs, ys))
     covered = {f"{layer}.{p}" for layer, m in chosen.items() for p, _ in m.named_parameters()}
     made = [n for n in params if n not in covered]
     assert all(any(n.startswith(part) for part in fallback) for n in made), made
     assert all(any(n.startswith(part) for n in made) for part in fallback), made
+
+
+def test_gradients_smaller_than_two_matrices_of_positions_are_made():
+    conv, linear, table = torch.nn.Conv2d(8, 16, 3), torch.nn.Linear(8, 16), torch.nn.Embedding(10, 4)
+    assert _ghost._is_worth_it(conv, torch.Size([1, 16, 4, 4]))  # 2 * 16 * 16 <= 1152
+    assert not _ghost._is_worth_it(conv, torch.Size([1, 16, 5, 5]))
+    assert _ghost._is_worth_it(linear, torch.Size([8, 16]))  # 2 * 8 * 8 <= 128
+    assert not _ghost._is_worth_it(linear, torch.Size([9, 16]))
+    assert _ghost._is_worth_it(table, torch.Size([4, 4]))  # 2 * 4 * 4 <= 40
+    assert not _ghost._is_worth_it(table, torch.Size([5, 4]))
+
+
+def test_norms_are_differentiable():
+    model, xs, ys, _ = make("mlp", 3)
+    norms = lambda xs: torchlift.per_sample_grad_norms(model, F.cross_entropy)(xs, ys)
+
+    def plain(xs):
+        rows = torchlift.per_sample_grad(model, F.cross_entropy)(xs, ys)
+        return norms_of(rows)
+
+    weights = torch.rand(3, dtype=torch.float64)
+    got = torchlift.grad(lambda xs: (norms(xs) * weights).sum())(xs)
+    want = torchlift.grad(lambda xs: (plain(xs) * weights).sum())(xs)
+    close(got, want)
 
 
 def test_empty_batch():

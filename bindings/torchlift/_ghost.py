@@ -4,16 +4,21 @@ NOTE [ghost norms]
 The gradient of a Linear layer's weight is a sum of outer products g_t a_t^T, of the gradient g of its output
 and its input a, over positions t. Its squared norm is sum_{t,s} (g_t.g_s)(a_t.a_s), which needs no matrix of
 the weight's size. Convolutions are the same over unfolded patches; for embeddings a_t.a_s is whether two
-indices agree; the weight of a norm layer is small enough to be made.
+indices agree.
+
+Where the two matrices of positions by positions would be larger than the gradient, as in a convolution with few
+channels, and for the weights of norm layers, the gradient is made: autograd does that best.
 
 The work is done for one example and mapped over by vmap, so that nobody needs to know which dim of a layer's
-input is the batch. g is the gradient by a tensor of zeros that is added to the layer's output; parameters
-without a formula are differentiated along with these.
+input is the batch. A hook on the layer's output sees g in the backward pass and computes the norm there, so
+that no more than one layer's g and a are needed at a time. Parameters without a formula are differentiated
+as always.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from typing import Any, Callable
 
 import torch
@@ -28,12 +33,9 @@ Formula = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 def _products(a: Tensor, g: Tensor) -> Tensor:
     """|sum_t g_t a_t^T|^2 for a: [..., T, I] and g: [..., T, O], summed over the dims in front."""
-    positions, wide = a.shape[-2], a.shape[-1] * g.shape[-1]
-    if positions == 1:
+    if a.shape[-2] == 1:
         return (a.square().sum(-1) * g.square().sum(-1)).sum()
-    if 2 * positions * positions <= wide:
-        return ((a @ a.mT) * (g @ g.mT)).sum()
-    return (g.mT @ a).square().sum()
+    return ((a @ a.mT) * (g @ g.mT)).sum()
 
 
 def _linear(layer: Any, a: Tensor, g: Tensor) -> Tensor:
@@ -90,46 +92,12 @@ def _embedding(layer: Any, ids: Tensor, g: Tensor) -> Tensor:
     return (same * (g @ g.mT)).sum()
 
 
-def _affine(layer: Any, normed: Tensor, g: Tensor, kept: "list[int]") -> Tensor:
-    """y = weight * normed + bias, with parameters along the dims `kept`."""
-    summed = [dim for dim in range(g.dim()) if dim not in kept]
-
-    def over(t: Tensor) -> Tensor:
-        return (t.sum(summed) if summed else t).square().sum()
-
-    total = g.new_zeros(())
-    if layer.weight.requires_grad:
-        total = total + over(g * normed)
-    if getattr(layer, "bias", None) is not None and layer.bias.requires_grad:
-        total = total + over(g)
-    return total
-
-
-def _layer_norm(layer: Any, a: Tensor, g: Tensor) -> Tensor:
-    normed = nn.functional.layer_norm(a, layer.normalized_shape, eps=layer.eps)
-    rank = len(layer.normalized_shape)
-    return _affine(layer, normed, g, list(range(a.dim() - rank, a.dim())))
-
-
-def _rms_norm(layer: Any, a: Tensor, g: Tensor) -> Tensor:
-    normed = nn.functional.rms_norm(a, layer.normalized_shape, eps=layer.eps)
-    rank = len(layer.normalized_shape)
-    return _affine(layer, normed, g, list(range(a.dim() - rank, a.dim())))
-
-
-def _group_norm(layer: Any, a: Tensor, g: Tensor) -> Tensor:
-    return _affine(layer, nn.functional.group_norm(a, layer.num_groups, eps=layer.eps), g, [1])
-
-
 _FORMULAS: "dict[type, Formula]" = {
     nn.Linear: _linear,
     nn.Conv1d: _conv,
     nn.Conv2d: _conv,
     nn.Conv3d: _conv,
     nn.Embedding: _embedding,
-    nn.LayerNorm: _layer_norm,
-    nn.RMSNorm: _rms_norm,
-    nn.GroupNorm: _group_norm,
 }
 
 
@@ -143,15 +111,31 @@ def _formula(layer: nn.Module) -> "Formula | None":
     return _FORMULAS.get(type(layer))
 
 
-class _Recorder:
-    """Forward hooks on layers that have a formula."""
+def _is_worth_it(layer: nn.Module, output: torch.Size) -> bool:
+    """Whether two matrices of positions by positions are less than the gradient of the weight (Z. Bu et al.,
+    "Scalable and Efficient Training of Large Convolutional Neural Networks with Differential Privacy", 2022)."""
+    weight: Any = layer.weight
+    features = weight.shape[-1 if isinstance(layer, nn.Embedding) else 0]
+    positions = output.numel() // features
+    return 2 * getattr(layer, "groups", 1) * positions**2 <= weight.numel()
 
-    def __init__(self, layers: "dict[str, nn.Module]") -> None:
+
+class _Recorder:
+    """Forward hooks on layers that have a formula.
+
+    Attributes:
+        calls: how often each layer was called.
+        outputs: the shapes of the outputs of those whose input is an argument by position.
+        tracked: a tensor that makes the output of a layer tracked, where nothing else does; with it, the
+            backward pass appends to `squares`.
+    """
+
+    def __init__(self, layers: "dict[str, nn.Module]", tracked: "Tensor | None" = None) -> None:
         self.layers = layers
-        self.shapes: "dict[str, Any]" = {}
         self.calls: "dict[str, int]" = {}
-        self.inputs: "dict[str, Tensor]" = {}
-        self.nudges: "dict[str, Tensor] | None" = None
+        self.outputs: "dict[str, torch.Size]" = {}
+        self.tracked = tracked
+        self.squares: "list[Tensor]" = []
         self.thread = threading.get_ident()
 
     def __enter__(self) -> "_Recorder":
@@ -169,13 +153,25 @@ class _Recorder:
             if threading.get_ident() != self.thread:
                 return None  # Somebody else's call of the module.
             self.calls[name] = self.calls.get(name, 0) + 1
-            if self.nudges is None:
-                self.shapes[name] = (output.shape, output.dtype, output.device, len(args))
+            if args:
+                self.outputs[name] = output.shape
+            if self.tracked is None:
                 return None
-            self.inputs[name] = args[0].detach()
-            return output + self.nudges[name]
+            if not output.requires_grad:
+                output = output + self.tracked
+            self._watch(layer, [args[0]], output)
+            return output
 
         return hook
+
+    def _watch(self, layer: nn.Module, inputs: "list[Tensor]", output: Tensor) -> None:
+        formula = _formula(layer)
+        assert formula is not None
+
+        def square(g: Tensor) -> None:
+            self.squares.append(formula(layer, inputs.pop(), g))  # a is free from here on
+
+        output.register_hook(square)
 
 
 _METADATA = frozenset({"__get__", "size", "dim", "numel", "is_floating_point", "is_complex", "stride"})
@@ -192,11 +188,17 @@ class _UseCounter(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if getattr(func, "__name__", "") not in _METADATA:
-            for leaf in _pytree.flatten((args, kwargs))[0]:
-                name = self.names.get(id(leaf))
-                if name is not None:
-                    self.uses[name] = self.uses.get(name, 0) + 1
+            self._look(args)
+            if kwargs:
+                self._look(kwargs.values())
         return func(*args, **kwargs)
+
+    def _look(self, values: "Iterable[Any]") -> None:
+        for value in values:
+            if isinstance(value, (tuple, list)):
+                self._look(value)
+            elif (name := self.names.get(id(value))) is not None:
+                self.uses[name] = self.uses.get(name, 0) + 1
 
 
 def _tied(module: nn.Module) -> "set[int]":
@@ -222,9 +224,9 @@ def _candidates(module: nn.Module) -> "dict[str, nn.Module]":
 
 def _chosen(
     module: nn.Module, f: Any, params: Any, rest: Any, batch: Any
-) -> "tuple[dict[str, nn.Module], dict[str, Any]]":
-    """The layers that are called once for an example, with parameters that nobody else uses, and what
-    their outputs look like."""
+) -> "dict[str, nn.Module]":
+    """The layers that are called once for an example, with parameters that nobody else uses, and whose
+    gradients are larger than what takes their place."""
     one = _pytree.tree_map(lambda t: t[0] if isinstance(t, Tensor) else t, batch)
     layers = _candidates(module)
     counter = _UseCounter(params)
@@ -234,43 +236,35 @@ def _chosen(
 
     def used_once(name: str) -> bool:
         own = [f"{name}.{p}" if name else p for p in ("weight", "bias")]
-        takes_args = recorder.shapes[name][3] > 0
-        return takes_args and all(counter.uses.get(p, 0) <= 1 for p in own)
+        return name in recorder.outputs and all(counter.uses.get(p, 0) <= 1 for p in own)
 
     return {
-        name: layers[name] for name, n in recorder.calls.items() if n == 1 and used_once(name)
-    }, recorder.shapes
+        name: layers[name]
+        for name, n in recorder.calls.items()
+        if n == 1 and used_once(name) and _is_worth_it(layers[name], recorder.outputs[name])
+    }
 
 
 def squared_norm_of_one(
     module: nn.Module, f: Any, params: Any, rest: Any, batch: Any
 ) -> "Callable[..., Tensor]":
     """square(params, rest, *example): the squared norm of f's gradient by params at one example."""
-    layers, shapes = _chosen(module, f, params, rest, batch)
+    layers = _chosen(module, f, params, rest, batch)
     covered = {f"{name}.{p}" if name else p for name, layer in layers.items() for p, _ in layer.named_parameters()}
 
     def square(params: Any, rest: Any, *example: Any) -> Tensor:
         materialised = {name: p for name, p in params.items() if name not in covered}
         constant = {name: p for name, p in params.items() if name in covered}
-        nudges = {
-            name: torch.zeros(shape, dtype=dtype, device=device)
-            for name, (shape, dtype, device, _) in shapes.items()
-            if name in layers
-        }
-        recorder = _Recorder(layers)
+        squares: "list[Tensor]" = []
 
-        def loss(tracked: Any) -> "tuple[Tensor, dict[str, Tensor]]":
-            recorder.nudges = tracked["nudges"]
-            with recorder:
-                value = f(tracked["params"], {**rest, **constant}, *example)
-            return value, recorder.inputs
+        def loss(tracked: Any) -> Tensor:
+            with _Recorder(layers, tracked["outputs"]) as recorder:
+                recorder.squares = squares
+                return f(tracked["params"], {**rest, **constant}, *example)
 
-        tracked = {"params": materialised, "nudges": nudges}
-        grads, inputs = grad(loss, has_aux=True)(tracked)
-        squares = [g.square().sum() for g in grads["params"].values()]
-        for name, layer in layers.items():
-            formula = _formula(layer)
-            squares.append(formula(layer, inputs[name], grads["nudges"][name]))  # type: ignore[misc]
+        zero = torch.zeros((), device=next(iter(params.values())).device)
+        grads = grad(loss)({"params": materialised, "outputs": zero})
+        squares += [g.square().sum() for g in grads["params"].values()]
         return torch.stack(squares).sum()
 
     return square
