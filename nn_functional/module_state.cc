@@ -14,9 +14,9 @@
 namespace torchlift {
 namespace {
 
-std::string name_of(const torch::nn::Module& module) {
-  // Not module.name(), which writes into the module when it is first called.
-  std::string name = c10::demangle(typeid(module).name());
+// Not module.name(), which writes into the module when it is first called.
+std::string name_of(const std::type_info& type) {
+  std::string name = c10::demangle(type.name());
   if (name.size() > 4 && name.ends_with("Impl")) name.resize(name.size() - 4);
   const size_t scope = name.find('<') == std::string::npos ? name.rfind("::") : std::string::npos;
   return scope == std::string::npos ? name : name.substr(scope + 2);
@@ -65,7 +65,7 @@ void load_state(torch::nn::Module& module, const ModuleState& state, bool strict
 
 StateSlots::StateSlots(const torch::nn::Module& module, FunctionalOptions options,
                        const char* transform)
-    : transform_(transform), module_name_(name_of(module)), options_(options) {
+    : transform_(transform), type_(&typeid(module)), options_(options) {
   for (const auto& item : module.named_parameters()) slots_.push_back({item.key(), item.value()});
   const size_t parameter_count = slots_.size();
   for (const auto& item : module.named_buffers()) slots_.push_back({item.key(), item.value()});
@@ -87,6 +87,8 @@ StateSlots::StateSlots(const torch::nn::Module& module, FunctionalOptions option
   std::sort(by_name_.begin(), by_name_.end(),
             [this](size_t a, size_t b) { return slots_[a].name < slots_[b].name; });
 }
+
+std::string StateSlots::module_name() const { return name_of(*type_); }
 
 // Collects values for the distinct tensors.
 class StateSlots::Binder {
@@ -122,7 +124,7 @@ class StateSlots::Binder {
       return;
     }
     transform_error(
-        slots_.transform_, "'", slot.name, "' of ", slots_.module_name_, " is a tensor of ",
+        slots_.transform_, "'", slot.name, "' of ", slots_.module_name(), " is a tensor of ",
         describe(own), "; got ", value.defined() ? "one of " + describe(value) : "an undefined one",
         ". Give a tensor like the module's (for a stacked one, map over it with vmap), or "
         "convert the module with to().");
@@ -130,7 +132,7 @@ class StateSlots::Binder {
 
   [[noreturn]] void fail_conflict(const Slot& a, const Slot& b) const {
     transform_error(slots_.transform_, "'", a.name, "' and '", b.name, "' are one tensor in ",
-                    slots_.module_name_,
+                    slots_.module_name(),
                     ", but got different values. Give one of them, or the same tensor for both.");
   }
 
@@ -142,7 +144,7 @@ class StateSlots::Binder {
     if (missing.empty()) return;
     transform_error(slots_.transform_,
                     "with strict=true the state must name every parameter and buffer of ",
-                    slots_.module_name_, "; it lacks ", list_names(missing), ".");
+                    slots_.module_name(), "; it lacks ", list_names(missing), ".");
   }
 
   const StateSlots& slots_;
@@ -158,7 +160,7 @@ const StateSlots::Slot* StateSlots::find(const std::string& name) const {
 }
 
 void StateSlots::throw_unknown(const std::string& name) const {
-  transform_error(transform_, module_name_, " has no parameter or buffer '", name, "'. It has ",
+  transform_error(transform_, module_name(), " has no parameter or buffer '", name, "'. It has ",
                   list_names(names(by_name_)), ".");
 }
 
@@ -182,7 +184,7 @@ std::vector<Substitution> StateSlots::bind(const std::vector<const ModuleState*>
 std::vector<Substitution> StateSlots::bind(const std::vector<at::Tensor>& parameters,
                                            const std::vector<at::Tensor>& buffers) const {
   if (parameters.size() != parameters_.size() || buffers.size() != buffers_.size()) {
-    transform_error(transform_, module_name_, " has ", parameters_.size(), " parameters and ",
+    transform_error(transform_, module_name(), " has ", parameters_.size(), " parameters and ",
                     buffers_.size(), " buffers; got ", parameters.size(), " and ", buffers.size(),
                     ".");
   }

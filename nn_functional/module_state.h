@@ -17,6 +17,7 @@
 
 #include <map>
 #include <string>
+#include <typeinfo>
 #include <vector>
 
 #include "nn_functional/substitution.h"
@@ -73,7 +74,7 @@ class StateSlots {
   std::vector<std::string> buffer_names() const;
   std::vector<at::Tensor> parameters() const;
   std::vector<at::Tensor> buffers() const;
-  const std::string& module_name() const { return module_name_; }
+  std::string module_name() const;
 
  private:
   struct Slot {
@@ -88,8 +89,8 @@ class StateSlots {
   std::vector<at::Tensor> tensors(const std::vector<size_t>& indices) const;
   [[noreturn]] void throw_unknown(const std::string& name) const;
 
-  const char* transform_;  // for errors
-  std::string module_name_;
+  const char* transform_;       // for errors
+  const std::type_info* type_;  // of the module; its name takes time to make
   FunctionalOptions options_;
   std::vector<Slot> slots_;         // parameters, then buffers
   std::vector<size_t> parameters_;  // indices into slots_, of the first of each tensor
