@@ -51,7 +51,8 @@ void set_python_error(const UnsupportedError& error);
 // torchlift.UnsupportedError, with its traceback. To be called with an error set.
 void retag_python_error();
 
-// Forgets an error of Python if it is torchlift.UnsupportedError, or to become it; else throws it on.
+// Forgets an error of Python if it is torchlift.UnsupportedError, or to become it; else throws it
+// on.
 void forget_if_unsupported(python_error& error);
 
 // The exception classes, made by torchlift/_errors.py.
