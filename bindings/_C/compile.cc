@@ -16,6 +16,9 @@
 #include "bindings/_C/returned.h"
 #include "bindings/_C/source_line.h"
 #include "compile/artifact/artifact.h"
+#include "compile/artifact/loaded_program.h"
+#include "compile/artifact/native_code.h"
+#include "compile/artifact/native_plan.h"
 #include "compile/artifact/signature.h"
 #include "compile/dynamic.h"
 #include "compile/executable.h"
@@ -31,6 +34,7 @@ using compile::Argument;
 using compile::Executable;
 using compile::Graph;
 using compile::kNoValue;
+using compile::LoadedProgram;
 using compile::Node;
 using compile::Program;
 using compile::ValueId;
@@ -186,6 +190,26 @@ py::object functionalize_graph(Graph& graph) {
   });
 }
 
+// What a compiler of machine code is to compute of the graph: compile/artifact/native_plan.h.
+GraphPtr natively_computed(const Graph& graph) {
+  GraphPtr computed;
+  guarded_object([&]() -> py::object {
+    computed = std::make_shared<Graph>(compile::native_plan(graph).computed);
+    return py::none();
+  });
+  return computed;
+}
+
+// The names of constants that are wrapped numbers, which have no say in type promotion.
+std::vector<std::string> number_constants(const Graph& graph) {
+  std::vector<std::string> names;
+  for (const compile::Constant& constant : graph.constants) {
+    if (!constant.tensor.unsafeGetTensorImpl()->is_wrapped_number()) continue;
+    names.push_back(graph.value(constant.id).name);
+  }
+  return names;
+}
+
 void define_graph(py::module_& m) {
   py::class_<NamedValue>(m, "GraphValue")
       .def_readonly("name", &NamedValue::name)
@@ -205,7 +229,9 @@ void define_graph(py::module_& m) {
       .def("outputs", [](const Graph& self) { return Exporter(self).values(self.outputs); })
       .def("input_types", &input_types)
       .def("constants", &constants_of)
+      .def("number_constants", &number_constants)
       .def("functionalize", &functionalize_graph)
+      .def("natively_computed", &natively_computed)
       .def("sources",
            [](const Graph& self) {
              std::vector<std::string> sources;
@@ -322,34 +348,57 @@ py::tuple object_of(const Structure& structure) {
   return py::make_tuple(kind, structure.name, content);
 }
 
+using compile::Artifact;
+
 // Without lines of code: a file does not tell of the machine that it was made on.
-void save_artifact_of(Graph graph, const py::object& inputs, const py::object& outputs,
-                      const std::string& name, const std::string& path) {
+std::unique_ptr<Artifact> make_artifact(Graph graph, const py::object& inputs,
+                                        const py::object& outputs, const std::string& name,
+                                        const py::object& package) {
   for (Node& node : graph.nodes) node.source.clear();
+  auto artifact = std::make_unique<Artifact>(Artifact{
+      .graph = std::move(graph),
+      .signature = {.inputs = structure_of(inputs), .outputs = structure_of(outputs)},
+      .name = name,
+      .torchlift_version = "",
+      .torch_version = "",
+      .metadata = {}});
+  if (!package.is_none()) {
+    artifact->native = compile::native_code_for_here(tensor_of(package.ptr()));
+  }
+  return artifact;
+}
+
+void save_artifact_of(const Artifact& artifact, const std::string& path) {
   guarded_object([&]() -> py::object {
-    compile::save_artifact(
-        {.graph = std::move(graph),
-         .signature = {.inputs = structure_of(inputs), .outputs = structure_of(outputs)},
-         .name = name,
-         .torchlift_version = "",
-         .torch_version = "",
-         .metadata = {}},
-        path);
+    compile::save_artifact(artifact, path);
     return py::none();
   });
 }
 
-std::unique_ptr<compile::Artifact> load_artifact_of(const std::string& path) {
-  std::unique_ptr<compile::Artifact> artifact;
+std::unique_ptr<Artifact> load_artifact_of(const std::string& path) {
+  std::unique_ptr<Artifact> artifact;
   guarded_object([&]() -> py::object {
-    artifact = std::make_unique<compile::Artifact>(compile::load_artifact(path));
+    artifact = std::make_unique<Artifact>(compile::load_artifact(path));
     return py::none();
   });
   return artifact;
 }
 
+std::unique_ptr<LoadedProgram> loaded_program_of(const Artifact& artifact, bool allow_native_code,
+                                                 const std::string& backend,
+                                                 const std::string& path) {
+  std::unique_ptr<LoadedProgram> program;
+  guarded_object([&]() -> py::object {
+    program = std::make_unique<LoadedProgram>(
+        artifact,
+        compile::LoadOptions{.allow_native_code = allow_native_code, .backend = backend}, path);
+    return py::none();
+  });
+  return program;
+}
+
 void define_artifacts(py::module_& module) {
-  using compile::Artifact;
+  module.def("make_artifact", &make_artifact);
   module.def("save_artifact", &save_artifact_of);
   module.def("load_artifact", &load_artifact_of);
   py::class_<Artifact>(module, "Artifact")
@@ -363,6 +412,10 @@ void define_artifacts(py::module_& module) {
                              [](const Artifact& self) { return object_of(self.signature.inputs); })
       .def_property_readonly(
           "outputs", [](const Artifact& self) { return object_of(self.signature.outputs); });
+  py::class_<LoadedProgram>(module, "LoadedProgram")
+      .def(py::init(&loaded_program_of))
+      .def("run", &run<LoadedProgram>, py::arg("inputs"), py::arg("seed") = py::none())
+      .def_property_readonly("backend", &LoadedProgram::backend);
 }
 
 }  // namespace

@@ -33,10 +33,14 @@ def _stack_trace(source: str) -> "str | None":
 class _Exporter:
     """Builds the fx graph of one graph."""
 
-    def __init__(self, graph: "_C.Graph", names: "list[str]") -> None:
+    def __init__(
+        self, graph: "_C.Graph", names: "list[str]", numbers_as_constants: bool = True
+    ) -> None:
         self.root = torch.nn.Module()
         self.fx_graph = torch.fx.Graph()
-        self.env: "dict[str, torch.fx.Node]" = {}
+        self.env: "dict[str, Any]" = {}
+        self.numbers = set() if numbers_as_constants else set(graph.number_constants())
+        self.numbers_as_constants = numbers_as_constants
         self.stack_trace: "str | None" = None  # of what is exported now
         for value, name in zip(graph.inputs(), names):
             self.env[value.name] = self.fx_graph.placeholder(name)
@@ -58,6 +62,9 @@ class _Exporter:
             if not isinstance(value, _C.GraphValue) or value.name in self.env:
                 continue
             tensor = constants[value.name]
+            if value.name in self.numbers:
+                self.env[value.name] = tensor.item()
+                continue
             kind = "_param_constant" if isinstance(tensor, torch.nn.Parameter) else "_tensor_constant"
             count = sum(name.startswith(kind) for name in vars(self.root) | self.root._parameters)
             setattr(self.root, f"{kind}{count}", tensor)
@@ -117,7 +124,8 @@ class _Exporter:
 
     def _submodule(self, subgraph: "_C.Graph", single: bool) -> "torch.fx.Node":
         """A graph as a module of this one's root, which gives a tuple, or one tensor."""
-        exporter = _Exporter(subgraph, [value.name for value in subgraph.inputs()])
+        names = [value.name for value in subgraph.inputs()]
+        exporter = _Exporter(subgraph, names, self.numbers_as_constants)
         exporter.fx_graph.output(exporter.outputs[0] if single else tuple(exporter.outputs))
         name = f"subgraph_{len(self.root._modules)}"
         self.root.add_module(name, torch.fx.GraphModule(exporter.root, exporter.fx_graph))
@@ -156,10 +164,17 @@ def _is_default(arg: Any, formal: Any) -> bool:
 
 
 def graph_module(
-    graph: "_C.Graph", names: "list[str]", class_name: str = "GraphModule"
+    graph: "_C.Graph",
+    names: "list[str]",
+    class_name: str = "GraphModule",
+    numbers_as_constants: bool = True,
 ) -> "torch.fx.GraphModule":
-    """The graph as a module of tensors; it returns a list of tensors."""
-    exporter = _Exporter(graph, names)
+    """The graph as a module of tensors; it returns a list of tensors.
+
+    numbers_as_constants: constants that are wrapped numbers (x + 2.0) are tensors of the module, as in
+        torch's make_fx, where they count as tensors when dtypes are promoted; else numbers.
+    """
+    exporter = _Exporter(graph, names, numbers_as_constants)
     exporter.fx_graph.output(exporter.outputs)
     return torch.fx.GraphModule(exporter.root, exporter.fx_graph, class_name)
 

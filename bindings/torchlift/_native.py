@@ -1,0 +1,174 @@
+"""Machine code of a traced graph: a package of torch's AOTInductor, which an artifact holds.
+
+NOTE [packages of machine code]
+The package is what torch._inductor.aoti_compile_and_package makes, without what only its compiler
+needs: C++ sources, command lines and symbols, which tell of the machine that they were made on.
+What it computes of the graph, and what is done around it: compile/artifact/native_plan.h.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import struct
+import subprocess
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from torchlift import _C
+from torchlift._errors import TransformError, UnsupportedError
+
+BACKENDS = ("eager", "inductor")
+
+
+def check_backend(backend: str, dynamic: object) -> None:
+    """Raises for what `save` cannot do."""
+    if backend not in BACKENDS:
+        raise TransformError(
+            f"[save] there is no backend {backend!r} for files. Use 'eager' (the graph, which the "
+            f"replay runs) or 'inductor' (machine code as well)."
+        )
+    if backend == "inductor" and dynamic:
+        raise UnsupportedError(
+            "[save] the backend 'inductor' compiles for the sizes of the example arguments, and has "
+            "no dynamic dims. Save it without dynamic=, a file for each size; or with the backend "
+            "'eager'."
+        )
+
+
+@contextlib.contextmanager
+def compiler_errors(transform: str, others: str) -> "Iterator[None]":
+    """What Inductor throws where there is no C++ compiler becomes an error that says so."""
+    try:
+        yield
+    except Exception as error:
+        if "compiler" not in str(error).lower():
+            raise
+        raise UnsupportedError(
+            f"[{transform}] the backend 'inductor' could not compile: {error}\nIt needs a C++ compiler "
+            f"(g++, or the one that CXX names). {others}"
+        ) from error
+
+
+def compiled_package(graph: "_C.Graph", examples: "Sequence[torch.Tensor]") -> torch.Tensor:
+    """The bytes of a package for the graph: what Graph.natively_computed says.
+
+    examples: inputs of the graph; only their shapes matter.
+    """
+    from torchlift._fx import graph_module
+
+    computed = graph.natively_computed()
+    module = graph_module(
+        computed, [value.name for value in computed.inputs()], numbers_as_constants=False
+    )
+    constants = [
+        torch.empty_strided(sizes, strides, dtype=dtype, device=device).zero_()
+        for sizes, strides, dtype, device in computed.input_types()[len(examples) :]
+    ]
+    with tempfile.TemporaryDirectory(prefix="torchlift-") as folder:
+        path = os.path.join(folder, "package.pt2")
+        with compiler_errors("save", "The backend 'eager' does not."):
+            _compile(module, (*examples, *constants), path)
+        data = _stripped(path, folder)
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
+def _compile(
+    module: "torch.fx.GraphModule", inputs: "tuple[torch.Tensor, ...]", path: str
+) -> None:
+    # Random operators draw from the default generators, as those of the replay do.
+    options = {"fallback_random": True}
+    try:
+        with torch.no_grad(), torch._C._DisableAutocast():
+            program = torch.export.export(module, inputs)
+            torch._inductor.aoti_compile_and_package(
+                program, package_path=path, inductor_configs=options
+            )
+    except Exception as error:
+        if "compiler" in str(error).lower():
+            raise
+        raise UnsupportedError(
+            f"[save] the backend 'inductor' could not compile the graph: {error}\nThe backend "
+            f"'eager' saves it without machine code."
+        ) from error
+
+
+_COMPILER_FILES = (".cpp", ".h", ".o", ".cubin.s", "_compile_flags.json", "_linker_flags.json")
+
+
+def _stripped(path: str, folder: str) -> bytes:
+    """The package without what only its compiler needs."""
+    slim = os.path.join(folder, "slim.pt2")
+    with zipfile.ZipFile(path) as package, zipfile.ZipFile(slim, "w") as result:
+        for entry in package.infolist():
+            if entry.filename.endswith(_COMPILER_FILES):
+                continue
+            data = package.read(entry)
+            if entry.filename.endswith(".so"):
+                data = _without_symbols(data, os.path.join(folder, "library.so"))
+                data = linked_to_cpu_alone(data)
+            # The date of each entry is the earliest one that there is.
+            copy = zipfile.ZipInfo(entry.filename)
+            result.writestr(copy, data, zipfile.ZIP_DEFLATED)
+    with open(slim, "rb") as file:
+        return file.read()
+
+
+def _without_symbols(library: bytes, path: str) -> bytes:
+    strip = shutil.which("strip")
+    if strip is None:
+        return library
+    with open(path, "wb") as file:
+        file.write(library)
+    if subprocess.run([strip, "--strip-unneeded", path], capture_output=True).returncode != 0:
+        return library
+    with open(path, "rb") as file:
+        return file.read()
+
+
+# Of an ELF file of 64 bits, little endian.
+_PT_LOAD, _PT_DYNAMIC = 1, 2
+_DT_NULL, _DT_NEEDED, _DT_STRTAB = 0, 1, 5
+
+
+def linked_to_cpu_alone(library: bytes) -> bytes:
+    """The library with libtorch_cpu.so in the place of libtorch.so, which Inductor links as well.
+
+    All that it calls is in libtorch_cpu.so, which each program with libtorch has loaded. libtorch.so
+    would bring CUDA along, and is not found by programs that have a RUNPATH.
+    """
+    if library[:6] != b"\x7fELF\x02\x01":
+        return library
+    (headers,) = struct.unpack_from("<Q", library, 32)
+    size, count = struct.unpack_from("<HH", library, 54)
+    segments = [struct.unpack_from("<IIQQQQ", library, headers + i * size) for i in range(count)]
+    entries: "list[tuple[int, int, int]]" = []  # (place in the file, tag, value)
+    for kind, _, offset, _, _, length in segments:
+        if kind == _PT_DYNAMIC:
+            places = range(offset, offset + length, 16)
+            entries = [(place, *struct.unpack_from("<qQ", library, place)) for place in places]
+    tables = [value for _, tag, value in entries if tag == _DT_STRTAB]
+    names = [
+        offset + table - address
+        for table in tables
+        for kind, _, offset, address, _, length in segments
+        if kind == _PT_LOAD and address <= table < address + length
+    ]
+    if not names:
+        return library
+    needed = {}
+    for place, tag, value in entries:
+        if tag == _DT_NULL:
+            break
+        if tag == _DT_NEEDED:
+            begin = names[0] + value
+            needed[library[begin : library.index(b"\0", begin)]] = (place, value)
+    if b"libtorch.so" not in needed or b"libtorch_cpu.so" not in needed:
+        return library
+    result = bytearray(library)
+    struct.pack_into("<qQ", result, needed[b"libtorch.so"][0], _DT_NEEDED, needed[b"libtorch_cpu.so"][1])
+    return bytes(result)
