@@ -16,8 +16,8 @@
 // What a file holds, and how safe it is to load one: docs/artifacts.md. What can be traced:
 // compile/trace.h. A loaded function can be copied, called from several threads, and transformed.
 //
-// A file that Python saved with backend="inductor" holds machine code, which load runs only if it is
-// told to: tl::load("f.tlc", {.allow_native_code = true}) (docs/artifacts.md, "Machine code").
+// A file that Python saved with backend="inductor" holds machine code, which load runs only if it
+// is told to: tl::load("f.tlc", {.allow_native_code = true}) (docs/artifacts.md, "Machine code").
 //
 // load throws TransformError for a file that is no artifact or is damaged, or whose machine code is
 // not allowed or not for this machine.

@@ -355,13 +355,13 @@ std::unique_ptr<Artifact> make_artifact(Graph graph, const py::object& inputs,
                                         const py::object& outputs, const std::string& name,
                                         const py::object& package) {
   for (Node& node : graph.nodes) node.source.clear();
-  auto artifact = std::make_unique<Artifact>(Artifact{
-      .graph = std::move(graph),
-      .signature = {.inputs = structure_of(inputs), .outputs = structure_of(outputs)},
-      .name = name,
-      .torchlift_version = "",
-      .torch_version = "",
-      .metadata = {}});
+  auto artifact = std::make_unique<Artifact>(
+      Artifact{.graph = std::move(graph),
+               .signature = {.inputs = structure_of(inputs), .outputs = structure_of(outputs)},
+               .name = name,
+               .torchlift_version = "",
+               .torch_version = "",
+               .metadata = {}});
   if (!package.is_none()) {
     artifact->native = compile::native_code_for_here(tensor_of(package.ptr()));
   }
@@ -390,8 +390,8 @@ std::unique_ptr<LoadedProgram> loaded_program_of(const Artifact& artifact, bool 
   std::unique_ptr<LoadedProgram> program;
   guarded_object([&]() -> py::object {
     program = std::make_unique<LoadedProgram>(
-        artifact,
-        compile::LoadOptions{.allow_native_code = allow_native_code, .backend = backend}, path);
+        artifact, compile::LoadOptions{.allow_native_code = allow_native_code, .backend = backend},
+        path);
     return py::none();
   });
   return program;

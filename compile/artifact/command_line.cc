@@ -12,11 +12,9 @@ namespace {
 const std::map<std::string, std::set<std::string>> kOptions = {
     {"inspect", {}},
     {"validate", {}},
-    {"run",
-     {"--inputs", "--output", "--seed", "--threads", "--backend", "--allow-native-code"}},
+    {"run", {"--inputs", "--output", "--seed", "--threads", "--backend", "--allow-native-code"}},
     {"bench",
-     {"--inputs", "--repeat", "--seed", "--threads", "--dim", "--backend",
-      "--allow-native-code"}},
+     {"--inputs", "--repeat", "--seed", "--threads", "--dim", "--backend", "--allow-native-code"}},
 };
 
 int64_t number(const std::string& text, const std::string& option, int64_t least) {

@@ -39,16 +39,18 @@ std::vector<std::string> cpu_features_here() {
   return {};
 }
 
-// Those that a compiler makes use of. The list also tells of mitigations, virtualization, clocks...,
-// which differ between machines that run the same code.
+// Those that a compiler makes use of, by how they begin. The list also tells of mitigations,
+// virtualization, clocks..., which differ between machines that run the same code.
 bool is_instruction_set(const std::string& feature) {
-  static const auto* prefixes = new std::vector<std::string>{
-      "sse",  "ssse", "avx", "amx",  "fma",   "f16c", "bmi",   "abm",   "popcnt", "movbe", "aes",
-      "vaes", "adx",  "sha", "gfni", "vpclm", "pclm", "xsave", "asimd", "sve",    "sme",   "i8mm",
-      "bf16", "fphp", "crc"};
-  return std::any_of(prefixes->begin(), prefixes->end(), [&](const std::string& prefix) {
-    return feature.rfind(prefix, 0) == 0;
-  });
+  static const auto* x86 = new std::vector<std::string>{
+      "sse",   "ssse", "avx",  "amx", "fma",  "f16c", "bmi",     "abm",   "popcnt",
+      "movbe", "aes",  "vaes", "adx", "sha_", "gfni", "vpclmul", "pclmul"};
+  static const auto* arm =
+      new std::vector<std::string>{"asimd", "sve",   "sme",     "i8mm", "bf16",  "fphp", "fcma",
+                                   "jscvt", "crc32", "atomics", "aes",  "pmull", "sha"};
+  const auto& prefixes = machine_here() == "x86_64" ? *x86 : *arm;
+  return std::any_of(prefixes.begin(), prefixes.end(),
+                     [&](const std::string& prefix) { return feature.rfind(prefix, 0) == 0; });
 }
 
 void check_version(const std::string& what, const std::string& of_code, const std::string& here) {
@@ -89,7 +91,8 @@ NativeCode native_code_for_here(at::Tensor package) {
                   .machine = machine_here(),
                   .cpu_features = cpu_features_here(),
                   .package = std::move(package)};
-  std::erase_if(code.cpu_features, [](const std::string& each) { return !is_instruction_set(each); });
+  std::erase_if(code.cpu_features,
+                [](const std::string& each) { return !is_instruction_set(each); });
   return code;
 }
 
@@ -101,8 +104,8 @@ void check_fits_here(const NativeCode& code) {
   check_version("torchlift", code.torchlift_version, version());
   check_version("torch", code.torch_version, built_for_torch());
   if (code.machine != machine_here()) {
-    format_error("its machine code is for ", code.machine, ", and this machine is ",
-                 machine_here(), ". Save it anew here.");
+    format_error("its machine code is for ", code.machine, ", and this machine is ", machine_here(),
+                 ". Save it anew here.");
   }
   const std::vector<std::string> here = cpu_features_here();
   const std::set<std::string> known(here.begin(), here.end());

@@ -1,5 +1,6 @@
 #include "compile/artifact/native_plan.h"
 
+#include <ATen/core/enum_tag.h>
 #include <ATen/core/function_schema.h>
 
 #include <algorithm>
@@ -22,6 +23,7 @@ class Finish {
     // A node that writes into a value has that value as its result.
     for (const ValueId id : graph.inputs) given_.insert(id);
     for (const Constant& constant : graph.constants) given_.insert(constant.id);
+    for (const Node& node : graph.nodes) note_reshaped(node);
   }
 
   // Sets what of the plan belongs to it, and gives the values that the program must compute.
@@ -39,13 +41,20 @@ class Finish {
   }
 
  private:
+  // t_(), squeeze_(): a view of such a value is another one before and after.
+  void note_reshaped(const Node& node) {
+    const auto op = find_operator(node);
+    if (!op.has_value() || !op->hasTag(at::Tag::inplace_view)) return;
+    for (const ValueId id : results_of(node)) reshaped_.insert(id);
+  }
+
   // Sees to it that `finish` has the value.
   void resolve(ValueId id, Graph& finish) {
     if (!seen_.insert(id).second || given_.count(id) != 0) return;
     const int32_t producer = uses_.producer[static_cast<size_t>(id)];
     const Node& node = graph_.nodes[static_cast<size_t>(producer)];
     const ValueId base = base_of(node, id);
-    if (base == kNoValue) {
+    if (base == kNoValue || reshaped_.count(id) != 0 || reshaped_.count(base) != 0) {
       roots_.push_back(id);
       return;
     }
@@ -72,8 +81,8 @@ class Finish {
     for (size_t i = 0; i < node.args.size(); ++i) {
       const std::vector<ValueId> ids = values_in(node.args[i]);
       if (ids.empty()) continue;
-      // A view of what may be chosen (a list), or with another tensor as argument, which is not there
-      // any more when the view is made.
+      // A view of what may be chosen (a list), or with another tensor as argument, which is not
+      // there any more when the view is made.
       if (found != kNoValue || ids.size() > 1 || !aliases(schema.arguments()[i])) return kNoValue;
       found = ids[0];
     }
@@ -83,6 +92,7 @@ class Finish {
   const Graph& graph_;
   const Uses uses_;
   std::unordered_set<ValueId> given_;
+  std::unordered_set<ValueId> reshaped_;
   std::unordered_set<ValueId> seen_;
   std::unordered_set<int32_t> copied_;  // nodes of the program that are in `finish`
   std::vector<ValueId> roots_;
@@ -109,20 +119,6 @@ void constants_to_inputs(NativePlan& plan) {
     }
   }
   plan.computed.constants = std::move(numbers);
-}
-
-// The replay gives `finish` what the compiled code gave: what it expects must be what was asked
-// for.
-void check_types(const NativePlan& plan, size_t inputs) {
-  for (size_t i = 0; i < plan.results; ++i) {
-    const TensorType& computed = plan.computed.type(plan.computed.outputs[i]);
-    const TensorType& expected = plan.finish.type(plan.finish.inputs[inputs + i]);
-    if (computed.dtype == expected.dtype && computed.sizes == expected.sizes) continue;
-    unsupported_error("compile", "an output is a view of ",
-                      plan.finish.value(plan.finish.inputs[inputs + i]).name,
-                      ", whose shape is changed in place (t_(), squeeze_()). Change it out of "
-                      "place.");
-  }
 }
 
 // Null for a tensor without bytes.
@@ -156,7 +152,10 @@ NativePlan native_plan(const Graph& graph) {
     plan.updates.push_back(update.input);
   }
   dead_code(plan.computed);
-  check_types(plan, graph.inputs.size());
+  for (size_t i = 0; i < plan.results; ++i) {
+    const ValueId id = plan.finish.inputs[graph.inputs.size() + i];
+    plan.finish.value(id).type = plan.computed.type(plan.computed.outputs[i]);
+  }
   constants_to_inputs(plan);
   return plan;
 }
@@ -183,7 +182,8 @@ void NativeFrame::check(const std::vector<at::Tensor>& found) const {
   for (size_t i = 0; i < found.size(); ++i) {
     const TensorType& type = plan_.computed.type(outputs[i]);
     const std::vector<int64_t> sizes = type.concrete_sizes();
-    if (found[i].defined() && found[i].scalar_type() == type.dtype && found[i].sizes() == at::IntArrayRef(sizes)) {
+    if (found[i].defined() && found[i].scalar_type() == type.dtype &&
+        found[i].sizes() == at::IntArrayRef(sizes)) {
       continue;
     }
     unsupported_error("load", "the machine code gave ",

@@ -11,8 +11,8 @@
 //   std::vector<at::Tensor> outputs = frame.run(inputs, compute);   // as the graph gives them
 //
 // NOTE [what compiled code computes]
-// Compiled code takes tensors and gives new ones. It cannot write into its inputs, and it cannot say
-// that an output is an input, or a view of one, or that two outputs share their memory. So it
+// Compiled code takes tensors and gives new ones. It cannot write into its inputs, and it cannot
+// say that an output is an input, or a view of one, or that two outputs share their memory. So it
 // computes the tensors that own the memory of the outputs, and the graph `finish` makes the views
 // from them, as the program would have. The program's constants are inputs of the compiled code: a
 // file holds them once, for it and for the replay, and a view of a constant is one of the same
@@ -53,8 +53,8 @@ class NativeFrame {
   // Throws what native_plan() does.
   explicit NativeFrame(const Graph& graph);
 
-  // Whether no input that is written into shares memory with another one, which `compute`, that only
-  // gives new tensors, would not notice.
+  // Whether no input that is written into shares memory with another one, which `compute`, that
+  // only gives new tensors, would not notice.
   bool sees_all_writes(const std::vector<at::Tensor>& inputs) const;
 
   // inputs: Program::prepared. Throws, before anything is written, UnsupportedError if what compute
