@@ -25,6 +25,7 @@
 #include "compile/graph.h"
 #include "compile/passes/functionalize.h"
 #include "compile/replay.h"
+#include "compile/size_expr.h"
 #include "compile/trace_scope.h"
 
 namespace torchlift::python {
@@ -47,7 +48,27 @@ struct NamedValue {
   std::string name;
 };
 
+// A size that depends on dynamic dims, and a number that does.
+struct NamedSize {
+  compile::SizeExpr size;
+};
+struct NamedRatio {
+  compile::SizeRatio ratio;
+};
+
 py::object object_of(PyObject* borrowed) { return borrow(borrowed); }
+
+// An int where it is one.
+py::object size_object(const compile::SizeExpr& size) {
+  const auto constant = size.constant();
+  return constant.has_value() ? py::object(py::int_(*constant)) : py::cast(NamedSize{size});
+}
+
+py::list sizes_object(const std::vector<compile::SizeExpr>& sizes) {
+  py::list list;
+  for (const compile::SizeExpr& each : sizes) list.append(size_object(each));
+  return list;
+}
 
 // An integer of a schema that stands for something else.
 py::object int_object(int64_t number, const c10::Type& type) {
@@ -92,7 +113,9 @@ py::object constant_object(const c10::IValue& value, const c10::Type& type) {
 
 class Exporter {
  public:
-  explicit Exporter(const Graph& graph) : graph_(graph) {}
+  // dynamic: sizes that depend on dynamic dims are GraphSizes and GraphRatios; else they are an
+  // error.
+  explicit Exporter(const Graph& graph, bool dynamic = false) : graph_(graph), dynamic_(dynamic) {}
 
   py::object value(ValueId id) const {
     if (id == kNoValue) return py::none();
@@ -135,12 +158,22 @@ class Exporter {
       return constant_object(*constant, type);
     }
     if (std::holds_alternative<std::monostate>(argument)) return py::none();
+    if (dynamic_) return dynamic_argument(argument);
     unsupported_error("compile",
                       "the graph has sizes that depend on dynamic dims, which an fx "
                       "graph of this kind cannot say. Trace it without dynamic dims.");
   }
 
+  static py::object dynamic_argument(const Argument& argument) {
+    if (const auto* size = std::get_if<compile::SizeExpr>(&argument)) return size_object(*size);
+    if (const auto* sizes = std::get_if<std::vector<compile::SizeExpr>>(&argument)) {
+      return sizes_object(*sizes);
+    }
+    return py::cast(NamedRatio{std::get<compile::SizeRatio>(argument)});
+  }
+
   const Graph& graph_;
+  bool dynamic_;
 };
 
 py::list constants_of(const Graph& graph) {
@@ -151,9 +184,10 @@ py::list constants_of(const Graph& graph) {
   return list;
 }
 
-// (sizes, strides, dtype, device) of each input; dynamic dims have the size 2.
-py::list input_types(const Graph& graph) {
-  const std::vector<int64_t> symbols(graph.symbols.size(), 2);
+// (sizes, strides, dtype, device) of each input; dynamic dims have these sizes, or 2.
+py::list input_types(const Graph& graph, std::optional<std::vector<int64_t>> given) {
+  const std::vector<int64_t> symbols =
+      given.value_or(std::vector<int64_t>(graph.symbols.size(), 2));
   py::list list;
   for (const ValueId id : graph.inputs) {
     const compile::TensorType& type = graph.type(id);
@@ -163,6 +197,43 @@ py::list input_types(const Graph& graph) {
                        checked(THPDevice_New(type.device))));
   }
   return list;
+}
+
+py::list input_sizes(const Graph& graph) {
+  py::list list;
+  for (const ValueId id : graph.inputs) list.append(sizes_object(graph.type(id).sizes));
+  return list;
+}
+
+// (index of an input, dim, the least size) of each dynamic dim.
+py::list symbols_of(const Graph& graph) {
+  py::list list;
+  for (const compile::Symbol& symbol : graph.symbols) {
+    list.append(py::make_tuple(symbol.input, symbol.dim, symbol.least));
+  }
+  return list;
+}
+
+void define_sizes(py::module_& m) {
+  py::class_<NamedSize>(m, "GraphSize")
+      .def("__str__", [](const NamedSize& self) { return self.size.str(); })
+      .def_property_readonly("denominator",
+                             [](const NamedSize& self) { return self.size.denominator(); })
+      // [(powers of the dynamic dims, coefficient)]
+      .def_property_readonly("terms", [](const NamedSize& self) {
+        py::list terms;
+        for (const auto& [powers, coefficient] : self.size.terms()) {
+          terms.append(py::make_tuple(powers, coefficient));
+        }
+        return terms;
+      });
+  py::class_<NamedRatio>(m, "GraphRatio")
+      .def_property_readonly("factor", [](const NamedRatio& self) { return self.ratio.factor; })
+      .def_property_readonly(
+          "numerator", [](const NamedRatio& self) { return size_object(self.ratio.numerator); })
+      .def_property_readonly("denominator", [](const NamedRatio& self) {
+        return size_object(self.ratio.denominator);
+      });
 }
 
 template <class P>
@@ -227,7 +298,9 @@ void define_graph(py::module_& m) {
            })
       .def("inputs", [](const Graph& self) { return Exporter(self).values(self.inputs); })
       .def("outputs", [](const Graph& self) { return Exporter(self).values(self.outputs); })
-      .def("input_types", &input_types)
+      .def("input_types", &input_types, py::arg("dims") = py::none())
+      .def("input_sizes", &input_sizes)
+      .def("symbols", &symbols_of)
       .def("constants", &constants_of)
       .def("number_constants", &number_constants)
       .def("functionalize", &functionalize_graph)
@@ -238,14 +311,17 @@ void define_graph(py::module_& m) {
              for (const Node& node : self.nodes) sources.push_back(node.source);
              return sources;
            })
-      .def("nodes", [](const Graph& self) {
-        return guarded_object([&]() -> py::object {
-          const Exporter exporter(self);
-          py::list nodes;
-          for (const Node& node : self.nodes) nodes.append(exporter.node(node));
-          return py::object(nodes);
-        });
-      });
+      .def(
+          "nodes",
+          [](const Graph& self, bool dynamic) {
+            return guarded_object([&]() -> py::object {
+              const Exporter exporter(self, dynamic);
+              py::list nodes;
+              for (const Node& node : self.nodes) nodes.append(exporter.node(node));
+              return py::object(nodes);
+            });
+          },
+          py::arg("dynamic") = false);
 }
 
 }  // namespace
@@ -423,6 +499,7 @@ void define_artifacts(py::module_& module) {
 void define_compile(py::module_& module) {
   module.def("trace_dynamic", &trace_dynamic_of);
   define_artifacts(module);
+  define_sizes(module);
   define_graph(module);
   py::class_<Program>(module, "Program")
       .def(py::init([](const Graph& graph) {

@@ -1,9 +1,10 @@
 """Files with machine code: save(..., backend="inductor"), in Python and by torchlift-run.
 
-A compilation takes ten seconds and more: two functions for the whole module.
+A compilation takes ten seconds and more: three functions for the whole module.
 """
 
 import json
+import os
 import pathlib
 import signal
 import subprocess
@@ -62,9 +63,9 @@ def check_jacobian(got, batch):
 def test_machine_code_gives_what_the_function_gives(jacobian_file):
     f = torchlift.load(jacobian_file, allow_native_code=True)
     assert f.backend == "inductor"
-    assert f.signature.startswith("(batch: {x: Tensor}, scale: 2, flag: None) -> {")
+    assert f.signature.startswith("(batch: {x: Tensor}, scale: 2) -> {")
     batch = {"x": torch.randn(5, 4)}
-    check_jacobian(f(batch, 2, None), batch)
+    check_jacobian(f(batch, 2), batch)
 
 
 def test_it_is_not_loaded_by_surprise(jacobian_file):
@@ -74,7 +75,7 @@ def test_it_is_not_loaded_by_surprise(jacobian_file):
     f = torchlift.load(jacobian_file, backend="eager")
     assert f.backend == "eager"
     batch = {"x": torch.randn(5, 4)}
-    check_jacobian(f(batch, 2, None), batch)
+    check_jacobian(f(batch, 2), batch)
     with pytest.raises(torchlift.TransformError, match="no backend 'ts' to load it with"):
         torchlift.load(jacobian_file, backend="ts")
 
@@ -82,22 +83,22 @@ def test_it_is_not_loaded_by_surprise(jacobian_file):
 def test_inputs_are_checked_and_may_have_other_strides(jacobian_file):
     f = torchlift.load(jacobian_file, allow_native_code=True)
     batch = {"x": torch.randn(4, 5).t()}
-    check_jacobian(f(batch, 2, None), batch)
+    check_jacobian(f(batch, 2), batch)
     batch = {"x": torch.randn(5, 8)[:, ::2]}
-    check_jacobian(f(batch, 2, None), batch)
+    check_jacobian(f(batch, 2), batch)
     with pytest.raises(torchlift.TransformError, match=r"input 0 \(batch_x\) is Float\[6, 4\] on cpu; the"):
-        f({"x": torch.randn(6, 4)}, 2, None)
+        f({"x": torch.randn(6, 4)}, 2)
     with pytest.raises(torchlift.TransformError, match=r"is Double\[5, 4\] on cpu; the program was traced"):
-        f({"x": torch.randn(5, 4).double()}, 2, None)
+        f({"x": torch.randn(5, 4).double()}, 2)
     with pytest.raises(torchlift.TransformError, match="scale must be 2"):
-        f({"x": torch.randn(5, 4)}, 3, None)
+        f({"x": torch.randn(5, 4)}, 3)
 
 
 def test_transforms_and_autograd_use_the_graph(jacobian_file, tmp_path):
     f = torchlift.load(jacobian_file, allow_native_code=True)
 
     def total(g):
-        return lambda x: g({"x": x}, 2, None)["rows"].square().sum()
+        return lambda x: g({"x": x}, 2)["rows"].square().sum()
 
     x = torch.randn(5, 4)
     expected = torchlift.grad(total(jacobian(model())))(x).detach()
@@ -289,6 +290,37 @@ def test_threads_take_turns(everything_file):
         torch.testing.assert_close(each, everything(new_state(), x)["branch"])
 
 
+# --- dynamic dims ----------------------------------------------------------------------------------
+
+
+def of_sizes(x, y):
+    """Sizes as ints, lists of ints, products and fractions, and as numbers."""
+    n, m = x.shape[0], y.shape[1]
+    return {
+        "product": torchlift.vmap(lambda row: row @ y)(x),
+        "flat": x.reshape(-1)[: 2 * n],
+        "scaled": torch.add(x, x, alpha=n),
+        "triangle": torch.arange(n * (n + 1) // 2),
+        "filled": torch.full((n * m,), n / 2),
+        "mean": x.mean(0),
+    }
+
+
+def test_dynamic_dims(tmp_path):
+    path = tmp_path / "f.tlc"
+    dynamic = {"x": {0: "n"}, "y": {1: "m"}}
+    example = torch.randn(4, 3), torch.randn(3, 5)
+    torchlift.save(of_sizes, path, *example, backend="inductor", dynamic=dynamic)
+    f = torchlift.load(path, allow_native_code=True)
+    for n, m in ((2, 2), (3, 7), (7, 3), (6, 6), (1, 4), (0, 2)):  # the last two run the graph
+        x, y = torch.randn(n, 3), torch.randn(3, m)
+        torch.testing.assert_close(f(x, y), of_sizes(x, y), equal_nan=True)
+    with pytest.raises(torchlift.TransformError, match=r"input 0 \(x\) is .*\[2, 4\] on cpu; the program"):
+        f(torch.randn(2, 4), torch.randn(3, 2))
+    code, out, errors = run("bench", path, "--allow-native-code", "--repeat", 3, "--dim", "n=50")
+    assert code == 0 and "3 runs" in out, errors
+
+
 # --- errors ----------------------------------------------------------------------------------------
 
 
@@ -296,8 +328,6 @@ def test_what_cannot_be_saved(tmp_path):
     path = tmp_path / "f.tlc"
     with pytest.raises(torchlift.TransformError, match=r"\[save\] there is no backend 'ts' for files. Use"):
         torchlift.save(torch.sin, path, torch.ones(3), backend="ts")
-    with pytest.raises(torchlift.UnsupportedError, match="has no dynamic dims. Save it without dynamic="):
-        torchlift.save(torch.sin, path, torch.ones(3), backend="inductor", dynamic={0: {0: "n"}})
     with pytest.raises(torchlift.UnsupportedError, match="is on meta, and machine code is made for the CPU"):
         torchlift.save(torch.sin, path, torch.ones(3, device="meta"), backend="inductor")
     assert not path.exists()
@@ -311,7 +341,9 @@ def test_without_a_compiler(tmp_path):
         except torchlift.UnsupportedError as error:
             print(error)
     """
-    env = {"CXX": "/no/such/compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "PATH": "/usr/bin:/bin"}
+    env = dict(
+        os.environ, CXX="/no/such/compiler", TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache")
+    )
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], env=env, capture_output=True, text=True
     )

@@ -15,7 +15,8 @@ import struct
 import subprocess
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -25,18 +26,12 @@ from torchlift._errors import TransformError, UnsupportedError
 BACKENDS = ("eager", "inductor")
 
 
-def check_backend(backend: str, dynamic: object) -> None:
-    """Raises for what `save` cannot do."""
+def check_backend(backend: str) -> None:
+    """Raises TransformError for one that files do not have."""
     if backend not in BACKENDS:
         raise TransformError(
             f"[save] there is no backend {backend!r} for files. Use 'eager' (the graph, which the "
             f"replay runs) or 'inductor' (machine code as well)."
-        )
-    if backend == "inductor" and dynamic:
-        raise UnsupportedError(
-            "[save] the backend 'inductor' compiles for the sizes of the example arguments, and has "
-            "no dynamic dims. Save it without dynamic=, a file for each size; or with the backend "
-            "'eager'."
         )
 
 
@@ -46,7 +41,7 @@ def compiler_errors(transform: str, others: str) -> "Iterator[None]":
     try:
         yield
     except Exception as error:
-        if "compiler" not in str(error).lower():
+        if not _lacks_compiler(error):
             raise
         raise UnsupportedError(
             f"[{transform}] the backend 'inductor' could not compile: {error}\nIt needs a C++ compiler "
@@ -54,47 +49,73 @@ def compiler_errors(transform: str, others: str) -> "Iterator[None]":
         ) from error
 
 
-def compiled_package(graph: "_C.Graph", examples: "Sequence[torch.Tensor]") -> torch.Tensor:
-    """The bytes of a package for the graph: what Graph.natively_computed says.
+def _lacks_compiler(error: Exception) -> bool:
+    return "c++ compiler" in str(error).lower()
 
-    examples: inputs of the graph; only their shapes matter.
-    """
+
+def compiled_package(graph: "_C.Graph") -> torch.Tensor:
+    """The bytes of a package for the graph: what Graph.natively_computed says."""
     from torchlift._fx import graph_module
 
     computed = graph.natively_computed()
-    module = graph_module(
-        computed, [value.name for value in computed.inputs()], numbers_as_constants=False
-    )
-    constants = [
-        torch.empty_strided(sizes, strides, dtype=dtype, device=device).zero_()
-        for sizes, strides, dtype, device in computed.input_types()[len(examples) :]
-    ]
+    names = [value.name for value in computed.inputs()]
+    module = graph_module(computed, names, to_compile=True)
     with tempfile.TemporaryDirectory(prefix="torchlift-") as folder:
         path = os.path.join(folder, "package.pt2")
         with compiler_errors("save", "The backend 'eager' does not."):
-            _compile(module, (*examples, *constants), path)
+            _compile(module, computed, path)
         data = _stripped(path, folder)
     return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
 
-def _compile(
-    module: "torch.fx.GraphModule", inputs: "tuple[torch.Tensor, ...]", path: str
-) -> None:
+def _compile(module: "torch.fx.GraphModule", graph: "_C.Graph", path: str) -> None:
+    dims = _example_sizes([least for _, _, least in graph.symbols()])
+    inputs = tuple(
+        torch.empty_strided(sizes, strides, dtype=dtype, device=device).zero_()
+        for sizes, strides, dtype, device in graph.input_types(dims)
+    )
+    shapes = _dynamic_shapes(graph) if dims else None
     # Random operators draw from the default generators, as those of the replay do.
     options = {"fallback_random": True}
     try:
         with torch.no_grad(), torch._C._DisableAutocast():
-            program = torch.export.export(module, inputs)
+            program = torch.export.export(module, inputs, dynamic_shapes=shapes)
             torch._inductor.aoti_compile_and_package(
                 program, package_path=path, inductor_configs=options
             )
     except Exception as error:
-        if "compiler" in str(error).lower():
+        if _lacks_compiler(error):
             raise
         raise UnsupportedError(
             f"[save] the backend 'inductor' could not compile the graph: {error}\nThe backend "
             f"'eager' saves it without machine code."
         ) from error
+
+
+def _example_sizes(least: "list[int]") -> "list[int]":
+    """Each another one: the exporter asks whether sizes are equal."""
+    sizes: "list[int]" = []
+    for smallest in least:
+        sizes.append(max([smallest, 2, *sizes]) + 11)
+    return sizes
+
+
+def _dynamic_shapes(graph: "_C.Graph") -> "tuple[dict[int, Any], ...]":
+    """For torch.export: the dims of each input whose sizes depend on dynamic dims."""
+    dims = [
+        torch.export.Dim(f"dim{i}", min=max(least, 2))
+        for i, (_, _, least) in enumerate(graph.symbols())
+    ]
+    return tuple(
+        {place: dims[_symbol(size)] for place, size in enumerate(sizes) if not isinstance(size, int)}
+        for sizes in graph.input_sizes()
+    )
+
+
+def _symbol(size: "_C.GraphSize") -> int:
+    """Of a dim of an argument, which is a dynamic one itself."""
+    [(powers, _)] = size.terms
+    return powers.index(1)
 
 
 _COMPILER_FILES = (".cpp", ".h", ".o", ".cubin.s", "_compile_flags.json", "_linker_flags.json")

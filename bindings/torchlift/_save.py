@@ -140,8 +140,8 @@ def save(
     Raises:
         UnsupportedError (a RuntimeError): for what cannot be traced, and structures that a file
             does not hold (dataclasses and other registered nodes). With "inductor": without a C++
-            compiler, with dynamic dims, on another device than the CPU, and for operators that
-            Inductor does not compile.
+            compiler, on another device than the CPU, and for operators and dynamic dims that torch's
+            exporter and Inductor cannot compile.
 
     >>> import os, tempfile, torch, torchlift
     >>> path = os.path.join(tempfile.mkdtemp(), "grad.tlc")
@@ -153,7 +153,7 @@ def save(
     names = [positional[i] if i < len(positional) else f"arg{i}" for i in range(len(args))]
     inputs = [_structure(value, name) for name, value in zip(names, args)]
     inputs += [_structure(kwargs[name], name) for name in sorted(kwargs)]
-    check_backend(backend, dynamic)
+    check_backend(backend)
     # Keyword arguments come in the order of their names, as leaves of a dict do.
     kwargs = dict(sorted(kwargs.items()))
     traced = trace_call("save", func, args, kwargs, dynamic)
@@ -164,7 +164,7 @@ def save(
     if backend == "inductor":
         leaves = _pytree.flatten((args, kwargs))[0]
         examples = [leaf.detach().clone() for leaf in leaves if isinstance(leaf, torch.Tensor)]
-        package = compiled_package(traced.graph, examples)
+        package = compiled_package(traced.graph)
     artifact = _C.make_artifact(
         traced.graph, ("tuple", "", inputs), outputs, function_name(func), package
     )

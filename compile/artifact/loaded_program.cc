@@ -50,7 +50,7 @@ std::vector<at::Tensor> LoadedProgram::run(at::ArrayRef<at::Tensor> inputs,
                                            const RunOptions& options) const {
   if (native_ == nullptr || program_.needs_dispatch(inputs)) return program_.run(inputs, options);
   const std::vector<at::Tensor> given = program_.prepared(inputs);
-  if (!native_->frame.sees_all_writes(given)) return program_.run(inputs, options);
+  if (!native_->frame.can_run(given)) return program_.run(inputs, options);
   // As in the replay: below autograd, and the casts were recorded.
   const at::AutoDispatchBelowADInplaceOrView below;
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);

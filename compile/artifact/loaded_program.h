@@ -13,8 +13,9 @@
 // load_artifact only reads it, and a LoadedProgram asks for allow_native_code. It gives what the
 // graph gives, within the accuracy of its dtypes: what it writes into its inputs, and which outputs
 // are views, is the same (native_plan.h). Where more is wanted than values, the graph runs: under a
-// transform, on tensors that autograd tracks, and where an input that is written into shares
-// memory with another one, which compiled code cannot see.
+// transform, on tensors that autograd tracks, where an input that is written into shares memory
+// with another one, which compiled code cannot see, and where a dynamic dim has the size 0 or 1,
+// for which it is not compiled.
 
 #include <ATen/core/Tensor.h>
 #include <c10/util/ArrayRef.h>

@@ -255,8 +255,23 @@ TEST(NativePlanTest, SharedMemoryOfInputsThatAreWrittenIsSeen) {
   const Graph graph = b.finish({y});
   const NativeFrame frame(graph);
   const at::Tensor shared = at::randn({3});
-  EXPECT_FALSE(frame.sees_all_writes({shared, shared.view({3})}));
-  EXPECT_TRUE(frame.sees_all_writes({shared, shared.clone()}));
+  EXPECT_FALSE(frame.can_run({shared, shared.view({3})}));
+  EXPECT_TRUE(frame.can_run({shared, shared.clone()}));
+}
+
+TEST(NativePlanTest, DynamicDimsHaveAnySizeFromTwoOn) {
+  const Graph graph = dynamic_artifact().graph;
+  const NativeFrame frame(graph);
+  EXPECT_FALSE(frame.can_run({at::zeros({0, 3})}));
+  EXPECT_FALSE(frame.can_run({at::zeros({1, 3})}));
+  for (const int64_t n : {2, 5}) {
+    const at::Tensor x = at::randn({n, 3});
+    EXPECT_TRUE(frame.can_run({x}));
+    const Tensors found = run_around(graph, {x});
+    const Tensors expected = Program(graph).run({x});
+    ASSERT_EQ(found.size(), expected.size());
+    for (size_t i = 0; i < found.size(); ++i) EXPECT_TRUE(identical(found[i], expected[i]));
+  }
 }
 
 TEST(NativePlanTest, WhatItGivesIsChecked) {

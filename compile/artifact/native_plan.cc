@@ -162,7 +162,19 @@ NativePlan native_plan(const Graph& graph) {
 
 NativeFrame::NativeFrame(const Graph& graph) : plan_(native_plan(graph)), finish_(plan_.finish) {}
 
-bool NativeFrame::sees_all_writes(const std::vector<at::Tensor>& inputs) const {
+std::vector<int64_t> NativeFrame::dims(const std::vector<at::Tensor>& inputs) const {
+  std::vector<int64_t> sizes;
+  for (const Symbol& symbol : plan_.computed.symbols) {
+    sizes.push_back(inputs[static_cast<size_t>(symbol.input)].size(symbol.dim));
+  }
+  return sizes;
+}
+
+bool NativeFrame::can_run(const std::vector<at::Tensor>& inputs) const {
+  const std::vector<int64_t> sizes = dims(inputs);
+  if (std::any_of(sizes.begin(), sizes.end(), [](int64_t size) { return size < kLeastDim; })) {
+    return false;
+  }
   return std::none_of(plan_.updates.begin(), plan_.updates.end(), [&](int32_t written) {
     const auto i = static_cast<size_t>(written);
     for (size_t j = 0; j < inputs.size(); ++j) {
@@ -173,7 +185,8 @@ bool NativeFrame::sees_all_writes(const std::vector<at::Tensor>& inputs) const {
   });
 }
 
-void NativeFrame::check(const std::vector<at::Tensor>& found) const {
+void NativeFrame::check(const std::vector<at::Tensor>& found,
+                        const std::vector<int64_t>& dims) const {
   const std::vector<ValueId>& outputs = plan_.computed.outputs;
   if (found.size() != outputs.size()) {
     unsupported_error("load", "the machine code gave ", found.size(), " tensors, and should give ",
@@ -181,14 +194,15 @@ void NativeFrame::check(const std::vector<at::Tensor>& found) const {
   }
   for (size_t i = 0; i < found.size(); ++i) {
     const TensorType& type = plan_.computed.type(outputs[i]);
-    const std::vector<int64_t> sizes = type.concrete_sizes();
+    const std::vector<int64_t> sizes = type.concrete_sizes(dims);
     if (found[i].defined() && found[i].scalar_type() == type.dtype &&
         found[i].sizes() == at::IntArrayRef(sizes)) {
       continue;
     }
     unsupported_error("load", "the machine code gave ",
                       found[i].defined() ? "a " + type_of(found[i]).str() : "no tensor",
-                      " where the graph gives a ", type.str(), ". Load it with backend=\"eager\".");
+                      " where the graph gives a ", type.str(plan_.computed.symbol_names()),
+                      ". Load it with backend=\"eager\".");
   }
 }
 
@@ -197,7 +211,7 @@ std::vector<at::Tensor> NativeFrame::run(const std::vector<at::Tensor>& inputs,
   std::vector<at::Tensor> given = inputs;
   given.insert(given.end(), plan_.constants.begin(), plan_.constants.end());
   std::vector<at::Tensor> found = compute(given);
-  check(found);
+  check(found, dims(inputs));
   give_own_memory(given, found);
   given = inputs;
   given.insert(given.end(), found.begin(), found.begin() + static_cast<int64_t>(plan_.results));

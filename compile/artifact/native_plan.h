@@ -53,16 +53,19 @@ class NativeFrame {
   // Throws what native_plan() does.
   explicit NativeFrame(const Graph& graph);
 
-  // Whether no input that is written into shares memory with another one, which `compute`, that
-  // only gives new tensors, would not notice.
-  bool sees_all_writes(const std::vector<at::Tensor>& inputs) const;
+  // Whether `compute` is right for these: no input that is written into shares memory with another
+  // one, which it would not notice, and no dynamic dim is smaller than kLeastDim.
+  bool can_run(const std::vector<at::Tensor>& inputs) const;
+  // torch's exporter takes dims of the sizes 0 and 1 for others than the rest.
+  static constexpr int64_t kLeastDim = 2;
 
-  // inputs: Program::prepared. Throws, before anything is written, UnsupportedError if what compute
-  // gives is not what it was to give.
+  // inputs: Program::prepared, and can_run. Throws, before anything is written, UnsupportedError if
+  // what compute gives is not what it was to give.
   std::vector<at::Tensor> run(const std::vector<at::Tensor>& inputs, const Compute& compute) const;
 
  private:
-  void check(const std::vector<at::Tensor>& found) const;
+  std::vector<int64_t> dims(const std::vector<at::Tensor>& inputs) const;
+  void check(const std::vector<at::Tensor>& found, const std::vector<int64_t>& dims) const;
 
   NativePlan plan_;
   Program finish_;
