@@ -75,8 +75,9 @@ def _compile(module: "torch.fx.GraphModule", graph: "_C.Graph", path: str) -> No
         for sizes, strides, dtype, device in graph.input_types(dims)
     )
     shapes = _dynamic_shapes(graph) if dims else None
-    # Random operators draw from the default generators, as those of the replay do.
-    options = {"fallback_random": True}
+    # Random operators draw from the default generators, as those of the replay do. How many threads
+    # there are is known when it runs.
+    options = {"fallback_random": True, "cpp.dynamic_threads": True}
     try:
         with torch.no_grad(), torch._C._DisableAutocast():
             program = torch.export.export(module, inputs, dynamic_shapes=shapes)

@@ -247,6 +247,23 @@ TEST(NativePlanTest, InputsAreWrittenAsTheProgramWritesThem) {
   EXPECT_TRUE(outputs[0].is_same(first));
 }
 
+TEST(NativePlanTest, ResultsHaveMemoryOfTheirOwn) {
+  GraphBuilder b;
+  const ValueId x = b.input(at::randn({3}));
+  const Graph graph =
+      b.finish({b.call("aten::sin", {{"self", ref(x)}}), b.call("aten::cos", {{"self", ref(x)}}),
+                b.call("aten::clone", {{"self", ref(x)}, {"memory_format", std::monostate()}})});
+  const at::Tensor input = at::arange(3, at::kFloat);
+  const at::Tensor both = at::zeros({6});
+  const Tensors found = NativeFrame(graph).run({input}, [&](const Tensors& all) -> Tensors {
+    return {both.narrow(0, 3, 3), both.narrow(0, 0, 3), all[0]};
+  });
+  for (const at::Tensor& each : found) EXPECT_EQ(each.storage_offset(), 0);
+  EXPECT_NE(found[0].storage().data(), found[1].storage().data());
+  EXPECT_NE(found[2].storage().data(), input.storage().data());
+  EXPECT_TRUE(found[2].equal(input));
+}
+
 TEST(NativePlanTest, SharedMemoryOfInputsThatAreWrittenIsSeen) {
   GraphBuilder b;
   const ValueId x = b.input(at::randn({3}));

@@ -126,14 +126,15 @@ const void* memory_of(const at::Tensor& t) {
   return t.has_storage() && t.nbytes() > 0 ? t.storage().data() : nullptr;
 }
 
-// A compiler may leave out a copy, and give an input, or one tensor twice, where the program gives
-// tensors of their own.
+// A compiler may leave out a copy, and give an input, one tensor twice, or a part of another one,
+// where the program gives tensors of their own.
 void give_own_memory(const std::vector<at::Tensor>& inputs, std::vector<at::Tensor>& found) {
   std::unordered_set<const void*> taken = {nullptr};
   for (const at::Tensor& input : inputs) taken.insert(memory_of(input));
   for (at::Tensor& each : found) {
     const void* const memory = memory_of(each);
-    if (memory != nullptr && !taken.insert(memory).second) each = each.clone();
+    if (memory == nullptr) continue;
+    if (!taken.insert(memory).second || each.storage_offset() != 0) each = each.clone();
   }
 }
 
@@ -189,8 +190,8 @@ void NativeFrame::check(const std::vector<at::Tensor>& found,
                         const std::vector<int64_t>& dims) const {
   const std::vector<ValueId>& outputs = plan_.computed.outputs;
   if (found.size() != outputs.size()) {
-    unsupported_error("load", "the machine code gave ", found.size(), " tensors, and should give ",
-                      outputs.size(), ". Load it with backend=\"eager\".");
+    unsupported_error("compile", "the machine code gave ", found.size(),
+                      " tensors, and should give ", outputs.size(), ". Take backend=\"eager\".");
   }
   for (size_t i = 0; i < found.size(); ++i) {
     const TensorType& type = plan_.computed.type(outputs[i]);
@@ -199,10 +200,10 @@ void NativeFrame::check(const std::vector<at::Tensor>& found,
         found[i].sizes() == at::IntArrayRef(sizes)) {
       continue;
     }
-    unsupported_error("load", "the machine code gave ",
+    unsupported_error("compile", "the machine code gave ",
                       found[i].defined() ? "a " + type_of(found[i]).str() : "no tensor",
                       " where the graph gives a ", type.str(plan_.computed.symbol_names()),
-                      ". Load it with backend=\"eager\".");
+                      ". Take backend=\"eager\".");
   }
 }
 
