@@ -4,6 +4,12 @@ NOTE [packages of machine code]
 The package is what torch._inductor.aoti_compile_and_package makes, without what only its compiler
 needs: C++ sources, command lines and symbols, which tell of the machine that they were made on.
 What it computes of the graph, and what is done around it: compile/artifact/native_plan.h.
+
+NOTE [threads of machine code]
+Inductor's loops are for a number of threads that is known when they are compiled: reductions have an
+array with a place for each. Left to itself, Inductor sometimes lets OpenMP choose the number when the
+code runs, which may be a larger one, and the array is overrun. Its option cpp.dynamic_threads avoids
+that, and makes every loop a parallel one, however small it is. So the number is fixed.
 """
 
 from __future__ import annotations
@@ -75,9 +81,9 @@ def _compile(module: "torch.fx.GraphModule", graph: "_C.Graph", path: str) -> No
         for sizes, strides, dtype, device in graph.input_types(dims)
     )
     shapes = _dynamic_shapes(graph) if dims else None
-    # Random operators draw from the default generators, as those of the replay do. How many threads
-    # there are is known when it runs.
-    options = {"fallback_random": True, "cpp.dynamic_threads": True}
+    # Random operators draw from the default generators, as those of the replay do. See also NOTE
+    # [threads of machine code].
+    options = {"fallback_random": True, "cpp.threads": torch.get_num_threads()}
     try:
         with torch.no_grad(), torch._C._DisableAutocast():
             program = torch.export.export(module, inputs, dynamic_shapes=shapes)
