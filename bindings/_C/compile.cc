@@ -491,6 +491,13 @@ void define_artifacts(py::module_& module) {
   py::class_<LoadedProgram>(module, "LoadedProgram")
       .def(py::init(&loaded_program_of))
       .def("run", &run<LoadedProgram>, py::arg("inputs"), py::arg("seed") = py::none())
+      .def("try_out",
+           [](const LoadedProgram& self, const py::list& inputs) {
+             guarded_object([&]() -> py::object {
+               self.try_out(tensors_of(inputs.ptr()));
+               return py::none();
+             });
+           })
       .def_property_readonly("backend", &LoadedProgram::backend);
 }
 

@@ -1,6 +1,6 @@
 """Files with machine code: save(..., backend="inductor"), in Python and by torchlift-run.
 
-A compilation takes ten seconds and more: three functions for the whole module.
+A compilation takes ten seconds and more: four functions for the whole module.
 """
 
 import json
@@ -271,6 +271,25 @@ def test_written_inputs_must_have_their_strides(everything_file):
     f = torchlift.load(everything_file, allow_native_code=True)
     with pytest.raises(torchlift.TransformError, match="and writes into its inputs. Trace it anew"):
         f({"count": torch.tensor(0), "mean": torch.ones(6)[::2]}, torch.ones(4, 3))
+
+
+def test_what_an_operator_refuses_is_its_own_error(tmp_path):
+    """Though the loop that checks the indices would be a parallel one."""
+    count = 200_000
+
+    def rows(x, places):
+        return x[places].sin()
+
+    path = tmp_path / "f.tlc"
+    places = torch.zeros(count, dtype=torch.long)
+    torchlift.save(rows, path, torch.randn(5), places, backend="inductor")
+    f = torchlift.load(path, allow_native_code=True)
+    x = torch.randn(5)
+    places = torch.randint(0, 5, (count,))
+    torch.testing.assert_close(f(x, places), rows(x, places))
+    places[-1] = 7
+    with pytest.raises(IndexError, match="index 7 is out of bounds for dimension 0 with size 5"):
+        f(x, places)
 
 
 def test_threads_take_turns(everything_file):

@@ -9,7 +9,8 @@ NOTE [threads of machine code]
 Inductor's loops are for a number of threads that is known when they are compiled: reductions have an
 array with a place for each. Left to itself, Inductor sometimes lets OpenMP choose the number when the
 code runs, which may be a larger one, and the array is overrun. Its option cpp.dynamic_threads avoids
-that, and makes every loop a parallel one, however small it is. So the number is fixed.
+that, and makes every loop a parallel one, however small it is. So the number is fixed. It is one where
+loops check indices: a check that fails throws, and that ends the process in a parallel loop.
 """
 
 from __future__ import annotations
@@ -81,15 +82,12 @@ def _compile(module: "torch.fx.GraphModule", graph: "_C.Graph", path: str) -> No
         for sizes, strides, dtype, device in graph.input_types(dims)
     )
     shapes = _dynamic_shapes(graph) if dims else None
-    # Random operators draw from the default generators, as those of the replay do. See also NOTE
-    # [threads of machine code].
-    options = {"fallback_random": True, "cpp.threads": torch.get_num_threads()}
     try:
         with torch.no_grad(), torch._C._DisableAutocast():
             program = torch.export.export(module, inputs, dynamic_shapes=shapes)
-            torch._inductor.aoti_compile_and_package(
-                program, package_path=path, inductor_configs=options
-            )
+            _package(program, path, torch.get_num_threads())
+            if _checks_in_parallel(path):
+                _package(program, path, 1)
     except Exception as error:
         if _lacks_compiler(error):
             raise
@@ -97,6 +95,20 @@ def _compile(module: "torch.fx.GraphModule", graph: "_C.Graph", path: str) -> No
             f"[save] the backend 'inductor' could not compile the graph: {error}\nThe backend "
             f"'eager' saves it without machine code."
         ) from error
+
+
+def _package(program: "torch.export.ExportedProgram", path: str, threads: int) -> None:
+    # Random operators draw from the default generators, as those of the replay do.
+    options = {"fallback_random": True, "cpp.threads": threads}
+    torch._inductor.aoti_compile_and_package(program, package_path=path, inductor_configs=options)
+
+
+def _checks_in_parallel(path: str) -> bool:
+    """See NOTE [threads of machine code]."""
+    with zipfile.ZipFile(path) as package:
+        kernels = [name for name in package.namelist() if name.endswith(".kernel.cpp")]
+        sources = [package.read(name).decode() for name in kernels]
+    return any("#pragma omp parallel" in text and "TORCH_CHECK(" in text for text in sources)
 
 
 def _example_sizes(least: "list[int]") -> "list[int]":

@@ -177,7 +177,7 @@ def _try_out(artifact: "_C.Artifact", examples: "list[torch.Tensor]") -> None:
     """Runs machine code that was just made, so that one that does not fit the graph is not saved."""
     with torch.no_grad():
         program = _C.LoadedProgram(artifact, True, "", artifact.name)
-        program.run([example.clone() for example in examples], 0)
+        program.try_out([example.clone() for example in examples])
 
 
 def load(

@@ -4,7 +4,9 @@
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <cstdint>
+#include <exception>
 #include <optional>
+#include <string>
 #include <utility>
 
 #include "compile/artifact/format_error.h"
@@ -14,14 +16,40 @@
 #include "core/error.h"
 
 namespace torchlift::compile {
+namespace {
+
+// What machine code threw.
+struct CodeError {
+  std::string text;
+};
+
+}  // namespace
+
 struct LoadedProgram::Native {
   NativeFrame frame;
   NativeLibrary library;
 
   Native(const Graph& graph, const NativeCode& code) : frame(graph), library(code) {}
 
-  std::vector<at::Tensor> run(const std::vector<at::Tensor>& inputs) const {
-    return frame.run(inputs, [&](const std::vector<at::Tensor>& all) { return library.run(all); });
+  // Throws CodeError, before anything is written, if the code throws.
+  std::vector<at::Tensor> run(const std::vector<at::Tensor>& inputs,
+                              const RunOptions& options) const {
+    // As in the replay: below autograd, and the casts were recorded.
+    const at::AutoDispatchBelowADInplaceOrView below;
+    const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+    std::optional<SeedScope> seeded;
+    if (options.seed.has_value()) seeded.emplace(*options.seed, std::vector<c10::Device>());
+    return frame.run(inputs, [&](const std::vector<at::Tensor>& all) { return compute(all); });
+  }
+
+  std::vector<at::Tensor> compute(const std::vector<at::Tensor>& inputs) const {
+    try {
+      return library.run(inputs);
+    } catch (const c10::Error& error) {
+      throw CodeError{error.what_without_backtrace()};
+    } catch (const std::exception& error) {
+      throw CodeError{error.what()};
+    }
   }
 };
 
@@ -49,14 +77,27 @@ LoadedProgram::LoadedProgram(const Artifact& artifact, const LoadOptions& option
 std::vector<at::Tensor> LoadedProgram::run(at::ArrayRef<at::Tensor> inputs,
                                            const RunOptions& options) const {
   if (native_ == nullptr || program_.needs_dispatch(inputs)) return program_.run(inputs, options);
-  const std::vector<at::Tensor> given = program_.prepared(inputs);
-  if (!native_->frame.can_run(given)) return program_.run(inputs, options);
-  // As in the replay: below autograd, and the casts were recorded.
-  const at::AutoDispatchBelowADInplaceOrView below;
-  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-  std::optional<SeedScope> seeded;
-  if (options.seed.has_value()) seeded.emplace(*options.seed, std::vector<c10::Device>());
-  return native_->run(given);
+  const std::vector<at::Tensor> prepared = program_.prepared(inputs);
+  if (!native_->frame.can_run(prepared)) return program_.run(inputs, options);
+  try {
+    return native_->run(prepared, options);
+  } catch (const CodeError&) {
+    // The graph gives the error of the operator, or does without one what the code refuses.
+    return program_.run(inputs, options);
+  }
+}
+
+void LoadedProgram::try_out(at::ArrayRef<at::Tensor> inputs) const {
+  if (native_ == nullptr || program_.needs_dispatch(inputs)) return;
+  const std::vector<at::Tensor> prepared = program_.prepared(inputs);
+  if (!native_->frame.can_run(prepared)) return;
+  try {
+    native_->run(prepared, {.seed = 0});
+  } catch (const CodeError& error) {
+    unsupported_error("save", "the machine code that ", backend_,
+                      " made cannot run the example arguments: ", error.text,
+                      "\nThe backend 'eager' saves the function without machine code.");
+  }
 }
 
 }  // namespace torchlift::compile

@@ -14,8 +14,9 @@
 // graph gives, within the accuracy of its dtypes: what it writes into its inputs, and which outputs
 // are views, is the same (native_plan.h). Where more is wanted than values, the graph runs: under a
 // transform, on tensors that autograd tracks, where an input that is written into shares memory
-// with another one, which compiled code cannot see, and where a dynamic dim has the size 0 or 1,
-// for which it is not compiled.
+// with another one, which compiled code cannot see, where a dynamic dim has the size 0 or 1, for
+// which it is not compiled, and where the code throws (an index out of range), for the operator's
+// own error.
 
 #include <ATen/core/Tensor.h>
 #include <c10/util/ArrayRef.h>
@@ -48,6 +49,10 @@ class LoadedProgram {
   // As Program::run. Random operators of machine code draw other numbers for a seed than the graph.
   std::vector<at::Tensor> run(at::ArrayRef<at::Tensor> inputs,
                               const RunOptions& options = {}) const;
+
+  // Runs the machine code, if there is any and it can run these inputs, which it may write into.
+  // Throws UnsupportedError if it throws, or gives what the graph does not give.
+  void try_out(at::ArrayRef<at::Tensor> inputs) const;
 
   const Graph& graph() const { return program_.graph(); }
   // Of the code that runs: "eager" or "inductor".
