@@ -106,8 +106,8 @@ def _package(program: "torch.export.ExportedProgram", path: str, threads: int) -
 def _checks_in_parallel(path: str) -> bool:
     """See NOTE [threads of machine code]."""
     with zipfile.ZipFile(path) as package:
-        kernels = [name for name in package.namelist() if name.endswith(".kernel.cpp")]
-        sources = [package.read(name).decode() for name in kernels]
+        names = [name for name in package.namelist() if name.endswith(".cpp")]
+        sources = [package.read(name).decode() for name in names]
     return any("#pragma omp parallel" in text and "TORCH_CHECK(" in text for text in sources)
 
 

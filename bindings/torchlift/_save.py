@@ -188,7 +188,7 @@ def load(
 ) -> Loaded:
     """The function that `save`, in Python or C++, wrote into a file.
 
-    Loading runs nothing, and a damaged or hostile file is an error. What comes can be called,
+    Loading runs nothing (but machine code that you allow), and a damaged or hostile file is an error. What comes can be called,
     transformed (`vmap(grad(load(path)))`) and saved again.
 
     Args:

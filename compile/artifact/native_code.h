@@ -33,7 +33,7 @@ struct NativeCode {
 // A package that was made on this machine, by Inductor.
 NativeCode native_code_for_here(at::Tensor package);
 
-// Whether it can run here. Throws FormatError, which says what does not fit, if it cannot.
+// Throws FormatError, which says what does not fit, if it cannot run here.
 void check_fits_here(const NativeCode& code);
 
 class NativeLibrary {

@@ -15,7 +15,9 @@
 
 #include "compile/artifact/artifact.h"
 #include "compile/artifact/command_line.h"
+#include "compile/artifact/format_error.h"
 #include "compile/artifact/loaded_program.h"
+#include "compile/artifact/native_code.h"
 #include "compile/artifact/runner_io.h"
 #include "compile/replay.h"
 #include "core/error.h"
@@ -86,6 +88,11 @@ void print_native(const NativeCode& code, std::ostream& out) {
       << ", " << code.machine << " with";
   for (const std::string& each : code.cpu_features) out << " " << each;
   out << "\n";
+  try {
+    check_fits_here(code);
+  } catch (const FormatError& error) {
+    out << "              not for this machine: " << error.what() << "\n";
+  }
 }
 
 void inspect(const CommandLine& line, std::ostream& out) {

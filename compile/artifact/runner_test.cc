@@ -162,6 +162,11 @@ TEST_F(RunnerTest, MachineCodeIsNotRunUnlessThatIsAllowed) {
               HasSubstr("machine code: by inductor (20 bytes), for torchlift "));
   EXPECT_THAT(command({"validate", path("native.tlc")}).out,
               HasSubstr("valid (3 operators, 0 constants, machine code that was not looked into)"));
+  EXPECT_THAT(command({"inspect", path("native.tlc")}).out, Not(HasSubstr("not for this machine")));
+  artifact.native->machine = "pdp11";
+  save_artifact(artifact, path("pdp11.tlc"));
+  EXPECT_THAT(command({"inspect", path("pdp11.tlc")}).out,
+              HasSubstr("not for this machine: its machine code is for pdp11, and"));
   const Words run = {"run", path("native.tlc")};
   EXPECT_EQ(with(run, {}).status, 1);
   EXPECT_THAT(with(run, {}).err, HasSubstr("native.tlc: it holds machine code, made by inductor"));
