@@ -46,7 +46,7 @@ class LoadedProgram {
   explicit LoadedProgram(const Artifact& artifact, const LoadOptions& options = {},
                          const std::string& file = "artifact");
 
-  // As Program::run. Random operators of machine code draw other numbers for a seed than the graph.
+  // As Program::run. For a seed, machine code may draw other random numbers than the graph does.
   std::vector<at::Tensor> run(at::ArrayRef<at::Tensor> inputs,
                               const RunOptions& options = {}) const;
 
