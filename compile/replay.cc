@@ -1,6 +1,5 @@
 #include "compile/replay.h"
 
-#include <ATen/Context.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/ivalue.h>
 #include <ATen/core/stack.h>
@@ -9,12 +8,12 @@
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <algorithm>
-#include <mutex>
 #include <numeric>
 #include <string>
 #include <utility>
 
 #include "compile/graph.h"
+#include "compile/seed_scope.h"
 #include "core/boxed.h"
 #include "core/dispatch.h"
 #include "core/error.h"
@@ -119,30 +118,9 @@ std::vector<int64_t> evaluated(const std::vector<SizeExpr>& sizes,
 constexpr c10::DispatchKeySet kBelow = c10::autograd_dispatch_keyset_with_ADInplaceOrView;
 
 // Whether autograd, or a level, must see the operators on t.
-bool needs_dispatch(const at::Tensor& t) { return t.defined() && (is_lifted(t) || is_tracked(t)); }
-
-// Draws from given seeds, and puts the generators back.
-class SeedScope {
- public:
-  SeedScope(uint64_t seed, const std::vector<c10::Device>& devices) : before_(devices) {
-    set(c10::kCPU, seed);
-    for (const c10::Device& device : devices) {
-      if (device.is_cuda()) set(device, seed);
-    }
-  }
-  ~SeedScope() { before_.restore(); }
-  SeedScope(const SeedScope&) = delete;
-  SeedScope& operator=(const SeedScope&) = delete;
-
- private:
-  static void set(c10::Device device, uint64_t seed) {
-    at::Generator generator = at::globalContext().defaultGenerator(device);
-    const std::lock_guard<std::mutex> lock(generator.mutex());
-    generator.set_current_seed(seed);
-  }
-
-  const RandomState before_;
-};
+bool seen_by_dispatch(const at::Tensor& t) {
+  return t.defined() && (is_lifted(t) || is_tracked(t));
+}
 
 // Whether two strides are the same where there is more than one element to step over.
 bool same_strides(at::IntArrayRef sizes, at::IntArrayRef a, at::IntArrayRef b) {
@@ -336,6 +314,16 @@ struct Program::Plan {
     return result;
   }
 
+  // Checked, and with the strides that the graph was traced with.
+  std::vector<at::Tensor> prepared(at::ArrayRef<at::Tensor> inputs,
+                                   const std::vector<int64_t>& sizes) const {
+    std::vector<InputLayout> made;
+    if (!sizes.empty()) made = layouts(sizes);
+    const std::vector<InputLayout>& wanted = sizes.empty() ? fixed_layouts : made;
+    check(inputs, wanted);
+    return with_traced_strides(inputs, wanted);
+  }
+
   [[noreturn]] void throw_input(size_t i, const at::Tensor& input) const {
     transform_error("compile", "input ", i, " (", graph.value(graph.inputs[i]).name, ") is ",
                     shape_str(input), "; the program was traced with ",
@@ -478,23 +466,29 @@ Program::Program(Graph graph, const std::vector<std::pair<int32_t, ValueId>>& in
 
 const Graph& Program::graph() const { return plan_->graph; }
 
+bool Program::needs_dispatch(at::ArrayRef<at::Tensor> inputs) const {
+  if (plan_->tracked_constants && c10::GradMode::is_enabled()) return true;
+  return std::any_of(inputs.begin(), inputs.end(),
+                     [](const at::Tensor& t) { return seen_by_dispatch(t); });
+}
+
+std::vector<at::Tensor> Program::prepared(at::ArrayRef<at::Tensor> inputs) const {
+  plan_->check_defined(inputs);
+  return plan_->prepared(inputs, plan_->symbols(inputs));
+}
+
 std::vector<at::Tensor> Program::run(at::ArrayRef<at::Tensor> inputs,
                                      const RunOptions& options) const {
   plan_->check_defined(inputs);
   const std::vector<int64_t> sizes = plan_->symbols(inputs);
-  std::vector<InputLayout> made;
-  if (!sizes.empty()) made = plan_->layouts(sizes);
-  const std::vector<InputLayout>& layouts = sizes.empty() ? plan_->fixed_layouts : made;
-  plan_->check(inputs, layouts);
-  bool dispatch = plan_->tracked_constants && c10::GradMode::is_enabled();
-  for (const at::Tensor& input : inputs) dispatch = dispatch || needs_dispatch(input);
+  const bool dispatch = needs_dispatch(inputs);
   std::optional<c10::impl::ExcludeDispatchKeyGuard> below;
   if (!dispatch) below.emplace(kBelow);
   // The casts were recorded.
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   std::optional<SeedScope> seeded;
   if (options.seed.has_value()) seeded.emplace(*options.seed, plan_->devices(inputs));
-  return plan_->execute(plan_->with_traced_strides(inputs, layouts), sizes, !dispatch);
+  return plan_->execute(plan_->prepared(inputs, sizes), sizes, !dispatch);
 }
 
 }  // namespace torchlift::compile

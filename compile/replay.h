@@ -44,6 +44,11 @@ class Program {
   std::vector<at::Tensor> run(at::ArrayRef<at::Tensor> inputs,
                               const RunOptions& options = {}) const;
 
+  // What run() does first: the inputs, checked, with the strides that the graph was traced with.
+  std::vector<at::Tensor> prepared(at::ArrayRef<at::Tensor> inputs) const;
+  // Whether autograd, or a level, must see the operators of a run on these inputs.
+  bool needs_dispatch(at::ArrayRef<at::Tensor> inputs) const;
+
   const Graph& graph() const;
 
  private:

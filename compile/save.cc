@@ -24,9 +24,10 @@ void throw_output_count(size_t expected, size_t got) {
 
 }  // namespace compile
 
-LoadedFunction load(const std::string& path) {
+LoadedFunction load(const std::string& path, const LoadOptions& options) {
   compile::Artifact artifact = compile::load_artifact(path);
-  return LoadedFunction(compile::Program(std::move(artifact.graph)), std::move(artifact.signature));
+  return LoadedFunction(compile::LoadedProgram(artifact, options, path),
+                        std::move(artifact.signature));
 }
 
 }  // namespace torchlift

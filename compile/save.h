@@ -16,7 +16,11 @@
 // What a file holds, and how safe it is to load one: docs/artifacts.md. What can be traced:
 // compile/trace.h. A loaded function can be copied, called from several threads, and transformed.
 //
-// load throws TransformError for a file that is no artifact or is damaged.
+// A file that Python saved with backend="inductor" holds machine code, which load runs only if it
+// is told to: tl::load("f.tlc", {.allow_native_code = true}) (docs/artifacts.md, "Machine code").
+//
+// load throws TransformError for a file that is no artifact or is damaged, or whose machine code is
+// not allowed or not for this machine.
 
 #include <ATen/core/Tensor.h>
 #include <c10/util/ArrayRef.h>
@@ -27,6 +31,7 @@
 #include <utility>
 #include <vector>
 
+#include "compile/artifact/loaded_program.h"
 #include "compile/artifact/signature.h"
 #include "compile/graph.h"
 #include "compile/replay.h"
@@ -46,7 +51,7 @@ class TypedFunction;
 
 class LoadedFunction {
  public:
-  LoadedFunction(compile::Program program, compile::Signature signature)
+  LoadedFunction(compile::LoadedProgram program, compile::Signature signature)
       : program_(std::move(program)),
         signature_(std::make_shared<const compile::Signature>(std::move(signature))) {}
 
@@ -56,6 +61,8 @@ class LoadedFunction {
   }
   const compile::Signature& signature() const { return *signature_; }
   const compile::Graph& graph() const { return program_.graph(); }
+  // What runs: "eager" (the graph), or "inductor".
+  const std::string& backend() const { return program_.backend(); }
 
   // As a function of trees: R(Args...). The tensors of the arguments, in the order of tree_flatten,
   // are the inputs; those of a default-made R the outputs. Throws TransformError when it is called
@@ -66,7 +73,7 @@ class LoadedFunction {
   }
 
  private:
-  compile::Program program_;
+  compile::LoadedProgram program_;
   std::shared_ptr<const compile::Signature> signature_;
 };
 
@@ -94,7 +101,9 @@ void save(const F& f, const std::string& path, const Args&... args) {
   compile::save_graph(trace(f, args...), "function", path);
 }
 
-LoadedFunction load(const std::string& path);
+using compile::LoadOptions;
+
+LoadedFunction load(const std::string& path, const LoadOptions& options = {});
 
 }  // namespace torchlift
 

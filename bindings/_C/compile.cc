@@ -16,12 +16,16 @@
 #include "bindings/_C/returned.h"
 #include "bindings/_C/source_line.h"
 #include "compile/artifact/artifact.h"
+#include "compile/artifact/loaded_program.h"
+#include "compile/artifact/native_code.h"
+#include "compile/artifact/native_plan.h"
 #include "compile/artifact/signature.h"
 #include "compile/dynamic.h"
 #include "compile/executable.h"
 #include "compile/graph.h"
 #include "compile/passes/functionalize.h"
 #include "compile/replay.h"
+#include "compile/size_expr.h"
 #include "compile/trace_scope.h"
 
 namespace torchlift::python {
@@ -31,6 +35,7 @@ using compile::Argument;
 using compile::Executable;
 using compile::Graph;
 using compile::kNoValue;
+using compile::LoadedProgram;
 using compile::Node;
 using compile::Program;
 using compile::ValueId;
@@ -43,7 +48,27 @@ struct NamedValue {
   std::string name;
 };
 
+// A size that depends on dynamic dims, and a number that does.
+struct NamedSize {
+  compile::SizeExpr size;
+};
+struct NamedRatio {
+  compile::SizeRatio ratio;
+};
+
 py::object object_of(PyObject* borrowed) { return borrow(borrowed); }
+
+// An int where it is one.
+py::object size_object(const compile::SizeExpr& size) {
+  const auto constant = size.constant();
+  return constant.has_value() ? py::object(py::int_(*constant)) : py::cast(NamedSize{size});
+}
+
+py::list sizes_object(const std::vector<compile::SizeExpr>& sizes) {
+  py::list list;
+  for (const compile::SizeExpr& each : sizes) list.append(size_object(each));
+  return list;
+}
 
 // An integer of a schema that stands for something else.
 py::object int_object(int64_t number, const c10::Type& type) {
@@ -88,7 +113,9 @@ py::object constant_object(const c10::IValue& value, const c10::Type& type) {
 
 class Exporter {
  public:
-  explicit Exporter(const Graph& graph) : graph_(graph) {}
+  // dynamic: sizes that depend on dynamic dims are GraphSizes and GraphRatios; else they are an
+  // error.
+  explicit Exporter(const Graph& graph, bool dynamic = false) : graph_(graph), dynamic_(dynamic) {}
 
   py::object value(ValueId id) const {
     if (id == kNoValue) return py::none();
@@ -131,12 +158,22 @@ class Exporter {
       return constant_object(*constant, type);
     }
     if (std::holds_alternative<std::monostate>(argument)) return py::none();
+    if (dynamic_) return dynamic_argument(argument);
     unsupported_error("compile",
                       "the graph has sizes that depend on dynamic dims, which an fx "
                       "graph of this kind cannot say. Trace it without dynamic dims.");
   }
 
+  static py::object dynamic_argument(const Argument& argument) {
+    if (const auto* size = std::get_if<compile::SizeExpr>(&argument)) return size_object(*size);
+    if (const auto* sizes = std::get_if<std::vector<compile::SizeExpr>>(&argument)) {
+      return sizes_object(*sizes);
+    }
+    return py::cast(NamedRatio{std::get<compile::SizeRatio>(argument)});
+  }
+
   const Graph& graph_;
+  bool dynamic_;
 };
 
 py::list constants_of(const Graph& graph) {
@@ -147,9 +184,10 @@ py::list constants_of(const Graph& graph) {
   return list;
 }
 
-// (sizes, strides, dtype, device) of each input; dynamic dims have the size 2.
-py::list input_types(const Graph& graph) {
-  const std::vector<int64_t> symbols(graph.symbols.size(), 2);
+// (sizes, strides, dtype, device) of each input; dynamic dims have these sizes, or 2.
+py::list input_types(const Graph& graph, std::optional<std::vector<int64_t>> given) {
+  const std::vector<int64_t> symbols =
+      given.value_or(std::vector<int64_t>(graph.symbols.size(), 2));
   py::list list;
   for (const ValueId id : graph.inputs) {
     const compile::TensorType& type = graph.type(id);
@@ -159,6 +197,43 @@ py::list input_types(const Graph& graph) {
                        checked(THPDevice_New(type.device))));
   }
   return list;
+}
+
+py::list input_sizes(const Graph& graph) {
+  py::list list;
+  for (const ValueId id : graph.inputs) list.append(sizes_object(graph.type(id).sizes));
+  return list;
+}
+
+// (index of an input, dim, the least size) of each dynamic dim.
+py::list symbols_of(const Graph& graph) {
+  py::list list;
+  for (const compile::Symbol& symbol : graph.symbols) {
+    list.append(py::make_tuple(symbol.input, symbol.dim, symbol.least));
+  }
+  return list;
+}
+
+void define_sizes(py::module_& m) {
+  py::class_<NamedSize>(m, "GraphSize")
+      .def("__str__", [](const NamedSize& self) { return self.size.str(); })
+      .def_property_readonly("denominator",
+                             [](const NamedSize& self) { return self.size.denominator(); })
+      // [(powers of the dynamic dims, coefficient)]
+      .def_property_readonly("terms", [](const NamedSize& self) {
+        py::list terms;
+        for (const auto& [powers, coefficient] : self.size.terms()) {
+          terms.append(py::make_tuple(powers, coefficient));
+        }
+        return terms;
+      });
+  py::class_<NamedRatio>(m, "GraphRatio")
+      .def_property_readonly("factor", [](const NamedRatio& self) { return self.ratio.factor; })
+      .def_property_readonly(
+          "numerator", [](const NamedRatio& self) { return size_object(self.ratio.numerator); })
+      .def_property_readonly("denominator", [](const NamedRatio& self) {
+        return size_object(self.ratio.denominator);
+      });
 }
 
 template <class P>
@@ -186,6 +261,26 @@ py::object functionalize_graph(Graph& graph) {
   });
 }
 
+// What a compiler of machine code is to compute of the graph: compile/artifact/native_plan.h.
+GraphPtr natively_computed(const Graph& graph) {
+  GraphPtr computed;
+  guarded_object([&]() -> py::object {
+    computed = std::make_shared<Graph>(compile::native_plan(graph).computed);
+    return py::none();
+  });
+  return computed;
+}
+
+// The names of constants that are wrapped numbers, which have no say in type promotion.
+std::vector<std::string> number_constants(const Graph& graph) {
+  std::vector<std::string> names;
+  for (const compile::Constant& constant : graph.constants) {
+    if (!constant.tensor.unsafeGetTensorImpl()->is_wrapped_number()) continue;
+    names.push_back(graph.value(constant.id).name);
+  }
+  return names;
+}
+
 void define_graph(py::module_& m) {
   py::class_<NamedValue>(m, "GraphValue")
       .def_readonly("name", &NamedValue::name)
@@ -203,23 +298,30 @@ void define_graph(py::module_& m) {
            })
       .def("inputs", [](const Graph& self) { return Exporter(self).values(self.inputs); })
       .def("outputs", [](const Graph& self) { return Exporter(self).values(self.outputs); })
-      .def("input_types", &input_types)
+      .def("input_types", &input_types, py::arg("dims") = py::none())
+      .def("input_sizes", &input_sizes)
+      .def("symbols", &symbols_of)
       .def("constants", &constants_of)
+      .def("number_constants", &number_constants)
       .def("functionalize", &functionalize_graph)
+      .def("natively_computed", &natively_computed)
       .def("sources",
            [](const Graph& self) {
              std::vector<std::string> sources;
              for (const Node& node : self.nodes) sources.push_back(node.source);
              return sources;
            })
-      .def("nodes", [](const Graph& self) {
-        return guarded_object([&]() -> py::object {
-          const Exporter exporter(self);
-          py::list nodes;
-          for (const Node& node : self.nodes) nodes.append(exporter.node(node));
-          return py::object(nodes);
-        });
-      });
+      .def(
+          "nodes",
+          [](const Graph& self, bool dynamic) {
+            return guarded_object([&]() -> py::object {
+              const Exporter exporter(self, dynamic);
+              py::list nodes;
+              for (const Node& node : self.nodes) nodes.append(exporter.node(node));
+              return py::object(nodes);
+            });
+          },
+          py::arg("dynamic") = false);
 }
 
 }  // namespace
@@ -322,34 +424,57 @@ py::tuple object_of(const Structure& structure) {
   return py::make_tuple(kind, structure.name, content);
 }
 
+using compile::Artifact;
+
 // Without lines of code: a file does not tell of the machine that it was made on.
-void save_artifact_of(Graph graph, const py::object& inputs, const py::object& outputs,
-                      const std::string& name, const std::string& path) {
+std::unique_ptr<Artifact> make_artifact(Graph graph, const py::object& inputs,
+                                        const py::object& outputs, const std::string& name,
+                                        const py::object& package) {
   for (Node& node : graph.nodes) node.source.clear();
+  auto artifact = std::make_unique<Artifact>(
+      Artifact{.graph = std::move(graph),
+               .signature = {.inputs = structure_of(inputs), .outputs = structure_of(outputs)},
+               .name = name,
+               .torchlift_version = "",
+               .torch_version = "",
+               .metadata = {}});
+  if (!package.is_none()) {
+    artifact->native = compile::native_code_for_here(tensor_of(package.ptr()));
+  }
+  return artifact;
+}
+
+void save_artifact_of(const Artifact& artifact, const std::string& path) {
   guarded_object([&]() -> py::object {
-    compile::save_artifact(
-        {.graph = std::move(graph),
-         .signature = {.inputs = structure_of(inputs), .outputs = structure_of(outputs)},
-         .name = name,
-         .torchlift_version = "",
-         .torch_version = "",
-         .metadata = {}},
-        path);
+    compile::save_artifact(artifact, path);
     return py::none();
   });
 }
 
-std::unique_ptr<compile::Artifact> load_artifact_of(const std::string& path) {
-  std::unique_ptr<compile::Artifact> artifact;
+std::unique_ptr<Artifact> load_artifact_of(const std::string& path) {
+  std::unique_ptr<Artifact> artifact;
   guarded_object([&]() -> py::object {
-    artifact = std::make_unique<compile::Artifact>(compile::load_artifact(path));
+    artifact = std::make_unique<Artifact>(compile::load_artifact(path));
     return py::none();
   });
   return artifact;
 }
 
+std::unique_ptr<LoadedProgram> loaded_program_of(const Artifact& artifact, bool allow_native_code,
+                                                 const std::string& backend,
+                                                 const std::string& path) {
+  std::unique_ptr<LoadedProgram> program;
+  guarded_object([&]() -> py::object {
+    program = std::make_unique<LoadedProgram>(
+        artifact, compile::LoadOptions{.allow_native_code = allow_native_code, .backend = backend},
+        path);
+    return py::none();
+  });
+  return program;
+}
+
 void define_artifacts(py::module_& module) {
-  using compile::Artifact;
+  module.def("make_artifact", &make_artifact);
   module.def("save_artifact", &save_artifact_of);
   module.def("load_artifact", &load_artifact_of);
   py::class_<Artifact>(module, "Artifact")
@@ -363,6 +488,17 @@ void define_artifacts(py::module_& module) {
                              [](const Artifact& self) { return object_of(self.signature.inputs); })
       .def_property_readonly(
           "outputs", [](const Artifact& self) { return object_of(self.signature.outputs); });
+  py::class_<LoadedProgram>(module, "LoadedProgram")
+      .def(py::init(&loaded_program_of))
+      .def("run", &run<LoadedProgram>, py::arg("inputs"), py::arg("seed") = py::none())
+      .def("try_out",
+           [](const LoadedProgram& self, const py::list& inputs) {
+             guarded_object([&]() -> py::object {
+               self.try_out(tensors_of(inputs.ptr()));
+               return py::none();
+             });
+           })
+      .def_property_readonly("backend", &LoadedProgram::backend);
 }
 
 }  // namespace
@@ -370,6 +506,7 @@ void define_artifacts(py::module_& module) {
 void define_compile(py::module_& module) {
   module.def("trace_dynamic", &trace_dynamic_of);
   define_artifacts(module);
+  define_sizes(module);
   define_graph(module);
   py::class_<Program>(module, "Program")
       .def(py::init([](const Graph& graph) {

@@ -13,6 +13,7 @@ from typing import Any, Callable, Sequence
 import torch
 
 from torchlift._errors import TransformError, UnsupportedError
+from torchlift._native import compiler_errors
 
 Backend = Callable[..., Callable[..., Any]]
 
@@ -20,16 +21,9 @@ Backend = Callable[..., Callable[..., Any]]
 def _inductor(module: "torch.fx.GraphModule", inputs: "Sequence[torch.Tensor]") -> Any:
     from torch._inductor.compile_fx import compile_fx
 
-    try:
+    with compiler_errors("jit", "The backends 'eager' and 'ts' do not."):
         with _sizes_of_loops() if _control_flow_in(module) else contextlib.nullcontext():
             return compile_fx(module, list(inputs))
-    except Exception as error:
-        if "compiler" not in str(error).lower():
-            raise
-        raise UnsupportedError(
-            f"[jit] the backend 'inductor' could not compile: {error}\nIt needs a C++ compiler (g++, "
-            f"or the one that CXX names). The backends 'eager' and 'ts' do not."
-        ) from error
 
 
 def _ts(module: "torch.fx.GraphModule", inputs: "Sequence[torch.Tensor]") -> Any:

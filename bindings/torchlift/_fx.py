@@ -31,17 +31,27 @@ def _stack_trace(source: str) -> "str | None":
 
 
 class _Exporter:
-    """Builds the fx graph of one graph."""
+    """Builds the fx graph of one graph.
 
-    def __init__(self, graph: "_C.Graph", names: "list[str]") -> None:
+    to_compile: for a compiler of all of it: sizes that depend on dynamic dims are computed by nodes, and
+        constants that are wrapped numbers (x + 2.0), which have no say in dtypes, are numbers, where
+        torch's make_fx has tensors.
+    """
+
+    def __init__(self, graph: "_C.Graph", names: "list[str]", to_compile: bool = False) -> None:
         self.root = torch.nn.Module()
         self.fx_graph = torch.fx.Graph()
-        self.env: "dict[str, torch.fx.Node]" = {}
+        self.env: "dict[str, Any]" = {}
+        self.to_compile = to_compile
+        self.numbers = set(graph.number_constants()) if to_compile else set()
+        self.symbols = graph.symbols()
+        self.sizes: "dict[Any, Any]" = {}  # nodes of sizes, by what they are
         self.stack_trace: "str | None" = None  # of what is exported now
         for value, name in zip(graph.inputs(), names):
             self.env[value.name] = self.fx_graph.placeholder(name)
         constants = dict(graph.constants())
-        for node, source in zip(graph.nodes(), graph.sources()):
+        self.placeholders = list(self.fx_graph.nodes)
+        for node, source in zip(graph.nodes(to_compile), graph.sources()):
             self._constants_of(node, constants)
             self.stack_trace = _stack_trace(source)
             self._node(*node)
@@ -58,6 +68,9 @@ class _Exporter:
             if not isinstance(value, _C.GraphValue) or value.name in self.env:
                 continue
             tensor = constants[value.name]
+            if value.name in self.numbers:
+                self.env[value.name] = tensor.item()
+                continue
             kind = "_param_constant" if isinstance(tensor, torch.nn.Parameter) else "_tensor_constant"
             count = sum(name.startswith(kind) for name in vars(self.root) | self.root._parameters)
             setattr(self.root, f"{kind}{count}", tensor)
@@ -68,7 +81,53 @@ class _Exporter:
             return self.env[argument.name]
         if isinstance(argument, list):
             return [self._argument(each) for each in argument]
+        if isinstance(argument, _C.GraphSize):
+            return self._size(argument)
+        if isinstance(argument, _C.GraphRatio):
+            return self._ratio(argument)
         return argument
+
+    def _made(self, key: "tuple[Any, ...]", target: Callable[..., Any], *args: Any) -> Any:
+        """A node for a size, which all that need it share."""
+        if key not in self.sizes:
+            self.sizes[key] = self.fx_graph.call_function(target, args)
+        return self.sizes[key]
+
+    def _symbol(self, index: int) -> Any:
+        place, dim, _ = self.symbols[index]
+        target = torch.ops.aten.sym_size.int
+        return self._made(("dim", index), target, self.placeholders[place], dim)
+
+    def _size(self, size: "_C.GraphSize") -> Any:
+        """A sum of products of dims, over a number."""
+        total: Any = None
+        key: "tuple[Any, ...]" = ()
+        for powers, coefficient in size.terms:
+            factors = [self._symbol(i) for i, power in enumerate(powers) for _ in range(power)]
+            product: Any = coefficient if coefficient != 1 or not factors else factors.pop(0)
+            for i, factor in enumerate(factors):
+                place = ("product", tuple(powers), coefficient, i)
+                product = self._made(place, operator.mul, product, factor)
+            key += ((tuple(powers), coefficient),)
+            first = total is None
+            total = product if first else self._made(("sum", key), operator.add, total, product)
+        if size.denominator == 1:
+            return total
+        place = ("quotient", key, size.denominator)
+        return self._made(place, operator.floordiv, total, size.denominator)
+
+    def _ratio(self, ratio: "_C.GraphRatio") -> Any:
+        def number(size: Any) -> Any:
+            made = self._argument(size)
+            if not isinstance(made, torch.fx.Node):
+                return float(made)
+            return self._made(("float", made), torch.sym_float, made)
+
+        make = self.fx_graph.call_function
+        above, below = number(ratio.numerator), number(ratio.denominator)
+        if ratio.factor != 1:
+            above = make(operator.mul, (ratio.factor, above))
+        return above if below == 1.0 else make(operator.truediv, (above, below))
 
     def _node(
         self, name: str, overload: str, args: "list[Any]", results: "list[Any]", subgraphs: "list[Any]"
@@ -117,7 +176,8 @@ class _Exporter:
 
     def _submodule(self, subgraph: "_C.Graph", single: bool) -> "torch.fx.Node":
         """A graph as a module of this one's root, which gives a tuple, or one tensor."""
-        exporter = _Exporter(subgraph, [value.name for value in subgraph.inputs()])
+        names = [value.name for value in subgraph.inputs()]
+        exporter = _Exporter(subgraph, names, self.to_compile)
         exporter.fx_graph.output(exporter.outputs[0] if single else tuple(exporter.outputs))
         name = f"subgraph_{len(self.root._modules)}"
         self.root.add_module(name, torch.fx.GraphModule(exporter.root, exporter.fx_graph))
@@ -156,10 +216,13 @@ def _is_default(arg: Any, formal: Any) -> bool:
 
 
 def graph_module(
-    graph: "_C.Graph", names: "list[str]", class_name: str = "GraphModule"
+    graph: "_C.Graph",
+    names: "list[str]",
+    class_name: str = "GraphModule",
+    to_compile: bool = False,
 ) -> "torch.fx.GraphModule":
-    """The graph as a module of tensors; it returns a list of tensors."""
-    exporter = _Exporter(graph, names)
+    """The graph as a module of tensors; it returns a list of tensors. to_compile: see _Exporter."""
+    exporter = _Exporter(graph, names, to_compile)
     exporter.fx_graph.output(exporter.outputs)
     return torch.fx.GraphModule(exporter.root, exporter.fx_graph, class_name)
 

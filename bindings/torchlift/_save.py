@@ -10,6 +10,7 @@ import torch
 from torchlift import _C, _pytree
 from torchlift._errors import TransformError, UnsupportedError
 from torchlift._names import describe, function_name, parameters_of
+from torchlift._native import check_backend, compiled_package
 from torchlift._trace import trace_call
 
 _CONSTANTS = (bool, int, float, complex, str)
@@ -22,6 +23,7 @@ class Loaded:
         name: of the function.
         graph: its graph.
         signature: its arguments and results, as text.
+        backend: what runs it: "eager" (the graph), or "inductor" (machine code of the file).
 
     >>> import os, tempfile, torch, torchlift
     >>> path = os.path.join(tempfile.mkdtemp(), "sum.tlc")
@@ -30,11 +32,12 @@ class Loaded:
     '(x: Tensor, y: Tensor) -> {sum: Tensor}'
     """
 
-    def __init__(self, artifact: "_C.Artifact") -> None:
+    def __init__(self, artifact: "_C.Artifact", program: "_C.LoadedProgram") -> None:
         self.name: str = artifact.name
         self.graph: "_C.Graph" = artifact.graph
         self.signature: str = artifact.signature
-        self._program = _C.Program(artifact.graph)
+        self.backend: str = program.backend
+        self._program = program
         self._inputs = artifact.inputs
         self._outputs = artifact.outputs
 
@@ -117,6 +120,7 @@ def save(
     path: "str | os.PathLike[str]",
     *args: Any,
     dynamic: "dict[Any, Any] | None" = None,
+    backend: str = "eager",
     **kwargs: Any,
 ) -> None:
     """Traces `func` and saves it: `torchlift.load` and the C++ library run it without its code.
@@ -127,12 +131,17 @@ def save(
         path: of the file, by custom with the suffix .tlc.
         args, kwargs: example arguments; the file is for tensors of their shapes and dtypes.
         dynamic: dims of any size, as in `torchlift.trace`.
+        backend: "eager": the file holds the graph, which the replay runs. "inductor": it also holds
+            machine code that torch's Inductor makes of the graph now, for this version of torch,
+            torchlift and this kind of CPU; `load` asks for `allow_native_code=True` then.
 
     Tensors that `func` captures (weights) are saved with it.
 
     Raises:
         UnsupportedError (a RuntimeError): for what cannot be traced, and structures that a file
-            does not hold (dataclasses and other registered nodes).
+            does not hold (dataclasses and other registered nodes). With "inductor": without a C++
+            compiler, on another device than the CPU, and for operators and dynamic dims that torch's
+            exporter and Inductor cannot compile.
 
     >>> import os, tempfile, torch, torchlift
     >>> path = os.path.join(tempfile.mkdtemp(), "grad.tlc")
@@ -144,24 +153,54 @@ def save(
     names = [positional[i] if i < len(positional) else f"arg{i}" for i in range(len(args))]
     inputs = [_structure(value, name) for name, value in zip(names, args)]
     inputs += [_structure(kwargs[name], name) for name in sorted(kwargs)]
+    check_backend(backend)
     # Keyword arguments come in the order of their names, as leaves of a dict do.
-    traced = trace_call("save", func, args, dict(sorted(kwargs.items())), dynamic)
+    kwargs = dict(sorted(kwargs.items()))
+    traced = trace_call("save", func, args, kwargs, dynamic)
     placeholder = object()
     result = _pytree.tree_map(lambda leaf: leaf, traced.rebuild([placeholder] * len(traced.graph.outputs())))
     outputs = _structure(result, "", placeholder)
-    _C.save_artifact(
-        traced.graph, ("tuple", "", inputs), outputs, function_name(func), os.fspath(path)
+    package = None
+    if backend == "inductor":
+        leaves = _pytree.flatten((args, kwargs))[0]
+        examples = [leaf.detach().clone() for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        package = compiled_package(traced.graph)
+    artifact = _C.make_artifact(
+        traced.graph, ("tuple", "", inputs), outputs, function_name(func), package
     )
+    if package is not None:
+        _try_out(artifact, examples)
+    _C.save_artifact(artifact, os.fspath(path))
 
 
-def load(path: "str | os.PathLike[str]") -> Loaded:
+def _try_out(artifact: "_C.Artifact", examples: "list[torch.Tensor]") -> None:
+    """Runs machine code that was just made, so that one that does not fit the graph is not saved."""
+    with torch.no_grad():
+        program = _C.LoadedProgram(artifact, True, "", artifact.name)
+        program.try_out([example.clone() for example in examples])
+
+
+def load(
+    path: "str | os.PathLike[str]",
+    *,
+    allow_native_code: bool = False,
+    backend: "str | None" = None,
+) -> Loaded:
     """The function that `save`, in Python or C++, wrote into a file.
 
-    Loading runs nothing, and a damaged or hostile file is an error. What comes can be called,
+    Loading runs nothing (but machine code that you allow), and a damaged or hostile file is an error. What comes can be called,
     transformed (`vmap(grad(load(path)))`) and saved again.
 
+    Args:
+        path: of the file.
+        allow_native_code: whether machine code in the file (`save(..., backend="inductor")`) may be
+            loaded, which runs code of the file: only for files of people whom you trust. Without
+            it, such a file is an error.
+        backend: "eager": the graph of the file runs, though it holds machine code.
+
     Raises:
-        TransformError (a ValueError): for a file that is no artifact, or damaged.
+        TransformError (a ValueError): for a file that is no artifact, or damaged; for machine code
+            that is not allowed, or was made for another machine, torch or torchlift.
         UnsupportedError (a RuntimeError): if it calls an operator that this torch does not have.
 
     >>> import os, tempfile, torch, torchlift
@@ -171,7 +210,10 @@ def load(path: "str | os.PathLike[str]") -> Loaded:
     tensor([[1., 1., 1.],
             [1., 1., 1.]])
     """
-    return Loaded(_C.load_artifact(os.fspath(path)))
+    artifact = _C.load_artifact(os.fspath(path))
+    return Loaded(
+        artifact, _C.LoadedProgram(artifact, allow_native_code, backend or "", os.fspath(path))
+    )
 
 
 def _structure(value: Any, name: str, tensor: Any = None) -> "tuple[str, str, Any]":

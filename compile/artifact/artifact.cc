@@ -29,6 +29,15 @@ SafetensorsEntry weights_entry(const Storages& storages, size_t i) {
   return {.name = record.name, .dtype = "U8", .shape = {static_cast<int64_t>(record.bytes)}};
 }
 
+// The last storage.
+void add_package(const at::Tensor& package, Storages& storages) {
+  storages.records.push_back({.name = "native/package.pt2",
+                              .bytes = static_cast<uint64_t>(package.numel()),
+                              .crc = crc32(package.const_data_ptr(), package.nbytes())});
+  storages.bytes.push_back(package);
+  storages.views.push_back(package);
+}
+
 std::string weights_header(const Storages& storages) {
   std::vector<SafetensorsEntry> entries;
   std::vector<uint64_t> bytes;
@@ -47,7 +56,8 @@ void write_artifact(const Artifact& artifact, Write&& write) {
   Artifact stamped = artifact;
   stamped.torchlift_version = version();
   stamped.torch_version = built_for_torch();
-  const Storages storages = collect_storages(stamped.graph);
+  Storages storages = collect_storages(stamped.graph);
+  if (stamped.native.has_value()) add_package(stamped.native->package, storages);
   const std::string graph = encode(stamped, storages);
   const std::string weights = weights_header(storages);
   uint64_t weights_size = weights.size();

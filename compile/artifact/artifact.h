@@ -13,14 +13,18 @@
 // What is loaded is what was saved: graph.str() is the same, constants are the same bit for bit,
 // keep their strides, and share memory if they did. They come without requires_grad.
 //
+// A file can hold machine code beside the graph; here, that is bytes like others.
+//
 // Loading runs nothing and trusts nothing (docs/artifacts.md, "Safety"). A file that is cut,
 // damaged or made to do harm gives a TransformError that says what is wrong with it; one that calls
 // an operator which this libtorch does not have gives an UnsupportedError.
 
 #include <map>
+#include <optional>
 #include <string>
 #include <string_view>
 
+#include "compile/artifact/native_code.h"
 #include "compile/artifact/signature.h"
 #include "compile/graph.h"
 
@@ -35,6 +39,8 @@ struct Artifact {
   std::string torch_version;
   // Anything else that belongs to it.
   std::map<std::string, std::string> metadata;
+  // Machine code for what native_plan(graph) says (native_plan.h); a LoadedProgram runs it.
+  std::optional<NativeCode> native = std::nullopt;
 };
 
 // Throws TransformError if the graph is not well formed, does not fit the signature, or holds a

@@ -12,8 +12,9 @@ namespace {
 const std::map<std::string, std::set<std::string>> kOptions = {
     {"inspect", {}},
     {"validate", {}},
-    {"run", {"--inputs", "--output", "--seed", "--threads"}},
-    {"bench", {"--inputs", "--repeat", "--seed", "--threads", "--dim"}},
+    {"run", {"--inputs", "--output", "--seed", "--threads", "--backend", "--allow-native-code"}},
+    {"bench",
+     {"--inputs", "--repeat", "--seed", "--threads", "--dim", "--backend", "--allow-native-code"}},
 };
 
 int64_t number(const std::string& text, const std::string& option, int64_t least) {
@@ -75,6 +76,10 @@ class Parser {
       line_.threads = std::min<int64_t>(number(value(name), name, 1), 1 << 16);
     } else if (name == "--repeat") {
       line_.repeat = number(value(name), name, 1);
+    } else if (name == "--backend") {
+      line_.backend = value(name);
+    } else if (name == "--allow-native-code") {
+      line_.allow_native_code = true;
     } else {
       dim(value(name));
     }
@@ -119,6 +124,9 @@ const char* const kUsage = R"(torchlift-run: looks at and runs torchlift artifac
       without one, outputs are printed
   torchlift-run bench FILE [--inputs INPUT...] [--repeat N] [--seed N] [--threads N] [--dim NAME=SIZE]...
       prints the median time of a run, with random inputs if none are given
+  run and bench also take
+      --allow-native-code, for a file that holds machine code, which runs then: trust its author;
+      --backend eager, to run the graph of such a file instead
   torchlift-run --help
   torchlift-run --version
 

@@ -25,6 +25,8 @@ struct CommandLine {
   std::optional<uint64_t> seed;
   std::optional<int64_t> threads;
   std::optional<int64_t> repeat;
+  std::string backend;
+  bool allow_native_code = false;
   std::map<std::string, int64_t> dims;  // sizes of dynamic dims
 };
 

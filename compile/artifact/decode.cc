@@ -11,6 +11,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <sstream>
 #include <string>
 #include <utility>
 
@@ -315,6 +316,14 @@ class StorageLoader {
                 const std::function<at::Tensor(const StorageRecord&)>& load)
       : records_(std::move(records)), load_(load), loaded_(records_.size()) {}
 
+  // All of a storage that no constant sees.
+  at::Tensor load(size_t index, const char* what) {
+    if (index >= records_.size()) {
+      format_error(what, " is storage ", index, " of ", records_.size(), ".");
+    }
+    return load_(records_[index]);
+  }
+
   at::Tensor view(const fb::Constant& encoded, const Value& value, ArgumentDecoder& decoder) {
     if (encoded.storage() >= records_.size()) {
       format_error("constant ", value.name, " is in storage ", encoded.storage(), " of ",
@@ -421,6 +430,7 @@ class Decoder {
     artifact.signature.outputs = structure(*root_.outputs());
     verify(artifact.graph);
     check_signature(artifact.signature, artifact.graph);
+    if (root_.native() != nullptr) artifact.native = native(*root_.native());
     return artifact;
   }
 
@@ -537,6 +547,18 @@ class Decoder {
       format_error("subgraphs are shared so often that the program has more than ", buffer_size_,
                    " nodes.");
     }
+  }
+
+  NativeCode native(const fb::NativeCode& encoded) {
+    NativeCode code;
+    code.backend = arguments_.name(encoded.backend(), "a backend");
+    code.torchlift_version = arguments_.name(encoded.torchlift_version(), "a version");
+    code.torch_version = arguments_.name(encoded.torch_version(), "a version");
+    code.machine = arguments_.name(encoded.machine(), "a machine");
+    std::istringstream features(arguments_.name(encoded.cpu_features(), "features of a CPU"));
+    for (std::string each; features >> each;) code.cpu_features.push_back(each);
+    code.package = storages_.load(encoded.package(), "the machine code");
+    return code;
   }
 
   Structure structure(const fb::Structure& encoded) {

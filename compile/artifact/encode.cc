@@ -44,8 +44,11 @@ class Encoder {
     const auto record_list = vector(records);
     const auto inputs = encode(artifact_.signature.inputs);
     const auto outputs = encode(artifact_.signature.outputs);
+    const auto metadata_list = vector(metadata);
+    Offset<fb::NativeCode> native;
+    if (artifact_.native.has_value()) native = encode(*artifact_.native);
     builder_.Finish(fb::CreateArtifact(builder_, name, torchlift, torch, graph_list, record_list,
-                                       inputs, outputs, vector(metadata)),
+                                       inputs, outputs, metadata_list, native),
                     fb::ArtifactIdentifier());
     return {reinterpret_cast<const char*>(builder_.GetBufferPointer()), builder_.GetSize()};
   }
@@ -263,6 +266,20 @@ class Encoder {
     if (structure.kind == Structure::Kind::kConstant) value = encode(structure.constant);
     const auto name = text(structure.name);
     return fb::CreateStructure(builder_, to_file(structure.kind), name, value, vector(children));
+  }
+
+  Offset<fb::NativeCode> encode(const NativeCode& code) {
+    std::string features;
+    for (const std::string& each : code.cpu_features) {
+      features += (features.empty() ? "" : " ") + each;
+    }
+    const auto backend = text(code.backend);
+    const auto torchlift = text(code.torchlift_version);
+    const auto torch = text(code.torch_version);
+    const auto machine = text(code.machine);
+    const auto package = static_cast<uint32_t>(storages_.records.size() - 1);
+    return fb::CreateNativeCode(builder_, backend, torchlift, torch, machine, text(features),
+                                package);
   }
 
   const Artifact& artifact_;

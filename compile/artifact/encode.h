@@ -48,6 +48,7 @@ Storages collect_storages(const Graph& graph);
 // nested too deep.
 std::vector<const Graph*> all_graphs(const Graph& graph);
 
+// The package of machine code, if there is one, is the last storage.
 std::string encode(const Artifact& artifact, const Storages& storages);
 
 // Checks everything that compile::verify() does not. `load` gives the bytes of a storage, a uint8

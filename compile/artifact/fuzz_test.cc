@@ -1,6 +1,7 @@
 // Files that chance has changed. Those whose checksums do not fit must be refused; those whose
 // checksums were made to fit must be refused too, or be well formed.
 
+#include <ATen/ops/arange.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -13,8 +14,10 @@
 #include <new>
 #include <random>
 #include <string>
+#include <vector>
 
 #include "compile/artifact/artifact.h"
+#include "compile/artifact/native_code.h"
 #include "compile/artifact/safetensors.h"
 #include "compile/artifact/sample_artifacts.h"
 #include "compile/artifact/tampering.h"
@@ -101,9 +104,17 @@ class Mutator {
   std::mt19937_64 random_;
 };
 
+// The samples, and one with machine code.
+std::vector<Artifact> fuzzed_artifacts() {
+  std::vector<Artifact> artifacts = sample_artifacts();
+  artifacts.push_back(loss_artifact());
+  artifacts.back().native = native_code_for_here(at::arange(50, at::kByte));
+  return artifacts;
+}
+
 class FuzzTest : public ::testing::TestWithParam<size_t> {
  protected:
-  const std::string bytes_ = artifact_bytes(sample_artifacts()[GetParam()]);
+  const std::string bytes_ = artifact_bytes(fuzzed_artifacts()[GetParam()]);
 };
 
 TEST_P(FuzzTest, EveryTruncationIsRefused) {
@@ -168,7 +179,7 @@ TEST_P(FuzzTest, GraphsOfAnyBytesAreRefused) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Samples, FuzzTest, ::testing::Range<size_t>(0, 5));
+INSTANTIATE_TEST_SUITE_P(Samples, FuzzTest, ::testing::Range<size_t>(0, 6));
 
 TEST(FuzzSafetensorsTest, ChangedFilesAreReadOrRefused) {
   const std::string path = ::testing::TempDir() + "fuzzed.safetensors";

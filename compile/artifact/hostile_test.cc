@@ -1,5 +1,6 @@
 // Files whose checksums are right and whose contents are made to do harm.
 
+#include <ATen/ops/ones.h>
 #include <ATen/ops/tensor.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -13,6 +14,7 @@
 
 #include "compile/artifact/artifact.h"
 #include "compile/artifact/artifact_generated.h"
+#include "compile/artifact/native_code.h"
 #include "compile/artifact/sample_artifacts.h"
 #include "compile/artifact/tampering.h"
 #include "core/error.h"
@@ -55,6 +57,19 @@ TEST(HostileTest, EditingNothingGivesTheSame) {
     const Artifact loaded = parse_artifact(edited(artifact, [](fb::ArtifactT&) {}));
     EXPECT_EQ(difference(loaded.graph, artifact.graph), "");
   }
+}
+
+TEST(HostileTest, MachineCodeIsAStorageOfItsOwn) {
+  Artifact artifact = constants_artifact();
+  artifact.native = native_code_for_here(at::ones({20}, at::kByte));
+  EXPECT_THAT(error_of(artifact, [](fb::ArtifactT& root) { root.native->package = 1000; }),
+              HasSubstr("the machine code is storage 1000 of"));
+  EXPECT_THAT(error_of(artifact, [](fb::ArtifactT& root) { root.native->package = 0; }),
+              HasSubstr("two storages are the weights"));
+  EXPECT_THAT(error_of(artifact, [](fb::ArtifactT& root) { root.native.reset(); }),
+              HasSubstr("the weights 'native/package.pt2' belong to no constant"));
+  EXPECT_THAT(error_of(artifact, [](fb::ArtifactT& root) { root.native->machine = "x\ny"; }),
+              HasSubstr("has control characters"));
 }
 
 TEST(HostileTest, NumbersOfValuesAreChecked) {

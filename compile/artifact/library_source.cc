@@ -295,6 +295,11 @@ LibrarySource library_source(const std::string& bytes, const LibraryOptions& opt
                     "file at run time by load_artifact.");
   }
   const Artifact artifact = parse_artifact(bytes, options.file);
+  if (artifact.native.has_value()) {
+    transform_error("torchlift_library", options.file, " holds machine code by ",
+                    artifact.native->backend,
+                    ", which a library does not run. Save it without a backend.");
+  }
   StructWriter inputs(artifact.graph, artifact.graph.inputs);
   inputs.write("Inputs", artifact.signature.inputs.children);
   StructWriter outputs(artifact.graph, artifact.graph.outputs);

@@ -15,6 +15,9 @@
 
 #include "compile/artifact/artifact.h"
 #include "compile/artifact/command_line.h"
+#include "compile/artifact/format_error.h"
+#include "compile/artifact/loaded_program.h"
+#include "compile/artifact/native_code.h"
 #include "compile/artifact/runner_io.h"
 #include "compile/replay.h"
 #include "core/error.h"
@@ -79,6 +82,19 @@ void print_operators(const Totals& totals, std::ostream& out) {
   out << (sorted.empty() ? "" : ")") << "\n";
 }
 
+void print_native(const NativeCode& code, std::ostream& out) {
+  out << "machine code: by " << code.backend << " (" << code.package.numel()
+      << " bytes), for torchlift " << code.torchlift_version << ", torch " << code.torch_version
+      << ", " << code.machine << " with";
+  for (const std::string& each : code.cpu_features) out << " " << each;
+  out << "\n";
+  try {
+    check_fits_here(code);
+  } catch (const FormatError& error) {
+    out << "              not for this machine: " << error.what() << "\n";
+  }
+}
+
 void inspect(const CommandLine& line, std::ostream& out) {
   const Artifact artifact = load_artifact(line.file);
   const Graph& graph = artifact.graph;
@@ -98,6 +114,7 @@ void inspect(const CommandLine& line, std::ostream& out) {
   for (const auto& storage : totals.storages) bytes += storage.second;
   text << "constants:  " << totals.constants << " (" << bytes << " bytes)\n";
   print_operators(totals, text);
+  if (artifact.native.has_value()) print_native(*artifact.native, text);
   for (const auto& [key, value] : artifact.metadata) {
     text << "metadata:   " << key << " = " << value << "\n";
   }
@@ -111,7 +128,13 @@ void validate(const CommandLine& line, std::ostream& out) {
   Totals totals;
   add_totals(artifact.graph, totals);
   out << line.file << ": valid (" << plural(totals.nodes, "operator") << ", "
-      << plural(totals.constants, "constant") << ")\n";
+      << plural(totals.constants, "constant")
+      << (artifact.native.has_value() ? ", machine code that was not looked into" : "") << ")\n";
+}
+
+LoadedProgram load_program(const Artifact& artifact, const CommandLine& line) {
+  return LoadedProgram(
+      artifact, {.allow_native_code = line.allow_native_code, .backend = line.backend}, line.file);
 }
 
 // --- run -----------------------------------------------------------------------------------------
@@ -139,7 +162,7 @@ void run(const CommandLine& line, std::ostream& out) {
   const Artifact artifact = load_artifact(line.file);
   const std::vector<at::Tensor> inputs = read_inputs(artifact, line.inputs);
   set_threads(line);
-  const Program program(artifact.graph);
+  const LoadedProgram program = load_program(artifact, line);
   const std::vector<at::Tensor> outputs = program.run(inputs, {.seed = line.seed});
   if (line.output.has_value()) {
     for (const std::string& file : write_outputs(artifact, outputs, *line.output)) {
@@ -160,7 +183,7 @@ double microseconds(Clock::duration duration) {
 }
 
 // Times of runs; without a number of them, for about a second.
-std::vector<double> times_of(const Program& program, const std::vector<at::Tensor>& inputs,
+std::vector<double> times_of(const LoadedProgram& program, const std::vector<at::Tensor>& inputs,
                              const CommandLine& line) {
   constexpr int kWarmUp = 3;
   constexpr size_t kLeast = 10;
@@ -187,7 +210,7 @@ void bench(const CommandLine& line, std::ostream& out) {
   const std::vector<at::Tensor> inputs =
       line.inputs.empty() ? random_inputs(artifact, line.dims, line.seed.value_or(0))
                           : read_inputs(artifact, line.inputs);
-  const Program program(artifact.graph);
+  const LoadedProgram program = load_program(artifact, line);
   std::vector<double> times = times_of(program, inputs, line);
   std::sort(times.begin(), times.end());
   const size_t threads = static_cast<size_t>(at::get_num_threads());

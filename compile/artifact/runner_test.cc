@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "compile/artifact/artifact.h"
+#include "compile/artifact/native_code.h"
 #include "compile/artifact/npy.h"
 #include "compile/artifact/safetensors.h"
 #include "compile/artifact/sample_artifacts.h"
@@ -145,6 +146,34 @@ TEST_F(RunnerTest, PrintsOutputsThatGoNowhere) {
   EXPECT_EQ(done.status, 0) << done.err;
   EXPECT_THAT(done.out, HasSubstr("weight: f32[3, 4]\n"));
   EXPECT_THAT(done.out, HasSubstr("expanded: f32[2, 1000]\n(2000 numbers; --output writes them)"));
+}
+
+TEST_F(RunnerTest, MachineCodeIsNotRunUnlessThatIsAllowed) {
+  Artifact artifact = loss_artifact();
+  artifact.native = native_code_for_here(at::ones({20}, at::kByte));
+  save_artifact(artifact, path("native.tlc"));
+  const Words inputs = {"--inputs", npy("w.npy", w_), npy("b.npy", b_), npy("x.npy", x_)};
+  const auto with = [&](Words words, const Words& more) {
+    words.insert(words.end(), inputs.begin(), inputs.end());
+    words.insert(words.end(), more.begin(), more.end());
+    return command(words);
+  };
+  EXPECT_THAT(command({"inspect", path("native.tlc")}).out,
+              HasSubstr("machine code: by inductor (20 bytes), for torchlift "));
+  EXPECT_THAT(command({"validate", path("native.tlc")}).out,
+              HasSubstr("valid (3 operators, 0 constants, machine code that was not looked into)"));
+  EXPECT_THAT(command({"inspect", path("native.tlc")}).out, Not(HasSubstr("not for this machine")));
+  artifact.native->machine = "pdp11";
+  save_artifact(artifact, path("pdp11.tlc"));
+  EXPECT_THAT(command({"inspect", path("pdp11.tlc")}).out,
+              HasSubstr("not for this machine: its machine code is for pdp11, and"));
+  const Words run = {"run", path("native.tlc")};
+  EXPECT_EQ(with(run, {}).status, 1);
+  EXPECT_THAT(with(run, {}).err, HasSubstr("native.tlc: it holds machine code, made by inductor"));
+  EXPECT_THAT(with({"bench", path("native.tlc")}, {}).err, HasSubstr("it holds machine code"));
+  EXPECT_THAT(with(run, {"--allow-native-code"}).err, HasSubstr("cannot be loaded"));
+  EXPECT_THAT(with(run, {"--backend", "eager"}).out, HasSubstr("56.25"));
+  EXPECT_THAT(with(run, {"--backend", "ts"}).err, HasSubstr("there is no backend 'ts'"));
 }
 
 TEST_F(RunnerTest, FilesOfOutputsStayInTheirFolder) {
