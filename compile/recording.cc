@@ -35,6 +35,8 @@ ValueId Recording::find_in(size_t depth, const at::Tensor& inner) {
   Frame& frame = *frames_[depth];
   const auto found = frame.known.find(inner.unsafeGetTensorImpl());
   if (found != frame.known.end() && !found->second.tensor.expired()) return found->second.id;
+  const ValueId alias = alias_of_known(frame, inner);
+  if (alias != kNoValue) return alias;
   const ValueId view = view_of_owner(frame, inner);
   if (view != kNoValue) return view;
   if (depth == 0) {
@@ -46,6 +48,20 @@ ValueId Recording::find_in(size_t depth, const at::Tensor& inner) {
   const ValueId id = capture_in(depth, find_in(depth - 1, inner), inner.squeeze(0));
   know_in(frame, inner, id);
   return id;
+}
+
+ValueId Recording::alias_of_known(const Frame& frame, const at::Tensor& inner) {
+  if (!inner.has_storage()) return kNoValue;
+  for (const auto& [impl, known] : frame.known) {
+    const at::Tensor t(known.tensor.lock());
+    if (t.defined() && t.is_alias_of(inner) && t.sizes() == inner.sizes() &&
+        t.strides() == inner.strides() && t.storage_offset() == inner.storage_offset() &&
+        t.scalar_type() == inner.scalar_type() && t.is_conj() == inner.is_conj() &&
+        t.is_neg() == inner.is_neg()) {
+      return known.id;
+    }
+  }
+  return kNoValue;
 }
 
 ValueId Recording::constant_in(size_t depth, const at::Tensor& t) {

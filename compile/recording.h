@@ -80,6 +80,8 @@ class Recording {
   ValueId capture_in(size_t depth, ValueId outer, const at::Tensor& real);
   // kNoValue if it is no view of promoted memory.
   ValueId view_of_owner(Frame& frame, const at::Tensor& inner);
+  // A known tensor of the same memory and layout, as x.data is of x; kNoValue if there is none.
+  static ValueId alias_of_known(const Frame& frame, const at::Tensor& inner);
 
   const std::string transform_;
   const std::function<std::string()> source_;

@@ -254,6 +254,7 @@ class Call {
       target.id = recording_.add_value(target.real, base_name(op_.schema().name()));
       recording_.know(impl->value(), target.id);
       node_.op.pop_back();  // squeeze_ -> squeeze: a view like any other
+      if (node_.op == "aten::transpose") node_.overload = "int";
       if (!c10::Dispatcher::singleton().findSchema({node_.op, node_.overload}).has_value()) {
         unsupported_error(recording_.transform(), name(), " has no form that is not in place.");
       }

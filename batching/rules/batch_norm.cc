@@ -16,12 +16,16 @@
 #include <ATen/ops/native_batch_norm_ops.h>
 
 #include <array>
+#include <optional>
+#include <tuple>
 #include <vector>
 
 #include "batching/rules/reduction.h"
 #include "core/boxed.h"
 #include "core/error.h"
+#include "core/lifted_tensor.h"
 #include "core/promotion.h"
+#include "core/recorder.h"
 #include "core/tensor_operators.h"
 
 namespace torchlift {
@@ -106,6 +110,26 @@ BatchedTriple of_no_examples(const BatchedArg& input, bool training) {
   return {nothing_like(input), saved, saved};
 }
 
+bool is_recorded(const at::Tensor& t) {
+  const LiftedTensorImpl* impl = t.defined() ? as_lifted(t) : nullptr;
+  return impl != nullptr && recorder_of(impl->level()) != nullptr;
+}
+
+// The operator that the user calls does not say that it writes the statistics, which a trace must
+// know.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> normalize(
+    const at::Tensor& input, const std::optional<at::Tensor>& weight,
+    const std::optional<at::Tensor>& bias, const std::optional<at::Tensor>& mean,
+    const std::optional<at::Tensor>& var, bool training, double momentum, double eps) {
+  if (training && mean.has_value() && var.has_value() &&
+      (is_recorded(input) || is_recorded(*mean) || is_recorded(*var))) {
+    at::Tensor written_mean = *mean, written_var = *var;
+    return at::_native_batch_norm_legit(input, weight, bias, written_mean, written_var, training,
+                                        momentum, eps);
+  }
+  return at::native_batch_norm(input, weight, bias, mean, var, training, momentum, eps);
+}
+
 // Evaluation with only the input batched: more images for the same kernel.
 BatchedTriple eval_with_shared_statistics(const BatchedArg& input, const OptionalArg& weight,
                                           const OptionalArg& bias, const OptionalArg& mean,
@@ -128,8 +152,8 @@ BatchedTriple affine_apart(const BatchedArg& input, const OptionalArg& weight,
   const auto value = [](const OptionalArg& arg) {
     return is_defined(arg) ? std::optional<at::Tensor>(arg->value) : std::nullopt;
   };
-  auto [out, save_mean, save_invstd] = at::native_batch_norm(
-      input.value, std::nullopt, std::nullopt, value(mean), value(var), training, momentum, eps);
+  auto [out, save_mean, save_invstd] = normalize(input.value, std::nullopt, std::nullopt,
+                                                 value(mean), value(var), training, momentum, eps);
   at::Tensor scaled = out;
   for (const OptionalArg* arg : {&weight, &bias}) {
     if (!is_defined(*arg)) continue;
@@ -158,7 +182,8 @@ struct RunningStatistic {
     if (!folded.has_value()) return;
     // As libtorch's kernel does, this leaves the version of the statistic as it is: autograd has
     // saved it, and does not use it after training.
-    at::Tensor target = batch_first(*arg).variable_data();
+    const at::Tensor statistic = batch_first(*arg);  // alive: a trace knows it by its address
+    at::Tensor target = statistic.variable_data();
     target.copy_(per_example(*folded, size).value);
   }
 };
@@ -183,9 +208,9 @@ BatchedTriple batch_norm(BatchedArg input, OptionalArg weight, OptionalArg bias,
   }
   const RunningStatistic running_mean(mean, size, training);
   const RunningStatistic running_var(var, size, training);
-  auto [out, save_mean, save_invstd] = at::native_batch_norm(
-      channels(input, size), per_channel(weight, size), per_channel(bias, size),
-      running_mean.folded, running_var.folded, training, momentum, eps);
+  auto [out, save_mean, save_invstd] =
+      normalize(channels(input, size), per_channel(weight, size), per_channel(bias, size),
+                running_mean.folded, running_var.folded, training, momentum, eps);
   if (training) {
     running_mean.update(mean, size);
     running_var.update(var, size);

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from torch.testing import assert_close
 
 import torchlift
@@ -723,3 +724,44 @@ class TestSources:
     def test_files_do_not_tell_of_the_machine_they_were_made_on(self, tmp_path):
         torchlift.save(square_of_sine, tmp_path / "f.tlc", torch.ones(3))
         assert __file__.encode() not in (tmp_path / "f.tlc").read_bytes()
+
+
+# --- operators that the operator database met ---------------------------------------------------------
+
+
+def replayed(f, *args):
+    """Of f traced, after all passes, and of f itself: results, and what is written into the arguments."""
+    copies = [a.clone() for a in args]
+    expected = f(*copies)
+    traced = torchlift.trace(f)(*args)
+    again = [a.clone() for a in args]
+    torch.testing.assert_close(traced.rebuild(traced.optimized().run(again)), expected)
+    for a, b in zip(again, copies):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("f", [
+    lambda x: torch.rot90(x, 1, [0, 1]),
+    torchlift.grad(lambda x: (torch.rot90(x, 3, [0, 1]) * x.mT).sum()),
+    torchlift.grad(lambda x: torch.quantile(x, 0.3, dim=0, keepdim=True).sum()),
+    torchlift.grad(lambda x: torch.stft(x.flatten(), 8, return_complex=True, window=torch.ones(8)).abs().sum()),
+    torchlift.grad(lambda x: sum(t.sum() for t in torch.aminmax(x[0, 0], dim=0, keepdim=True))),
+    torchlift.vmap(lambda row: row.data.mul_(2) + row),
+])  # fmt: skip
+def test_views_in_place_and_numbers_along_dim_0(f):
+    replayed(f, torch.randn(4, 5))
+
+
+def test_batch_norms_in_training_under_vmap():
+    def norm(x, mean, var):
+        return F.batch_norm(x, mean, var, training=True), mean + 0, var + 0
+
+    def loss(x, mean, var, weight):
+        return F.batch_norm(x, mean, var, weight, training=True).pow(3).sum()
+
+    x, mean, var = torch.randn(3, 6, 5), torch.zeros(3, 5), torch.ones(3, 5)
+    replayed(torchlift.vmap(norm), x, mean, var)
+    replayed(torchlift.vmap(torchlift.grad(loss, argnums=(0, 3))), x, mean, var, torch.rand(3, 5))
+    replayed(lambda *a: torchlift.grad(lambda x: torchlift.vmap(norm)(x, *a[1:])[0].pow(3).sum())(a[0]), x, mean, var)
+    images = torch.randn(3, 2, 5, 4)
+    replayed(torchlift.vmap(lambda x, m, v: F.instance_norm(x, m, v, use_input_stats=True)), images, mean, var)

@@ -309,6 +309,7 @@ class Hoister {
     const auto* keep = std::get_if<c10::IValue>(keepdim);
     if (list == nullptr || !list->isIntList() || keep == nullptr || !keep->isBool()) return {};
     const size_t all = rank(node, 0);
+    if (all == 0) return {};  // a number, which may be summed along its dim 0
     std::vector<bool> reduced(all, list->toIntVector().empty());
     for (const int64_t d : list->toIntVector()) {
       reduced.at(static_cast<size_t>(d < 0 ? d + static_cast<int64_t>(all) : d)) = true;
