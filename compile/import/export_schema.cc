@@ -53,10 +53,10 @@ Value look_up(const std::map<int64_t, Value>& table, int64_t number, const char*
   return found->second;
 }
 
-std::vector<SizeExpr> sizes_of(const Json& list, const SymbolLookup& symbols,
+std::vector<SizeExpr> sizes_of(const Json& list, const SizeMeaning& meaning,
                                const std::string& where) {
   std::vector<SizeExpr> sizes;
-  for (const Json& each : list) sizes.push_back(size_of(each, symbols, where));
+  for (const Json& each : list) sizes.push_back(size_of(each, meaning, where));
   return sizes;
 }
 
@@ -93,7 +93,7 @@ c10::Device device_of(const Json& json, const std::string& where) {
   }
 }
 
-SizeExpr size_of(const Json& json, const SymbolLookup& symbols, const std::string& where) {
+SizeExpr size_of(const Json& json, const SizeMeaning& sizes, const std::string& where) {
   const auto [kind, value] = as_union(json, where);
   if (kind == "as_int") {
     const int64_t number = as_int(value, where);
@@ -101,17 +101,17 @@ SizeExpr size_of(const Json& json, const SymbolLookup& symbols, const std::strin
     return number;
   }
   if (kind != "as_expr") format_error(where, " has a size that is ", kind, ".");
-  return size_expr_of(parse_size(string_at(value, "expr_str", where)), symbols);
+  return sizes.size(parse_size(string_at(value, "expr_str", where)));
 }
 
-TensorType type_of_meta(const Json& meta, const SymbolLookup& symbols, const std::string& where) {
+TensorType type_of_meta(const Json& meta, const SizeMeaning& sizes, const std::string& where) {
   TensorType type;
   type.dtype = dtype_of(as_int(at(meta, "dtype", where), where));
   type.layout = layout_of(as_int(at(meta, "layout", where), where));
   type.device = device_of(at(meta, "device", where), where);
-  type.sizes = sizes_of(array_at(meta, "sizes", where), symbols, where);
+  type.sizes = sizes_of(array_at(meta, "sizes", where), sizes, where);
   if (type.layout == c10::kStrided) {
-    type.strides = sizes_of(array_at(meta, "strides", where), symbols, where);
+    type.strides = sizes_of(array_at(meta, "strides", where), sizes, where);
     if (type.strides.size() != type.sizes.size()) {
       format_error(where, " has ", type.sizes.size(), " sizes and ", type.strides.size(),
                    " strides.");

@@ -7,7 +7,7 @@
 // ATen, and what they say of a tensor.
 //
 //   dtype_of(7)                                   // at::kFloat
-//   type_of_meta(meta, symbols, "tensor x")       // f32[s0, 3]
+//   type_of_meta(meta, sizes, "tensor x")       // f32[s0, 3]
 //
 // Throws FormatError (compile/artifact/format_error.h) for what stands for nothing.
 
@@ -32,10 +32,10 @@ c10::MemoryFormat memory_format_of(int64_t number);
 c10::Device device_of(const Json& json, const std::string& where);
 
 // {"as_int": 3} or {"as_expr": {"expr_str": "Symbol('s0')"}}
-SizeExpr size_of(const Json& json, const SymbolLookup& symbols, const std::string& where);
+SizeExpr size_of(const Json& json, const SizeMeaning& sizes, const std::string& where);
 
 // A TensorMeta.
-TensorType type_of_meta(const Json& meta, const SymbolLookup& symbols, const std::string& where);
+TensorType type_of_meta(const Json& meta, const SizeMeaning& sizes, const std::string& where);
 
 }  // namespace torchlift::compile
 

@@ -132,12 +132,10 @@ Argument read_sym_float(const Json& json, const Place& place) {
   return ratio;
 }
 
+// A condition is a number only where the sizes are.
 Argument read_sym_bool(const Json& json, const Place& place) {
-  const SizeTerm term = place.scope.sym_bool(json, place.where);
-  if (term.kind == SizeTerm::Kind::kNumber) return IValue(term.number != 0);
-  unsupported_error("import", place.where,
-                    " depends on the sizes of the inputs, as a bool. Export "
-                    "the program with fixed sizes there.");
+  const SizeExpr truth = place.scope.size(place.scope.sym_bool(json, place.where));
+  return IValue(truth.constant().value_or(0) != 0);
 }
 
 // --- tensors -------------------------------------------------------------------------------------
@@ -243,8 +241,7 @@ void check_enum(const std::string& kind, const Place& place) {
 
 // --- names ---------------------------------------------------------------------------------------
 
-NameScope::NameScope(const Json& graph, SymbolLookup symbols)
-    : graph_(graph), symbols_(std::move(symbols)) {}
+NameScope::NameScope(const Json& graph, const SizeMeaning& sizes) : graph_(graph), sizes_(sizes) {}
 
 void NameScope::define(const std::string& name, ValueId id) {
   if (!tensors_.emplace(name, id).second) format_error("two tensors are named '", name, "'.");
@@ -277,7 +274,7 @@ SizeExpr NameScope::sym_int(const Json& json, const std::string& where) const {
   const auto [form, size] = as_union(named("sym_int_values", value, where), where);
   if (form == "as_int") return as_int(size, where);
   if (form != "as_expr") format_error(where, " is ", form, ", no integer.");
-  return size_expr_of(parse_size(string_at(size, "expr_str", where)), symbols_);
+  return sizes_.size(parse_size(string_at(size, "expr_str", where)));
 }
 
 SizeRatio NameScope::sym_float(const Json& json, const std::string& where) const {
@@ -287,7 +284,7 @@ SizeRatio NameScope::sym_float(const Json& json, const std::string& where) const
   const auto [form, number] = as_union(named("sym_float_values", value, where), where);
   if (form == "as_float") return {.factor = as_double(number, where)};
   if (form != "as_expr") format_error(where, " is ", form, ", no float.");
-  return size_ratio_of(parse_size(string_at(number, "expr_str", where)), symbols_);
+  return sizes_.ratio(parse_size(string_at(number, "expr_str", where)));
 }
 
 SizeTerm NameScope::sym_bool(const Json& json, const std::string& where) const {
@@ -303,7 +300,7 @@ SizeTerm NameScope::sym_bool(const Json& json, const std::string& where) const {
   if (form == "as_bool") return boolean(condition);
   if (form != "as_expr") format_error(where, " is ", form, ", no bool.");
   SizeTerm term = parse_size(string_at(condition, "expr_str", where));
-  for_each_leaf(term, [&](const SizeTerm& leaf) { symbols_(leaf.name); });
+  for_each_leaf(term, [&](const SizeTerm& leaf) { sizes_.size(leaf); });
   return term;
 }
 
@@ -311,7 +308,7 @@ TensorType NameScope::type(const std::string& name) const {
   const std::string where = "tensor " + name;
   const Json* meta = find(object_at(graph_, "tensor_values", "a graph"), name.c_str());
   if (meta == nullptr) format_error("the graph does not say what '", name, "' is.");
-  return type_of_meta(*meta, symbols_, where);
+  return type_of_meta(*meta, sizes_, where);
 }
 
 // --- arguments -----------------------------------------------------------------------------------

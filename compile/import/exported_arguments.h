@@ -5,7 +5,7 @@
 //
 // The arguments of a node of an exported program, as a node of ours has them.
 //
-//   const NameScope scope(graph_json, symbols);
+//   const NameScope scope(graph_json, sizes);
 //   node.args.push_back(read_argument(json, parameter, scope, "self of aten::add"));
 //
 // Throws FormatError (compile/artifact/format_error.h) for what cannot stand there,
@@ -25,8 +25,8 @@ namespace torchlift::compile {
 // What the names in a graph of the file mean.
 class NameScope {
  public:
-  // graph: outlives this.
-  NameScope(const Json& graph, SymbolLookup symbols);
+  // Both outlive this.
+  NameScope(const Json& graph, const SizeMeaning& sizes);
 
   void define(const std::string& name, ValueId id);
   ValueId tensor(const std::string& name) const;
@@ -36,6 +36,7 @@ class NameScope {
   SizeExpr sym_int(const Json& json, const std::string& where) const;
   SizeRatio sym_float(const Json& json, const std::string& where) const;
   SizeTerm sym_bool(const Json& json, const std::string& where) const;
+  SizeExpr size(const SizeTerm& term) const { return sizes_.size(term); }
   // What the file says of a tensor.
   TensorType type(const std::string& name) const;
 
@@ -44,7 +45,7 @@ class NameScope {
   const Json& named(const char* table, const Json& json, const std::string& where) const;
 
   const Json& graph_;
-  SymbolLookup symbols_;
+  const SizeMeaning& sizes_;
   std::unordered_map<std::string, ValueId> tensors_;
 };
 

@@ -16,10 +16,14 @@
 //
 // Parameters and buffers are inputs of the graph, before those of the user; constants are
 // constants. What the program writes into a buffer in place, it does here; what its signature says
-// is to be written there when it has run is an aten::copy_ at the end.
+// is to be written there when it has run is an aten::copy_ at the end, and the program reads a
+// copy, since autograd may have kept what it read.
 //
 // A block of torch.no_grad() is a graph in the graph. Its nodes are put in its place, with
 // aten::detach of what they read: so its results are constants to every transform.
+//
+// The graph is one for all sizes of dynamic dims, or, where these are given, for some: then sizes
+// may be computed by anything.
 //
 // Throws FormatError, or UnsupportedError that names what a graph cannot say.
 
@@ -27,12 +31,14 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "compile/graph.h"
+#include "compile/import/exported_nodes.h"
 #include "compile/import/json.h"
-#include "compile/import/size_language.h"
 
 namespace torchlift::compile {
 
@@ -41,23 +47,26 @@ struct ExportedState {
   bool is_parameter = false;
 };
 
-// Something that the sizes of the inputs must fulfil, beyond what the graph itself says.
-struct SizeCondition {
-  SizeTerm term;
-  std::string text;  // for people
-};
+// Sizes of the dynamic dims, by their names.
+using DynamicSizes = std::map<std::string, int64_t>;
 
 struct ExportedGraph {
   Graph graph;
   std::vector<ExportedState> state;  // the first inputs of the graph
   std::vector<std::string> input_names;
-  std::vector<std::string> output_names;
+  // The dynamic dims of the program, be they symbols of the graph or not.
+  std::vector<Symbol> symbols;
   std::vector<SizeCondition> conditions;
 };
 
+using FindTensor = std::function<at::Tensor(const std::string&)>;
+
 // program: the JSON of an ExportedProgram. tensor: a parameter, buffer or constant by its name.
-ExportedGraph read_exported_graph(const Json& program,
-                                  const std::function<at::Tensor(const std::string&)>& tensor);
+ExportedGraph read_exported_graph(const Json& program, const FindTensor& tensor,
+                                  const std::optional<DynamicSizes>& sizes = std::nullopt);
+
+// The sizes of the example that the program was exported for.
+DynamicSizes exported_sizes(const Json& program);
 
 }  // namespace torchlift::compile
 

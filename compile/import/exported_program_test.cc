@@ -218,8 +218,8 @@ TEST(ExportedSizesTest, DynamicDimsHaveTheirRange) {
   };
   EXPECT_EQ(call(2).size(0), 2);
   EXPECT_EQ(call(64).size(0), 64);
-  EXPECT_THAT(error_of<TransformError>([&] { call(1); }), HasSubstr("sizes below 2"));
-  EXPECT_THAT(error_of<TransformError>([&] { call(65); }), HasSubstr("<= 64"));
+  EXPECT_THAT(error_of<TransformError>([&] { call(1); }), HasSubstr("sizes from 2 on"));
+  EXPECT_THAT(error_of<TransformError>([&] { call(65); }), HasSubstr("<= 64 does not hold of s"));
   const ImportedModule structured = model("structured");
   const Tensor x = at::ones({7, 3}, at::kDouble), y = at::ones({2}, at::kDouble);
   const std::vector<Tensor> outputs = structured({x, y, y});
@@ -250,7 +250,7 @@ TEST(ExportedErrorsTest, CallsAreChecked) {
 
 TEST(ExportedErrorsTest, OtherFilesAreNamed) {
   EXPECT_THAT(error_of<TransformError>([] { load_exported("no_such.pt2"); }),
-              HasSubstr("[load_exported] no_such.pt2: there is no such file"));
+              HasSubstr("[load_exported] no_such.pt2: "));
   EXPECT_THAT(error_of<TransformError>([] { load_exported(model_path("mlp.pt")); }),
               HasSubstr("load_torchscript reads TorchScript"));
   EXPECT_THAT(error_of<TransformError>([] { load_exported(model_path("mlp.safetensors")); }),

@@ -2,12 +2,9 @@
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/set.h>
-#include <caffe2/serialize/inline_container.h>
 
 #include <algorithm>
 #include <bit>
-#include <filesystem>
-#include <set>
 #include <utility>
 #include <vector>
 
@@ -23,17 +20,10 @@ constexpr const char* kModels = "models/";
 constexpr const char* kWeights = "data/weights/";
 constexpr const char* kConstants = "data/constants/";
 
-uint64_t file_size(const std::string& path) {
-  std::error_code error;
-  const bool is_file = std::filesystem::is_regular_file(path, error);
-  const uint64_t size = is_file ? std::filesystem::file_size(path, error) : 0;
-  if (!is_file || error) format_error("there is no such file, or it cannot be read.");
-  return size;
-}
-
-SizeExpr no_symbols(const std::string& name) {
+// Of weights, which have no dynamic dims.
+const SymbolicSizes kNumbers([](const std::string& name) -> SizeExpr {
   format_error("a weight has a size that depends on ", name, ".");
-}
+});
 
 // The last number that a tensor reaches, in its storage; all in numbers.
 void check_reach(const TensorType& type, int64_t offset, uint64_t room, const std::string& name) {
@@ -57,59 +47,11 @@ void check_reach(const TensorType& type, int64_t offset, uint64_t room, const st
 
 }  // namespace
 
-// --- records -------------------------------------------------------------------------------------
-
-class Pt2Archive::Records {
- public:
-  explicit Records(const std::string& path) : size_(file_size(path)), reader_(path) {
-    for (const std::string& name : reader_.getAllRecords()) names_.insert(name);
-  }
-
-  const std::set<std::string>& names() const { return names_; }
-  bool has(const std::string& name) const { return names_.count(name) > 0; }
-
-  // Records are not compressed, so one that is larger than the file would fill the memory.
-  uint64_t bytes(const std::string& name) {
-    if (!has(name)) format_error("there is no '", name, "' in it.");
-    const uint64_t bytes = reader_.getRecordSize(name);
-    if (bytes > size_) format_error("'", name, "' has ", bytes, " bytes, more than the file.");
-    return bytes;
-  }
-
-  std::string text(const std::string& name) {
-    std::string result(bytes(name), '\0');
-    read(name, result.data(), result.size());
-    return result;
-  }
-
-  at::Tensor tensor(const std::string& name) {
-    const auto count = static_cast<int64_t>(bytes(name));
-    at::Tensor result = at::empty({count}, at::TensorOptions().dtype(at::kByte));
-    read(name, result.mutable_data_ptr(), static_cast<size_t>(count));
-    return result;
-  }
-
- private:
-  void read(const std::string& name, void* to, size_t bytes) {
-    if (bytes == 0) return;
-    const size_t got = reader_.getRecord(name, to, bytes);
-    if (got != bytes)
-      format_error("'", name, "' has ", got, " bytes, and should have ", bytes, ".");
-  }
-
-  const uint64_t size_;
-  caffe2::serialize::PyTorchStreamReader reader_;
-  std::set<std::string> names_;
-};
-
-// --- the archive ---------------------------------------------------------------------------------
-
-Pt2Archive::Pt2Archive(const std::string& path, const std::string& model)
-    : records_(std::make_unique<Records>(path)) {
+Pt2Archive::Pt2Archive(const std::string& path, const std::string& model) : records_(path) {
   check_format();
   const std::string name = find_model(model);
-  program_ = parse_json(records_->text(kModels + name + ".json"), kModels + name + ".json");
-  if (records_->has(kWeights + name + ".pt")) {
+  program_ = parse_json(records_.text(kModels + name + ".json"), kModels + name + ".json");
+  if (records_.has(kWeights + name + ".pt")) {
     format_error("its weights are pickled, as torch 2.8 and older did it. Load it in Python and ",
                  "save it anew by torch.export.save.");
   }
@@ -117,12 +59,10 @@ Pt2Archive::Pt2Archive(const std::string& path, const std::string& model)
   read_config(kConstants + name + "_constants_config.json", kConstants);
 }
 
-Pt2Archive::~Pt2Archive() = default;
-
-void Pt2Archive::check_format() const {
-  if (!records_->has("archive_format")) {
-    const bool old = records_->has("serialized_exported_program.json");
-    const bool script = records_->has("constants.pkl") || records_->has("data.pkl");
+void Pt2Archive::check_format() {
+  if (!records_.has("archive_format")) {
+    const bool old = records_.has("serialized_exported_program.json");
+    const bool script = records_.has("constants.pkl") || records_.has("data.pkl");
     format_error(old ? "it was written by torch 2.6 or older. Load it in Python and save it anew "
                        "by torch.export.save."
                  : script
@@ -130,10 +70,10 @@ void Pt2Archive::check_format() const {
                        "load_torchscript reads TorchScript."
                      : "it is no archive of torch.export.save: there is no archive_format in it.");
   }
-  const std::string format = records_->text("archive_format");
+  const std::string format = records_.text("archive_format");
   if (format != "pt2") format_error("it is an archive of the format '", format, "', not 'pt2'.");
   const char* own = std::endian::native == std::endian::little ? "little" : "big";
-  const std::string order = records_->has("byteorder") ? records_->text("byteorder") : own;
+  const std::string order = records_.has("byteorder") ? records_.text("byteorder") : own;
   if (order != own)
     format_error("its numbers are ", order, " endian, and this machine's ", own, ".");
 }
@@ -141,7 +81,7 @@ void Pt2Archive::check_format() const {
 std::string Pt2Archive::find_model(const std::string& model) const {
   const std::string prefix = kModels;
   std::vector<std::string> found;
-  for (const std::string& name : records_->names()) {
+  for (const std::string& name : records_.names()) {
     if (name.rfind(prefix, 0) != 0 || !name.ends_with(".json")) continue;
     found.push_back(name.substr(prefix.size(), name.size() - prefix.size() - 5));
   }
@@ -155,8 +95,8 @@ std::string Pt2Archive::find_model(const std::string& model) const {
 }
 
 void Pt2Archive::read_config(const std::string& path, const std::string& folder) {
-  if (!records_->has(path)) return;
-  const Json json = parse_json(records_->text(path), path);
+  if (!records_.has(path)) return;
+  const Json json = parse_json(records_.text(path), path);
   for (const auto& [name, config] : object_at(json, "config", path).items()) {
     const std::string where = "tensor '" + name + "'";
     if (!payloads_.emplace(name, Payload{folder + string_at(config, "path_name", where), config})
@@ -168,7 +108,7 @@ void Pt2Archive::read_config(const std::string& path, const std::string& folder)
 
 const at::Tensor& Pt2Archive::storage(const std::string& record) {
   at::Tensor& bytes = storages_[record];
-  if (!bytes.defined()) bytes = records_->tensor(record);
+  if (!bytes.defined()) bytes = records_.bytes(record);
   return bytes;
 }
 
@@ -190,10 +130,10 @@ at::Tensor Pt2Archive::read(const Payload& payload, const std::string& name) {
                  "before the export.");
   }
   const Json& meta = object_at(payload.config, "tensor_meta", where);
-  const TensorType type = type_of_meta(meta, &no_symbols, where);
+  const TensorType type = type_of_meta(meta, kNumbers, where);
   if (type.layout != c10::kStrided) format_error(where, " is no strided tensor.");
   if (find_dtype(type.dtype) == nullptr) format_error(where, " is of a dtype that is not read.");
-  const auto offset = size_of(at(meta, "storage_offset", where), &no_symbols, where).constant();
+  const auto offset = size_of(at(meta, "storage_offset", where), kNumbers, where).constant();
 
   const at::Tensor& bytes = storage(payload.record);
   const auto element = static_cast<uint64_t>(c10::elementSize(type.dtype));

@@ -21,10 +21,10 @@
 #include <ATen/core/Tensor.h>
 
 #include <map>
-#include <memory>
 #include <string>
 
 #include "compile/import/json.h"
+#include "compile/import/records.h"
 
 namespace torchlift::compile {
 
@@ -32,7 +32,6 @@ class Pt2Archive {
  public:
   // model: one of those in the archive; may be empty where it is the only one.
   Pt2Archive(const std::string& path, const std::string& model);
-  ~Pt2Archive();
   Pt2Archive(const Pt2Archive&) = delete;
   Pt2Archive& operator=(const Pt2Archive&) = delete;
 
@@ -42,19 +41,18 @@ class Pt2Archive {
   at::Tensor tensor(const std::string& name);
 
  private:
-  class Records;
   struct Payload {
     std::string record;
     Json config;
   };
 
-  void check_format() const;
+  void check_format();
   std::string find_model(const std::string& model) const;
   void read_config(const std::string& path, const std::string& folder);
   const at::Tensor& storage(const std::string& record);
   at::Tensor read(const Payload& payload, const std::string& name);
 
-  std::unique_ptr<Records> records_;
+  Records records_;
   Json program_;
   std::map<std::string, Payload> payloads_;
   std::map<std::string, at::Tensor> storages_;

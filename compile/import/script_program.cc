@@ -9,7 +9,6 @@
 #include <torch/csrc/jit/ir/constants.h>
 #include <torch/csrc/jit/ir/ir.h>
 #include <torch/csrc/jit/passes/inliner.h>
-#include <torch/csrc/jit/runtime/jit_exception.h>
 #include <torch/csrc/jit/runtime/operator.h>
 
 #include <algorithm>
@@ -262,6 +261,12 @@ class ScriptProgram::Runner {
     set(step, std::move(future));
   }
 
+  // (message, class)
+  [[noreturn]] void run_raise(const Step& step) {
+    const IValue& message = frame_[step.inputs[0]];
+    transform_error(kCall, "the module raises: ", message.isString() ? message.toStringRef() : "");
+  }
+
   void run_wait(const Step& step) { set(step, frame_[step.inputs[0]].toFuture()->value()); }
 
  private:
@@ -271,8 +276,6 @@ class ScriptProgram::Runner {
     } catch (c10::Error& error) {
       error.add_context(c10::str("in ", step.node->kind().toQualString(), place_of(*step.node)));
       throw;
-    } catch (const torch::jit::JITException& error) {
-      transform_error(kCall, "the module raises: ", error.what());
     }
   }
 
@@ -364,6 +367,7 @@ class ScriptProgram::Compiler {
         {c10::prim::Uninitialized, &Runner::run_uninitialized},
         {c10::prim::Enter, &Runner::run_enter},
         {c10::prim::Exit, &Runner::run_exit},
+        {c10::prim::RaiseException, &Runner::run_raise},
         {c10::prim::fork, &Runner::run_fork},
         {c10::aten::wait, &Runner::run_wait},
     };

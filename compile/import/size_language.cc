@@ -4,6 +4,7 @@
 #include <array>
 #include <cctype>
 #include <charconv>
+#include <cmath>
 #include <limits>
 #include <map>
 #include <optional>
@@ -477,6 +478,28 @@ int64_t evaluate(const SizeTerm& term, const LeafValue& leaves) {
   const auto binary = kBinaries.find(term.name);
   if (binary == kBinaries.end() || count != 2) throw_unknown(term);
   return binary->second(operand(0), operand(1));
+}
+
+double evaluate_float(const SizeTerm& term, const LeafValue& leaves) {
+  if (term.kind == Kind::kFloat) return term.real;
+  if (term.kind != Kind::kCall) return static_cast<double>(evaluate(term, leaves));
+  const auto operand = [&](size_t i) { return evaluate_float(term.operands[i], leaves); };
+  const size_t count = term.operands.size();
+  if (term.name == "ToFloat" && count == 1) return operand(0);
+  if ((term.name == "IntTrueDiv" || term.name == "FloatTrueDiv") && count == 2) {
+    return operand(0) / operand(1);
+  }
+  if ((term.name == "Pow" || term.name == "FloatPow") && count == 2) {
+    return std::pow(operand(0), operand(1));
+  }
+  if ((term.name == "Add" || term.name == "Mul") && count > 0) {
+    double result = operand(0);
+    for (size_t i = 1; i < count; ++i) {
+      result = term.name == "Add" ? result + operand(i) : result * operand(i);
+    }
+    return result;
+  }
+  return static_cast<double>(evaluate(term, leaves));
 }
 
 void for_each_leaf(const SizeTerm& term, const std::function<void(const SizeTerm&)>& f) {

@@ -15,6 +15,7 @@
 #include <functional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "compile/size_expr.h"
@@ -52,8 +53,47 @@ using LeafValue = std::function<int64_t(const SizeTerm& leaf)>;
 // Of integers and bools (0, 1). Throws UnsupportedError for an operation that it does not know,
 // TransformError where the number is beyond 64 bits.
 int64_t evaluate(const SizeTerm& term, const LeafValue& leaves);
+// Of floats, too.
+double evaluate_float(const SizeTerm& term, const LeafValue& leaves);
+
 // Calls f with every leaf.
 void for_each_leaf(const SizeTerm& term, const std::function<void(const SizeTerm&)>& f);
+
+// --- what sizes mean -----------------------------------------------------------------------------
+
+class SizeMeaning {
+ public:
+  SizeMeaning() = default;
+  SizeMeaning(const SizeMeaning&) = delete;
+  SizeMeaning& operator=(const SizeMeaning&) = delete;
+  virtual ~SizeMeaning() = default;
+  virtual SizeExpr size(const SizeTerm& term) const = 0;
+  virtual SizeRatio ratio(const SizeTerm& term) const = 0;
+};
+
+// Expressions of dynamic dims: for a graph of all sizes.
+class SymbolicSizes final : public SizeMeaning {
+ public:
+  explicit SymbolicSizes(SymbolLookup symbols) : symbols_(std::move(symbols)) {}
+  SizeExpr size(const SizeTerm& term) const override { return size_expr_of(term, symbols_); }
+  SizeRatio ratio(const SizeTerm& term) const override { return size_ratio_of(term, symbols_); }
+
+ private:
+  SymbolLookup symbols_;
+};
+
+// Numbers: for a graph of some sizes. Whatever the sizes are computed by, they are numbers then.
+class ConcreteSizes final : public SizeMeaning {
+ public:
+  explicit ConcreteSizes(LeafValue leaves) : leaves_(std::move(leaves)) {}
+  SizeExpr size(const SizeTerm& term) const override { return evaluate(term, leaves_); }
+  SizeRatio ratio(const SizeTerm& term) const override {
+    return {.factor = evaluate_float(term, leaves_), .numerator = 1, .denominator = 1};
+  }
+
+ private:
+  LeafValue leaves_;
+};
 
 }  // namespace torchlift::compile
 

@@ -2,19 +2,18 @@
 
 #include <ATen/core/jit_type.h>
 #include <ATen/ops/scalar_tensor.h>
-#include <caffe2/serialize/inline_container.h>
 #include <torch/csrc/jit/api/module.h>
 #include <torch/csrc/jit/ir/ir.h>
 #include <torch/csrc/jit/serialization/import.h>
 
 #include <algorithm>
 #include <exception>
-#include <filesystem>
 #include <memory>
 #include <unordered_map>
 #include <utility>
 
 #include "compile/artifact/format_error.h"
+#include "compile/import/records.h"
 #include "compile/import/script_program.h"
 #include "core/error.h"
 
@@ -29,23 +28,21 @@ constexpr const char* kLoad = "load_torchscript";
 
 // --- reading -------------------------------------------------------------------------------------
 
-void check_kind(const std::string& path) {
-  std::error_code error;
-  if (!std::filesystem::is_regular_file(path, error)) {
-    format_error("there is no such file, or it cannot be read.");
-  }
-  caffe2::serialize::PyTorchStreamReader reader(path);
-  if (reader.hasRecord("archive_format")) {
+// What libtorch does not look at.
+void check_archive(const std::string& path) {
+  Records records(path);
+  if (records.has("archive_format")) {
     format_error("it is an exported program, no TorchScript. load_exported reads it.");
   }
-  if (!reader.hasRecord("constants.pkl")) {
+  if (!records.has("constants.pkl")) {
     format_error("it is no TorchScript: there is no constants.pkl in it.");
   }
+  records.check_all();
 }
 
 torch::jit::Module read(const std::string& path, const TorchScriptOptions& options) {
   try {
-    check_kind(path);
+    check_archive(path);
     torch::jit::Module module = torch::jit::load(path, options.device);
     if (options.training.has_value()) module.train(*options.training);
     return module;

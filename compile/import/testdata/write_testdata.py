@@ -157,7 +157,7 @@ def leaves(tree):
 
 
 def record(name, module, args):
-    tensors = {f"input.{i}": t for i, t in enumerate(leaves(args))}
+    tensors = {f"input.{i}": t.clone() for i, t in enumerate(leaves(args))}
     own = {key: t.detach().clone() for key, t in module.state_dict().items()}
     outputs = leaves(module(*args))
     tensors |= {f"output.{i}": t for i, t in enumerate(outputs)}
