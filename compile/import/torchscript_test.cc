@@ -50,7 +50,7 @@ TEST_P(ScriptNumbersTest, AreThoseOfPython) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, ScriptNumbersTest,
-                         ::testing::Values("mlp", "conv", "attention", "script"));
+                         ::testing::Values("mlp", "conv", "attention", "script", "average"));
 
 TEST(TorchScriptTest, StateHasNames) {
   const ImportedModule attention = model("attention");

@@ -100,6 +100,32 @@ class Flow(nn.Module):
         return branch * still, power, last, sums
 
 
+class Strided(nn.Module):
+    """Sizes that are no polynomials of the image's, and a branch beside them."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 3, stride=2)
+
+    def forward(self, x):
+        x = self.conv(x)
+        x = torch.cond(x.sum() > 0, lambda a: a.sin(), lambda a: a - 1, (x,))
+        return x.view(x.shape[0], -1) / (x.shape[2] // 2)
+
+
+class Average(nn.Module):
+    """Keeps an average in a buffer, in a block without gradients."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("average", torch.ones(3))
+
+    def forward(self, x):
+        with torch.no_grad():
+            self.average.mul_(0.5).add_(x.mean(0))
+        return x * self.average
+
+
 class Script(nn.Module):
     """What TorchScript has beyond operators: loops, lists, dicts, optional arguments, other methods."""
 
@@ -226,6 +252,17 @@ def main():
     module = Script()
     record("script", module, args)
     script("script", module)
+
+    auto = torch.export.Dim.AUTO
+    strided, x = Strided(), torch.randn(3, 1, 7, 9)
+    record("strided", strided, (x,))
+    export("strided", strided, (x,), dynamic={"x": {0: auto, 2: auto, 3: auto}})
+
+    average, x = Average(), torch.randn(4, 3)
+    record("average", average, (x,))
+    export("average", average, (x,))
+    export("average_functional", average, (x,), decompose=True)
+    script("average", average)
 
 
 if __name__ == "__main__":
