@@ -74,6 +74,7 @@ class ProgramReader {
     for (const Spec& spec : inputs) add_input(spec);
     add_guards();
     nodes_.run();
+    relax_views(result_.graph);
     for (const Spec& spec : outputs) add_output(spec);
     for (const Spec& spec : outputs) add_mutation(spec);
     for (SizeCondition& each : nodes_.conditions()) result_.conditions.push_back(std::move(each));

@@ -39,6 +39,10 @@ std::string identifier(std::string name);
 // Throws UnsupportedError if this libtorch does not have it.
 c10::OperatorHandle operator_of(const c10::OperatorName& name);
 
+// aten::view asks for strides that the example had and that a transform may change. Where nothing
+// is written in place, nobody can tell it from aten::reshape, which copies then: calls that.
+void relax_views(Graph& graph);
+
 // Reads the nodes of one graph of the file into one of ours.
 class NodeReader {
  public:

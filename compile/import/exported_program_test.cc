@@ -36,7 +36,7 @@ TEST_P(ExportedNumbersTest, AreThoseOfPython) {
 INSTANTIATE_TEST_SUITE_P(Models, ExportedNumbersTest,
                          ::testing::Values("mlp", "mlp_functional", "conv", "attention",
                                            "structured", "flow", "strided", "average",
-                                           "average_functional"));
+                                           "average_functional", "multihead_torch_2_11"));
 
 TEST(ExportedProgramTest, StateHasNames) {
   const ImportedModule mlp = model("mlp");
@@ -214,6 +214,16 @@ TEST(ExportedTransformTest, TracedCallsReturnBuffers) {
     save([&](const Tensor& v) { return average({}, ReturnBuffers{}, {v}).second; }, file, x);
     EXPECT_CLOSE(load(file).run({x * 2})[0], at::ones({3}, at::kDouble) * 0.5 + (x * 2).mean(0));
   }
+}
+
+// Under transforms other kernels run, whose results have other layouts.
+TEST(ExportedTransformTest, ViewsCopyWhereTheyMust) {
+  const ImportedModule heads = model("multihead_torch_2_11");
+  const Tensor xs = at::randn({3, 2, 5, 8}, at::kDouble);
+  const auto f = [&](const Tensor& x) { return heads({x})[0].square().sum(); };
+  const Tensor gradients = vmap(grad(f))(xs);
+  for (int64_t i = 0; i < 3; ++i) EXPECT_CLOSE(gradients[i], grad(f)(xs[i]));
+  EXPECT_CLOSE(vmap(grad(f), {.in_dims = in(1)})(xs.transpose(0, 1)), gradients);
 }
 
 TEST(ExportedTransformTest, BranchesFollowEachExample) {

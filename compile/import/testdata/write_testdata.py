@@ -4,7 +4,7 @@
 
 MODEL.pt2 is the model by torch.export, MODEL.pt by torch.jit.script; MODEL.safetensors has the inputs, the outputs
 and the buffers after a call. Both are written without the lines of source they come from, which are most of such
-files and name folders of this machine.
+files and name folders of this machine. With torch 2.11 it writes the one model that shows how that version's files are.
 """
 
 import io
@@ -111,6 +111,17 @@ class Strided(nn.Module):
         x = self.conv(x)
         x = torch.cond(x.sum() > 0, lambda a: a.sin(), lambda a: a - 1, (x,))
         return x.view(x.shape[0], -1) / (x.shape[2] // 2)
+
+
+class Multihead(nn.Module):
+    """Exported by torch 2.11, it has views that fit the layout of one kernel's result."""
+
+    def __init__(self):
+        super().__init__()
+        self.heads = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x):
+        return self.heads(x, x, x, need_weights=False)[0]
 
 
 class Average(nn.Module):
@@ -220,6 +231,11 @@ def script(name, module):
 def main():
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float64)
+    if torch.__version__.startswith("2.11."):
+        multihead, x = Multihead(), torch.randn(2, 5, 8)
+        record("multihead_torch_2_11", multihead, (x,))
+        export("multihead_torch_2_11", multihead, (x,))
+        return
     batch = torch.export.Dim("batch", min=2, max=64)
 
     mlp, x = Mlp(), torch.randn(4, 3)
