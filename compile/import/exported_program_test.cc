@@ -36,7 +36,8 @@ TEST_P(ExportedNumbersTest, AreThoseOfPython) {
 INSTANTIATE_TEST_SUITE_P(Models, ExportedNumbersTest,
                          ::testing::Values("mlp", "mlp_functional", "conv", "attention",
                                            "structured", "flow", "strided", "average",
-                                           "average_functional", "multihead_torch_2_11"));
+                                           "average_functional", "recurrent",
+                                           "multihead_torch_2_11"));
 
 TEST(ExportedProgramTest, StateHasNames) {
   const ImportedModule mlp = model("mlp");

@@ -81,7 +81,7 @@ void Pt2Archive::check_format() {
 std::string Pt2Archive::find_model(const std::string& model) const {
   const std::string prefix = kModels;
   std::vector<std::string> found;
-  for (const std::string& name : records_.names()) {
+  for (const auto& [name, entry] : records_.entries()) {
     if (name.rfind(prefix, 0) != 0 || !name.ends_with(".json")) continue;
     found.push_back(name.substr(prefix.size(), name.size() - prefix.size() - 5));
   }

@@ -9,16 +9,15 @@
 //   Records records("model.pt2");
 //   const std::string json = records.text("models/model.json");
 //
-// Throws FormatError (compile/artifact/format_error.h), and libtorch's errors where the archive is
-// none.
+// Torch writes weights and programs as they are; what it compresses (the code of TorchScript) is
+// read by libtorch. Throws FormatError (compile/artifact/format_error.h).
 
 #include <ATen/core/Tensor.h>
 #include <caffe2/serialize/inline_container.h>
 
-#include <cstddef>
 #include <cstdint>
 #include <map>
-#include <set>
+#include <memory>
 #include <string>
 
 #include "compile/artifact/bytes.h"
@@ -27,10 +26,19 @@ namespace torchlift::compile {
 
 class Records {
  public:
+  // What the directory of the archive says of a file.
+  struct Entry {
+    uint64_t header = 0;  // where it begins
+    uint64_t size = 0;
+    uint32_t checksum = 0;
+    bool compressed = false;
+  };
+
   explicit Records(const std::string& path);
 
-  const std::set<std::string>& names() const { return names_; }
-  bool has(const std::string& name) const { return names_.count(name) > 0; }
+  // By the names in the archive's folder.
+  const std::map<std::string, Entry>& entries() const { return entries_; }
+  bool has(const std::string& name) const { return entries_.count(name) > 0; }
 
   std::string text(const std::string& name);
   // A row of bytes.
@@ -39,21 +47,18 @@ class Records {
   void check_all();
 
  private:
-  uint64_t size_of(const std::string& name);
-  void read(const std::string& name, void* to, uint64_t size);
-
-  // What the directory of the archive says of a file.
-  struct Entry {
-    uint32_t checksum = 0;
-    bool compressed = false;
-  };
   void read_directory();
   void add_entries(uint64_t offset, uint64_t count);
+  Entry entry_at(uint64_t offset) const;
+  void read_large(uint64_t extra, uint64_t size, Entry& entry) const;
 
+  const Entry& find(const std::string& name) const;
+  void read(const std::string& name, const Entry& entry, void* to);
+
+  const std::string path_;
   FileBytes file_;
-  caffe2::serialize::PyTorchStreamReader reader_;
-  std::set<std::string> names_;
   std::map<std::string, Entry> entries_;
+  std::unique_ptr<caffe2::serialize::PyTorchStreamReader> inflating_;
 };
 
 }  // namespace torchlift::compile

@@ -37,19 +37,31 @@ std::string place_of(const torch::jit::Node& node) {
 
 // --- the module ----------------------------------------------------------------------------------
 
-void ScriptObjects::add(const IValue& value) {
+bool ScriptObjects::add(const IValue& value) {
+  if (value.isTensor()) return own_.count(value.toTensor().unsafeGetTensorImpl()) > 0;
   if (value.isObject()) {
-    if (!objects_.insert(value.internalToPointer()).second) return;
+    if (objects_.insert(value.internalToPointer()).second) add_parts(value);
+    return false;  // its attributes are read one by one
+  }
+  if (!value.isList() && !value.isGenericDict() && !value.isTuple()) return false;
+  if (!value.isTuple()) objects_.insert(value.internalToPointer());
+  const bool holds = add_parts(value);
+  if (holds) holders_.insert(value.internalToPointer());
+  return holds;
+}
+
+bool ScriptObjects::add_parts(const IValue& value) {
+  bool holds = false;
+  if (value.isObject()) {
     for (const IValue& slot : value.toObject()->slots()) add(slot);
   } else if (value.isList()) {
-    objects_.insert(value.internalToPointer());
-    for (const IValue& each : value.toListRef()) add(each);
+    for (const IValue& each : value.toList()) holds |= add(each);
   } else if (value.isGenericDict()) {
-    objects_.insert(value.internalToPointer());
-    for (const auto& item : value.toGenericDict()) add(item.value());
-  } else if (value.isTuple()) {
-    for (const IValue& each : value.toTupleRef().elements()) add(each);
+    for (const auto& item : value.toGenericDict()) holds |= add(item.value());
+  } else {
+    for (const IValue& each : value.toTupleRef().elements()) holds |= add(each);
   }
+  return holds;
 }
 
 const at::Tensor* ScriptState::find(const IValue& value) const {
@@ -58,12 +70,40 @@ const at::Tensor* ScriptState::find(const IValue& value) const {
   return found == tensors_.end() ? nullptr : &found->second;
 }
 
-IValue ScriptState::get(const IValue& object, const std::string& attribute) const {
+IValue ScriptState::get(const IValue& object, const std::string& attribute) {
   const auto assigned = assigned_.find({object.internalToPointer(), attribute});
   if (assigned != assigned_.end()) return assigned->second.value;
-  IValue value = object.toObjectRef().getAttr(attribute);
-  const at::Tensor* given = find(value);
-  return given == nullptr ? value : IValue(*given);
+  return replaced(object.toObjectRef().getAttr(attribute));
+}
+
+IValue ScriptState::replaced(const IValue& value) {
+  if (const at::Tensor* given = find(value)) return *given;
+  if (!objects_.holds_state(value)) return value;
+  const auto found = replaced_.find(value.internalToPointer());
+  if (found != replaced_.end()) return found->second;
+  IValue copy = make_replaced(value);
+  copies_.insert(copy.internalToPointer());
+  return replaced_.emplace(value.internalToPointer(), std::move(copy)).first->second;
+}
+
+IValue ScriptState::make_replaced(const IValue& value) {
+  if (value.isTuple()) {
+    std::vector<IValue> elements;
+    for (const IValue& each : value.toTupleRef().elements()) elements.push_back(replaced(each));
+    const auto type = value.type()->expect<c10::TupleType>();
+    return type->schema() != nullptr ? c10::ivalue::Tuple::createNamed(std::move(elements), type)
+                                     : c10::ivalue::Tuple::create(std::move(elements));
+  }
+  if (value.isList()) {
+    const auto own = value.toList();
+    c10::impl::GenericList list(own.elementType());
+    for (const IValue& each : own) list.push_back(replaced(each));
+    return list;
+  }
+  const auto own = value.toGenericDict();
+  c10::impl::GenericDict dict(own.keyType(), own.valueType());
+  for (const auto& item : own) dict.insert(item.key(), replaced(item.value()));
+  return dict;
 }
 
 void ScriptState::set(const IValue& object, const std::string& attribute, IValue value) {
@@ -96,7 +136,8 @@ void ScriptState::finish() const {
 }
 
 void ScriptState::check_writable(const IValue& container, const std::string& by) const {
-  if (!objects_.has(container)) return;
+  const bool is_copy = container.isPtrType() && copies_.count(container.internalToPointer()) > 0;
+  if (!objects_.has(container) && !is_copy) return;
   unsupported_error(kCall, by,
                     " changes a list or dict of the module, and a call keeps nothing but "
                     "buffers. Return it, or make it in forward().");

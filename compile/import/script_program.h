@@ -41,15 +41,28 @@ namespace torchlift::compile {
 // What belongs to a module and may not be changed: its submodules, lists and dicts.
 class ScriptObjects {
  public:
-  explicit ScriptObjects(const c10::IValue& module) { add(module); }
+  // own: the tensors of the module's state.
+  ScriptObjects(const c10::IValue& module, std::unordered_set<const c10::TensorImpl*> own)
+      : own_(std::move(own)) {
+    add(module);
+  }
   bool has(const c10::IValue& value) const {
     return value.isPtrType() && objects_.count(value.internalToPointer()) > 0;
   }
+  // Whether it is a list, dict or tuple with a tensor of the state in it (the weights of recurrent
+  // layers).
+  bool holds_state(const c10::IValue& value) const {
+    return value.isPtrType() && holders_.count(value.internalToPointer()) > 0;
+  }
 
  private:
-  void add(const c10::IValue& value);
+  // Whether there is a tensor of the state in it.
+  bool add(const c10::IValue& value);
+  bool add_parts(const c10::IValue& value);
 
+  std::unordered_set<const c10::TensorImpl*> own_;
   std::unordered_set<const void*> objects_;
+  std::unordered_set<const void*> holders_;
 };
 
 // The state of a module in one call.
@@ -61,7 +74,7 @@ class ScriptState {
   ScriptState(const ScriptObjects& objects, const Tensors& tensors)
       : objects_(objects), tensors_(tensors) {}
 
-  c10::IValue get(const c10::IValue& object, const std::string& attribute) const;
+  c10::IValue get(const c10::IValue& object, const std::string& attribute);
   void set(const c10::IValue& object, const std::string& attribute, c10::IValue value);
   // Copies what was assigned to buffers into the call's.
   void finish() const;
@@ -77,10 +90,15 @@ class ScriptState {
   using Place = std::pair<const void*, std::string>;
 
   const at::Tensor* find(const c10::IValue& value) const;
+  // With the call's tensors in it; the same one each time.
+  c10::IValue replaced(const c10::IValue& value);
+  c10::IValue make_replaced(const c10::IValue& value);
 
   const ScriptObjects& objects_;
   const Tensors& tensors_;
   std::map<Place, Assigned> assigned_;
+  std::unordered_map<const void*, c10::IValue> replaced_;  // by the module's own
+  std::unordered_set<const void*> copies_;                 // those in replaced_
 };
 
 class ScriptProgram {

@@ -210,7 +210,7 @@ class ScriptCode final : public ImportedCode {
       : module_(module._ivalue()),
         own_(std::move(own)),
         method_(std::move(method)),
-        objects_(module_),
+        objects_(module_, {own_.begin(), own_.end()}),
         program_(graph->copy()) {}
 
   std::vector<at::Tensor> run(at::ArrayRef<at::Tensor> state,

@@ -50,7 +50,8 @@ TEST_P(ScriptNumbersTest, AreThoseOfPython) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, ScriptNumbersTest,
-                         ::testing::Values("mlp", "conv", "attention", "script", "average"));
+                         ::testing::Values("mlp", "conv", "attention", "script", "average",
+                                           "recurrent"));
 
 TEST(TorchScriptTest, StateHasNames) {
   const ImportedModule attention = model("attention");
@@ -240,6 +241,22 @@ TEST(ScriptTransformTest, PerSampleGradientsOfParameters) {
     for (const auto& [name, p] : attention.parameters()) leaves[name] = p.clone().requires_grad_();
     loss(leaves, xs[i]).backward();
     for (const auto& [name, leaf] : leaves) EXPECT_CLOSE(gradients.at(name)[i], leaf.grad());
+  }
+}
+
+// The layer reads its weights out of a list.
+TEST(ScriptTransformTest, GradientsOfRecurrentWeights) {
+  const ImportedModule recurrent = model("recurrent");
+  const Tensor x = Recorded("recurrent").inputs[0];
+  const auto loss = [&](const ModuleState& p) { return recurrent(p, {x})[0].square().sum(); };
+  ModuleState leaves;
+  for (const auto& [name, p] : recurrent.parameters()) leaves[name] = p.clone().requires_grad_();
+  loss(leaves).backward();
+  const ModuleState gradients = grad(loss)(recurrent.parameters());
+  ASSERT_EQ(gradients.size(), 4U);
+  for (const auto& [name, leaf] : leaves) {
+    EXPECT_GT(leaf.grad().abs().sum().item<double>(), 0) << name;
+    EXPECT_CLOSE(gradients.at(name), leaf.grad());
   }
 }
 

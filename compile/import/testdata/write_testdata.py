@@ -113,6 +113,17 @@ class Strided(nn.Module):
         return x.view(x.shape[0], -1) / (x.shape[2] // 2)
 
 
+class Recurrent(nn.Module):
+    """Its weights are also in a list, which is what is read."""
+
+    def __init__(self):
+        super().__init__()
+        self.cells = nn.LSTM(3, 4, batch_first=True)
+
+    def forward(self, x):
+        return self.cells(x)[0]
+
+
 class Multihead(nn.Module):
     """Exported by torch 2.11, it has views that fit the layout of one kernel's result."""
 
@@ -273,6 +284,11 @@ def main():
     strided, x = Strided(), torch.randn(3, 1, 7, 9)
     record("strided", strided, (x,))
     export("strided", strided, (x,), dynamic={"x": {0: auto, 2: auto, 3: auto}})
+
+    recurrent, x = Recurrent(), torch.randn(2, 5, 3)
+    record("recurrent", recurrent, (x,))
+    export("recurrent", recurrent, (x,))
+    script("recurrent", recurrent)
 
     average, x = Average(), torch.randn(4, 3)
     record("average", average, (x,))
