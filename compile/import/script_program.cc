@@ -461,7 +461,9 @@ class ScriptProgram::Compiler {
     const auto type = node.input(0)->type()->cast<c10::ClassType>();
     torch::jit::Function* function = type == nullptr ? nullptr : type->findMethod(name);
     auto* graph = function == nullptr ? nullptr : torch::jit::tryToGraphFunction(*function);
-    if (graph == nullptr) {
+    // Its methods do nothing: libtorch's executor rewrites what is in the block.
+    const bool is_autocast = graph != nullptr && type->name()->name() == "autocast";
+    if (graph == nullptr || is_autocast) {
       unsupported_error("import", "the TorchScript program has a 'with' block of ",
                         node.input(0)->type()->repr_str(), place_of(node),
                         ", which cannot be run operator by operator.");

@@ -327,6 +327,15 @@ TEST(ScriptTransformTest, CallsAtOnce) {
   for (std::thread& thread : threads) thread.join();
 }
 
+// --- what is refused -----------------------------------------------------------------------------
+
+TEST(ScriptRefusedTest, WhatCannotBeRunOperatorByOperator) {
+  EXPECT_THAT(error_of<UnsupportedError>([] { model("autocast"); }),
+              HasSubstr("a 'with' block of __torch__.torch.amp.autocast_mode.autocast"));
+  EXPECT_THAT(error_of<UnsupportedError>([] { model("interface"); }),
+              HasSubstr("the TorchScript program has prim::CallMethod (code/__torch__.py:"));
+}
+
 // --- files ---------------------------------------------------------------------------------------
 
 TEST(ScriptFilesTest, OtherFilesAreNamed) {

@@ -124,6 +124,38 @@ class Recurrent(nn.Module):
         return self.cells(x)[0]
 
 
+class Cast(nn.Module):
+    """Cannot be run operator by operator."""
+
+    def forward(self, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return torch.mm(x, x)
+
+
+@torch.jit.interface
+class Layer(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        pass
+
+
+class Double(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+
+class Through(nn.Module):
+    """Neither can this: which method it calls is known only when it runs."""
+
+    layer: Layer
+
+    def __init__(self):
+        super().__init__()
+        self.layer = Double()
+
+    def forward(self, x: torch.Tensor):
+        return self.layer.forward(x)
+
+
 class Multihead(nn.Module):
     """Exported by torch 2.11, it has views that fit the layout of one kernel's result."""
 
@@ -284,6 +316,9 @@ def main():
     strided, x = Strided(), torch.randn(3, 1, 7, 9)
     record("strided", strided, (x,))
     export("strided", strided, (x,), dynamic={"x": {0: auto, 2: auto, 3: auto}})
+
+    script("autocast", Cast())
+    script("interface", Through())
 
     recurrent, x = Recurrent(), torch.randn(2, 5, 3)
     record("recurrent", recurrent, (x,))
