@@ -270,7 +270,7 @@ class Mutator {
         return;
       default:
         if (place.is_array() && !place.empty()) place.push_back(Json(place[below(place.size())]));
-        if (place.is_number_integer()) place = place.get<int64_t>() + 1;
+        if (place.is_number_integer()) place = place.get<uint64_t>() + 1;
         return;
     }
   }
