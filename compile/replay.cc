@@ -12,6 +12,7 @@
 #include <string>
 #include <utility>
 
+#include "batching/control_flow.h"
 #include "compile/graph.h"
 #include "compile/seed_scope.h"
 #include "core/boxed.h"
@@ -348,7 +349,7 @@ struct Program::Plan {
       if (step.op.has_value()) {
         call(step, exclusive, sizes, &stack, &slots);
       } else {
-        run_control_flow(step, &slots);
+        run_control_flow(step, exclusive, &slots);
       }
       for (const ValueId id : step.dead) slots[static_cast<size_t>(id)].reset();
     }
@@ -409,9 +410,12 @@ struct Program::Plan {
     }
   }
 
-  static void run_control_flow(const Step& step, Slots* slots) {
+  static void run_control_flow(const Step& step, bool exclusive, Slots* slots) {
     std::vector<at::Tensor> results;
-    if (step.control_flow == kCondOp) {
+    const bool is_empty = step.control_flow == kScanOp && scan_length(step, *slots) == 0;
+    if (!exclusive && !is_empty) {
+      results = run_under_transforms(step, *slots);
+    } else if (step.control_flow == kCondOp) {
       results = run_cond(step, *slots);
     } else if (step.control_flow == kWhileOp) {
       results = run_while(step, *slots);
@@ -419,6 +423,44 @@ struct Program::Plan {
       results = run_scan(step, *slots);
     }
     keep_all(step.results[0], std::move(results), slots);
+  }
+
+  static int64_t scan_length(const Step& step, const Slots& slots) {
+    const std::vector<at::Tensor> xs = tensors_of(step.variables[1].source, slots);
+    return xs.empty() ? 0 : xs[0].size(0);
+  }
+
+  // Conditions may differ from example to example, or are to be traced again.
+  static std::vector<at::Tensor> run_under_transforms(const Step& step, const Slots& slots) {
+    namespace flow = control_flow_internal;
+    const auto run = [&step](size_t i, flow::Leaves inputs, const flow::Leaves& captured) {
+      inputs.insert(inputs.end(), captured.begin(), captured.end());
+      return step.subprograms[i].run(inputs);
+    };
+    const auto condition = [](const at::Tensor& t) {
+      const at::Tensor one = t.dim() == 0 ? t : t.reshape({});
+      return one.scalar_type() == at::kBool ? one : one.ne(0);
+    };
+    std::vector<flow::Leaves> lists;
+    for (const Variable& variable : step.variables) {
+      lists.push_back(tensors_of(variable.source, slots));
+    }
+    if (step.control_flow == kCondOp) {
+      return flow::cond_leaves(
+          "cond", condition(lists[0][0]), [&](const flow::Leaves& all) { return run(0, all, {}); },
+          [&](const flow::Leaves& all) { return run(1, all, {}); }, lists[1]);
+    }
+    if (step.control_flow == kWhileOp) {
+      return flow::while_leaves(
+          "while_loop",
+          [&](const flow::Leaves& carry) { return condition(run(0, carry, lists[1])[0]); },
+          [&](const flow::Leaves& carry) { return run(1, carry, lists[1]); }, lists[0]);
+    }
+    flow::Scanned scanned =
+        flow::scan_leaves([&](const flow::Leaves& all) { return run(0, all, lists[2]); }, lists[0],
+                          lists[1], lists[1][0].size(0), /*reverse=*/false);
+    scanned.carry.insert(scanned.carry.end(), scanned.ys.begin(), scanned.ys.end());
+    return std::move(scanned.carry);
   }
 
   static std::vector<at::Tensor> run_cond(const Step& step, const Slots& slots) {

@@ -9,6 +9,8 @@
 #include <vector>
 
 #include "autodiff/grad.h"
+#include "autodiff/jvp.h"
+#include "batching/control_flow.h"
 #include "batching/vmap.h"
 #include "core/error.h"
 #include "core/testing.h"
@@ -52,6 +54,29 @@ TEST(SaveTest, WhatWasLoadedCanBeTransformedAndSavedAgain) {
   EXPECT_CLOSE(gradients(x), vmap(grad(f))(x));
   save(gradients, file("g.tlc"), x);
   EXPECT_CLOSE(load(file("g.tlc")).run({x})[0], vmap(grad(f))(x));
+}
+
+TEST(SaveTest, LoadedBranchesAndLoopsCanBeTransformed) {
+  const auto f = [](const Tensor& x) {
+    const Tensor y = cond(
+        x.sum().gt(0), [](const Tensor& v) { return v.sin(); },
+        [](const Tensor& v) { return v * v; }, x);
+    const Tensor z = while_loop([](const Tensor& v) { return v.sum().lt(50); },
+                                [](const Tensor& v) { return v * 2 + 1; }, y);
+    const auto [last, sums] =
+        scan([&](const Tensor& c, const Tensor& v) { return std::pair(c + v * z[0], c * v); },
+             at::ones({}, at::kDouble), z);
+    return last + sums.sum();
+  };
+  const Tensor x = at::randn({6, 3}, at::kDouble);
+  save(f, file("flow.tlc"), x[0]);
+  const auto loaded = load(file("flow.tlc")).as<Tensor(Tensor)>();
+  EXPECT_CLOSE(vmap(loaded)(x), vmap(f)(x));
+  for (int64_t i = 0; i < 6; ++i) EXPECT_CLOSE(loaded(x[i]), f(x[i]));
+  EXPECT_CLOSE(vmap(grad(loaded))(x), vmap(grad(f))(x));
+  EXPECT_CLOSE(jvp(loaded, x[0], x[1]).second, jvp(f, x[0], x[1]).second);
+  save(vmap(loaded), file("rows.tlc"), x);
+  EXPECT_CLOSE(load(file("rows.tlc")).run({x * 2})[0], vmap(f)(x * 2));
 }
 
 TEST(SaveTest, BadFilesAndTypesAreErrors) {

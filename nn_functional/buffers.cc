@@ -6,6 +6,7 @@
 #include <ATen/ops/mean_ops.h>
 #include <ATen/ops/zeros_ops.h>
 
+#include <algorithm>
 #include <string_view>
 #include <vector>
 
@@ -19,6 +20,12 @@ namespace {
 bool lies_in(std::string_view name, std::string_view module) {
   return name == module ||
          (name.size() > module.size() && name.starts_with(module) && name[module.size()] == '.');
+}
+
+// Whether a vmap is open; a trace alone is a level without rows.
+bool has_rows() {
+  return std::any_of(level_stack().begin(), level_stack().end(),
+                     [](const LevelPtr& level) { return level->kind() == LevelKind::kVmap; });
 }
 
 at::Tensor zeros_per_row(const at::Tensor& like) {
@@ -50,7 +57,7 @@ BufferMode ReturnBuffers::mode_of(const std::string& buffer) const {
 }
 
 at::Tensor copy_per_row(const at::Tensor& t) {
-  if (level_stack().empty()) return at::_ops::clone::call(t, std::nullopt);
+  if (!has_rows()) return at::_ops::clone::call(t, std::nullopt);
   at::Tensor copy = zeros_per_row(t);
   return at::_ops::copy_::call(copy, t, /*non_blocking=*/false);
 }

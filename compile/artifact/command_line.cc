@@ -112,7 +112,8 @@ CommandLine parse_command_line(const std::vector<std::string>& arguments) {
   return Parser(arguments).run();
 }
 
-const char* const kUsage = R"(torchlift-run: looks at and runs torchlift artifacts (.tlc).
+const char* const kUsage =
+    R"(torchlift-run: looks at and runs torchlift artifacts (.tlc) and exported programs (.pt2).
 
   torchlift-run inspect FILE
       prints who wrote it, its signature, constants, and the graph as code

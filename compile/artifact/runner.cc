@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <chrono>
 #include <exception>
+#include <filesystem>
 #include <iomanip>
 #include <map>
 #include <ostream>
@@ -19,6 +20,7 @@
 #include "compile/artifact/loaded_program.h"
 #include "compile/artifact/native_code.h"
 #include "compile/artifact/runner_io.h"
+#include "compile/import/exported_program.h"
 #include "compile/replay.h"
 #include "core/error.h"
 #include "core/runtime.h"
@@ -37,6 +39,21 @@ std::string printable(std::string text) {
 
 std::string plural(size_t count, const std::string& word) {
   return std::to_string(count) + " " + word + (count == 1 ? "" : "s");
+}
+
+// An artifact, or what torch.export.save wrote, with its weights as constants.
+Artifact read_program(const std::string& file) {
+  if (!file.ends_with(".pt2")) return load_artifact(file);
+  Artifact artifact;
+  artifact.graph = read_exported(file);
+  artifact.signature = flat_signature(artifact.graph);
+  artifact.name = std::filesystem::path(file).stem().string();
+  return artifact;
+}
+
+std::string writer_of(const Artifact& artifact) {
+  if (artifact.torchlift_version.empty()) return "torch.export";
+  return "torchlift " + artifact.torchlift_version + " with torch " + artifact.torch_version;
 }
 
 // --- inspect -------------------------------------------------------------------------------------
@@ -96,11 +113,10 @@ void print_native(const NativeCode& code, std::ostream& out) {
 }
 
 void inspect(const CommandLine& line, std::ostream& out) {
-  const Artifact artifact = load_artifact(line.file);
+  const Artifact artifact = read_program(line.file);
   const Graph& graph = artifact.graph;
   std::ostringstream text;
-  text << line.file << ": " << artifact.name << ", written by torchlift "
-       << artifact.torchlift_version << " with torch " << artifact.torch_version << "\n"
+  text << line.file << ": " << artifact.name << ", written by " << writer_of(artifact) << "\n"
        << "signature:  " << typed(artifact.signature.inputs, graph, graph.inputs) << " -> "
        << typed(artifact.signature.outputs, graph, graph.outputs) << "\n";
   for (const Symbol& symbol : graph.symbols) {
@@ -123,7 +139,7 @@ void inspect(const CommandLine& line, std::ostream& out) {
 }
 
 void validate(const CommandLine& line, std::ostream& out) {
-  const Artifact artifact = load_artifact(line.file);
+  const Artifact artifact = read_program(line.file);
   const Program program(artifact.graph);
   Totals totals;
   add_totals(artifact.graph, totals);
@@ -159,7 +175,7 @@ void print_output(const std::string& name, const at::Tensor& tensor, std::ostrea
 }
 
 void run(const CommandLine& line, std::ostream& out) {
-  const Artifact artifact = load_artifact(line.file);
+  const Artifact artifact = read_program(line.file);
   const std::vector<at::Tensor> inputs = read_inputs(artifact, line.inputs);
   set_threads(line);
   const LoadedProgram program = load_program(artifact, line);
@@ -205,7 +221,7 @@ std::vector<double> times_of(const LoadedProgram& program, const std::vector<at:
 }
 
 void bench(const CommandLine& line, std::ostream& out) {
-  const Artifact artifact = load_artifact(line.file);
+  const Artifact artifact = read_program(line.file);
   set_threads(line);
   const std::vector<at::Tensor> inputs =
       line.inputs.empty() ? random_inputs(artifact, line.dims, line.seed.value_or(0))

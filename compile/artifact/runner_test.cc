@@ -1,5 +1,6 @@
 #include "compile/artifact/runner.h"
 
+#include <ATen/ops/allclose.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/tensor.h>
@@ -14,6 +15,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <sstream>
 #include <string>
 #include <thread>
@@ -67,6 +69,26 @@ class RunnerTest : public ::testing::Test {
   const at::Tensor b_ = at::tensor({0.5F}).squeeze();
   const at::Tensor x_ = at::tensor({1.0F, 0.0F, 2.0F});  // loss: (7 + 0.5)^2 = 56.25
 };
+
+TEST_F(RunnerTest, ExportedProgramsAreReadToo) {
+  const std::string file = "compile/import/testdata/attention.pt2";
+  const Done inspected = command({"inspect", file});
+  EXPECT_EQ(inspected.status, 0) << inspected.err;
+  EXPECT_THAT(inspected.out, HasSubstr("attention, written by torch.export"));
+  EXPECT_THAT(inspected.out, HasSubstr("(x: f64[2, 5, 4],) -> add_1: f64[2, 5, 4]"));
+  std::map<std::string, at::Tensor> recorded;
+  for (const auto& [name, t] : load_safetensors("compile/import/testdata/attention.safetensors")) {
+    recorded[name] = t;
+  }
+  const std::string output = path("attention_out.safetensors");
+  const Done ran =
+      command({"run", file, "--inputs", npy("x.npy", recorded.at("input.0")), "--output", output});
+  EXPECT_EQ(ran.status, 0) << ran.err;
+  EXPECT_TRUE(at::allclose(load_safetensors(output)[0].second, recorded.at("output.0")));
+  const Done refused = command({"validate", "compile/import/testdata/conv.pt2"});
+  EXPECT_EQ(refused.status, 1);
+  EXPECT_THAT(refused.err, HasSubstr("which a graph cannot say"));
+}
 
 TEST_F(RunnerTest, Inspects) {
   const Done done = command({"inspect", loss_});
