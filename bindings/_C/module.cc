@@ -3,6 +3,8 @@
 // The extension torchlift._C. torchlift/__init__.py loads it after it has checked torch's version;
 // what it holds is private to the Python package.
 
+#include <ATen/core/Tensor.h>
+#include <ATen/core/grad_mode.h>
 #include <pybind11/stl.h>
 
 #include <optional>
@@ -27,6 +29,7 @@
 #include "core/keys.h"
 #include "core/level.h"
 #include "core/lifted_tensor.h"
+#include "core/recorder.h"
 #include "core/registry.h"
 #include "core/runtime.h"
 #include "nn_functional/buffers.h"
@@ -42,6 +45,24 @@ constexpr const char kBuiltForMark[] =
 PyMethodDef fast(const char* name, FastCall f) {
   return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(f)), METH_FASTCALL,
           nullptr};
+}
+
+// traced_values_are(tensor, expected) -> bool | None
+//
+// Whether all of a tensor's bools are `expected` in this run, in all examples; None if it is not
+// being traced.
+PyObject* traced_values_are(PyObject* /*self*/, PyObject* const* args, Py_ssize_t /*count*/) {
+  return guarded([&]() -> py::object {
+    at::Tensor t = tensor_of(args[0]);
+    bool traced = false;
+    while (const LiftedTensorImpl* impl = as_lifted(t)) {
+      traced = traced || recorder_of(impl->level()) != nullptr;
+      t = at::Tensor(impl->value());
+    }
+    if (!traced) return py::none();
+    const c10::NoGradGuard no_grad;
+    return py::bool_(t.eq(args[1] == Py_True).all().item<bool>());
+  });
 }
 
 PyObject* is_lifted_tensor(PyObject* /*self*/, PyObject* const* args, Py_ssize_t /*count*/) {
@@ -91,6 +112,7 @@ PyMethodDef methods[] = {
     fast("lower_lifted", lower_lifted),
     fast("replace_value", replace_value),
     fast("is_lifted", is_lifted_tensor),
+    fast("traced_values_are", traced_values_are),
     fast("dump_tensor", dump_tensor_of),
     fast("copy_per_row", copy_per_row_of),
     fast("share_over_rows", share_over_rows_of),

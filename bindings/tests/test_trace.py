@@ -765,3 +765,23 @@ def test_batch_norms_in_training_under_vmap():
     replayed(lambda *a: torchlift.grad(lambda x: torchlift.vmap(norm)(x, *a[1:])[0].pow(3).sum())(a[0]), x, mean, var)
     images = torch.randn(3, 2, 5, 4)
     replayed(torchlift.vmap(lambda x, m, v: F.instance_norm(x, m, v, use_input_stats=True)), images, mean, var)
+
+
+def test_checks_of_values_are_those_of_the_run_that_is_traced():
+    def nll(mean, target, var):
+        return F.gaussian_nll_loss(mean, target, var)
+
+    def log_prob(loc, scale, x):
+        return torch.distributions.Normal(loc, scale).log_prob(x).sum()
+
+    x, y, scale = torch.randn(4, 3), torch.randn(4, 3), torch.rand(4, 3) + 0.5
+    for f, args in ((nll, (x, y, scale)), (log_prob, (x, scale, y))):
+        replayed(f, *args)
+        replayed(vmap(f), *args)
+        replayed(vmap(grad(f)), *args)
+        replayed(grad(lambda *a, f=f: vmap(f)(*a).sum()), *args)
+    with pytest.raises(ValueError, match="negative"):
+        trace(vmap(nll))(x, y, scale - 1)
+    with pytest.raises(ValueError, match="scale"):
+        trace(log_prob)(x, scale - 1, y)
+    trace(nll)(x, y, scale)(x, y, scale - 1)  # The graph does not ask again.

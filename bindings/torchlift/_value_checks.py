@@ -5,7 +5,8 @@ NOTE [checks of values]
 there one that is not allowed? Under vmap that has an answer, though bool() of a batched tensor has
 none. So in the functions listed here the name that asks (torch.any, x.all) is another one, which
 asks all examples; nothing else of them changes: they stay the same objects, with their source and
-signature, and what somebody imported before torchlift is served, too.
+signature, and what somebody imported before torchlift is served, too. In a trace the answer is that of the
+run that is traced: the graph does not ask again.
 
 AdaptiveLogSoftmaxWithLoss does not only check: it sorts its targets into clusters, of sizes that
 depend on them. With batched targets it computes the log-probabilities of all clusters and chooses.
@@ -29,6 +30,9 @@ def _agree_on(answers: torch.Tensor, expected: bool) -> "torch.Tensor | bool":
     """Whether the answers of all examples are the expected one; plain answers stay tensors."""
     if not _C.is_lifted(answers):
         return answers
+    traced = _C.traced_values_are(answers, expected)
+    if traced is not None:
+        return traced is expected
     same = torch.full_like(answers, expected)
     try:
         return torch.equal(answers, same) is expected
