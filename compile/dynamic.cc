@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <exception>
 #include <map>
 #include <numeric>
 #include <optional>
@@ -543,8 +544,8 @@ int64_t least_size(const Graph& general, const TraceFunction& traced,
     const Sizes sizes(dims.size(), size);
     try {
       if (!agrees(general, traced(inputs_of(examples, dims, sizes)), sizes)) return size + 1;
-    } catch (const c10::Error&) {
-      return size + 1;  // The function itself cannot do it.
+    } catch (const std::exception&) {
+      return size + 1;  // The function itself cannot do it: it divides by the size, say.
     }
   }
   return 0;

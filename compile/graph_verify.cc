@@ -105,12 +105,14 @@ bool fits(const c10::Type& type, const Argument& argument) {
     // Formulas pass undefined tensors, where a schema says "Tensor".
     return type.kind() == TypeKind::TensorType;
   }
+  // x * x.size(0): a number as a tensor, too
   if (std::holds_alternative<SizeExpr>(argument)) {
     return type.kind() == TypeKind::IntType || type.kind() == TypeKind::SymIntType ||
-           type.kind() == TypeKind::NumberType;
+           type.kind() == TypeKind::NumberType || type.kind() == TypeKind::TensorType;
   }
   if (std::holds_alternative<SizeRatio>(argument)) {
-    return type.kind() == TypeKind::FloatType || type.kind() == TypeKind::NumberType;
+    return type.kind() == TypeKind::FloatType || type.kind() == TypeKind::NumberType ||
+           type.kind() == TypeKind::TensorType;
   }
   const auto* value = std::get_if<c10::IValue>(&argument);
   return value != nullptr && fits_constant(type, *value);

@@ -380,13 +380,16 @@ struct Program::Plan {
       const c10::Type& type = *step.op->schema().arguments()[variable.index].type();
       return list_of(*refs, slots, is_optional_list(type));
     }
+    const bool as_tensor = is_tensor(*step.op, variable.index);
     if (const auto* size = std::get_if<SizeExpr>(&variable.source)) {
-      return size->evaluate(symbols);
+      const int64_t number = size->evaluate(symbols);
+      return as_tensor ? IValue(wrapped_number(number)) : IValue(number);
     }
     if (const auto* all = std::get_if<std::vector<SizeExpr>>(&variable.source)) {
       return evaluated(*all, symbols);
     }
-    return std::get<SizeRatio>(variable.source).evaluate(symbols);
+    const double number = std::get<SizeRatio>(variable.source).evaluate(symbols);
+    return as_tensor ? IValue(wrapped_number(number)) : IValue(number);
   }
 
   static void keep(const Result& result, IValue& value, Slots* slots) {

@@ -785,3 +785,22 @@ def test_checks_of_values_are_those_of_the_run_that_is_traced():
     with pytest.raises(ValueError, match="scale"):
         trace(log_prob)(x, scale - 1, y)
     trace(nll)(x, y, scale)(x, y, scale - 1)  # The graph does not ask again.
+
+
+@pytest.mark.parametrize("f, least", [
+    (lambda x: x * x.shape[0], 0),
+    (lambda x: x.sum(0) / x.shape[0], 0),
+    (lambda x: (x * (1.0 / x.shape[0])).sum(), 1),
+    (lambda x: x - (x.shape[0] - 1) / 2, 0),
+])  # fmt: skip
+def test_numbers_that_depend_on_a_dynamic_dim_as_operands(f, least, tmp_path):
+    path = str(tmp_path / "f.tlc")
+    torchlift.save(f, path, torch.randn(5, 3), dynamic={0: {0: "n"}})
+    traced = trace(f, dynamic={0: {0: "n"}})(torch.randn(5, 3))
+    for size in (least, 1, 7):
+        x = torch.randn(size, 3)
+        for run in (traced, torchlift.load(path), lambda x: traced.rebuild(traced.optimized().run([x]))):
+            assert_close(run(x), f(x), equal_nan=True)
+    if least > 0:
+        with pytest.raises(TransformError, match="size 0"):
+            traced(torch.randn(0, 3))

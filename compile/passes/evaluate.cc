@@ -53,22 +53,28 @@ at::Tensor wrapped_number(const at::Scalar& number) {
   return t;
 }
 
+IValue number_as(const c10::Type& type, const IValue& number) {
+  return type.kind() == c10::TypeKind::TensorType ? wrapped_number(number.toScalar()) : number;
+}
+
 IValue value_of(const Argument& argument, const c10::Type& type, const TensorOf& tensor_of,
                 const std::vector<int64_t>& symbols) {
   if (const auto* ref = std::get_if<ValueRef>(&argument)) return tensor_of(ref->id);
   if (const auto* refs = std::get_if<std::vector<ValueRef>>(&argument)) {
     return list_of(*refs, tensor_of, is_optional_tensor_list(type));
   }
-  if (const auto* value = std::get_if<IValue>(&argument)) {
-    return type.kind() == c10::TypeKind::TensorType ? wrapped_number(value->toScalar()) : *value;
+  if (const auto* value = std::get_if<IValue>(&argument)) return number_as(type, *value);
+  if (const auto* size = std::get_if<SizeExpr>(&argument)) {
+    return number_as(type, size->evaluate(symbols));
   }
-  if (const auto* size = std::get_if<SizeExpr>(&argument)) return size->evaluate(symbols);
   if (const auto* sizes = std::get_if<std::vector<SizeExpr>>(&argument)) {
     std::vector<int64_t> all;
     for (const SizeExpr& size : *sizes) all.push_back(size.evaluate(symbols));
     return all;
   }
-  if (const auto* ratio = std::get_if<SizeRatio>(&argument)) return ratio->evaluate(symbols);
+  if (const auto* ratio = std::get_if<SizeRatio>(&argument)) {
+    return number_as(type, ratio->evaluate(symbols));
+  }
   return type.kind() == c10::TypeKind::TensorType ? IValue(at::Tensor()) : IValue();
 }
 
