@@ -138,6 +138,9 @@ def hessian(
 ) -> Callable[..., Any]:
     """A function that computes the Hessian of `func`: forward mode over reverse mode.
 
+    By one or two input numbers it is Taylor mode, which runs `func` once (or a second time, if it calls
+    what has no Taylor series); with chunk_size or memory_budget never.
+
     The result has the structure of the output, twice with the structure of what argnums names in
     place of each tensor. For a function of one tensor that returns one number it is a matrix.
 
