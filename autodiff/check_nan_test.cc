@@ -173,10 +173,12 @@ TEST(CheckNan, ReverseMode) {
   EXPECT_THAT(found(vmap(grad(sum_of_log)), vector({1, -1})),
               AllOf(HasSubstr("transforms: reverse mode inside vmap level 1 (size 2)"),
                     HasSubstr("pass: forward")));
-  // Forward over reverse.
-  EXPECT_THAT(found(hessian(root_times_zero), vector({1, 0})),
+  // Forward over reverse, and Taylor mode.
+  EXPECT_THAT(found(hessian(root_times_zero), vector({1, 0, 2})),
               AllOf(HasSubstr("aten::sqrt (its derivative in forward mode)"),
-                    HasSubstr("transforms: reverse mode inside jacfwd level 1 (size 2)")));
+                    HasSubstr("transforms: reverse mode inside jacfwd level 1 (size 3)")));
+  EXPECT_THAT(found(hessian(root_times_zero), vector({1, 0})),
+              AllOf(HasSubstr("aten::sqrt returned NaN"), HasSubstr("hessian level 1")));
   // Only f itself is looked at.
   EXPECT_TRUE(grad(check_nan(root_times_zero))(vector({0})).isnan().item<bool>());
   const Tensor leaf = vector({0}).requires_grad_();

@@ -22,19 +22,22 @@ bool lies_in(std::string_view name, std::string_view module) {
          (name.size() > module.size() && name.starts_with(module) && name[module.size()] == '.');
 }
 
-// Whether a vmap is open; a trace alone is a level without rows.
-bool has_rows() {
-  return std::any_of(level_stack().begin(), level_stack().end(),
-                     [](const LevelPtr& level) { return level->kind() == LevelKind::kVmap; });
+// The outermost open vmap, or null; a trace alone is a level without rows.
+const Level* outermost_vmap() {
+  const auto found =
+      std::find_if(level_stack().begin(), level_stack().end(),
+                   [](const LevelPtr& level) { return level->kind() == LevelKind::kVmap; });
+  return found == level_stack().end() ? nullptr : found->get();
 }
 
-at::Tensor zeros_per_row(const at::Tensor& like) {
+// Of the levels around, so that a trace there writes down what is written into them.
+at::Tensor zeros_per_row(const at::Tensor& like, const Level& outermost) {
   std::vector<c10::SymInt> sizes;
   for (const LevelPtr& level : level_stack()) {
     if (level->kind() == LevelKind::kVmap) sizes.emplace_back(level->size());
   }
   for (const int64_t size : like.sizes()) sizes.emplace_back(size);
-  const RuleDepthScope values_only(1);
+  const RuleDepthScope around(outermost.depth());
   at::Tensor zeros = at::_ops::zeros::call(sizes, like.scalar_type(), like.layout(), like.device(),
                                            /*pin_memory=*/std::nullopt);
   for (const LevelPtr& level : level_stack()) {
@@ -57,8 +60,9 @@ BufferMode ReturnBuffers::mode_of(const std::string& buffer) const {
 }
 
 at::Tensor copy_per_row(const at::Tensor& t) {
-  if (!has_rows()) return at::_ops::clone::call(t, std::nullopt);
-  at::Tensor copy = zeros_per_row(t);
+  const Level* outermost = outermost_vmap();
+  if (outermost == nullptr) return at::_ops::clone::call(t, std::nullopt);
+  at::Tensor copy = zeros_per_row(t, *outermost);
   return at::_ops::copy_::call(copy, t, /*non_blocking=*/false);
 }
 

@@ -115,6 +115,15 @@ bool is_recorded(const at::Tensor& t) {
   return impl != nullptr && recorder_of(impl->level()) != nullptr;
 }
 
+// A statistic that the function made, and into which is written what a trace records, is recorded
+// from then on.
+void make_recorded(const at::Tensor& statistic, const at::Tensor& written) {
+  const LiftedTensorImpl* impl = as_lifted(statistic);
+  if (!is_recorded(written) || impl == nullptr || impl->bdim().has_value()) return;
+  const LevelPtr& level = as_lifted(written)->level_ptr();
+  if (&impl->level() == level.get()) promote("aten::native_batch_norm", statistic, level);
+}
+
 // The operator that the user calls does not say that it writes the statistics, which a trace must
 // know.
 std::tuple<at::Tensor, at::Tensor, at::Tensor> normalize(
@@ -182,7 +191,8 @@ struct RunningStatistic {
     if (!folded.has_value()) return;
     // As libtorch's kernel does, this leaves the version of the statistic as it is: autograd has
     // saved it, and does not use it after training.
-    const at::Tensor statistic = batch_first(*arg);  // alive: a trace knows it by its address
+    const at::Tensor statistic = batch_first(*arg);
+    make_recorded(statistic, *folded);
     at::Tensor target = statistic.variable_data();
     target.copy_(per_example(*folded, size).value);
   }

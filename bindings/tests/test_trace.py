@@ -767,12 +767,27 @@ def test_batch_norms_in_training_under_vmap():
     replayed(torchlift.vmap(lambda x, m, v: F.instance_norm(x, m, v, use_input_stats=True)), images, mean, var)
 
 
+def test_buffers_of_a_traced_call_are_those_of_its_inputs():
+    model = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5))
+    params = dict(model.named_parameters())
+
+    def step(x):
+        return torchlift.functional_call(model, params, (x,), mutate_buffers="return")
+
+    traced = trace(vmap(step))(torch.randn(2, 4, 3))
+    others = torch.randn(2, 4, 3)
+    expected = vmap(step)(others)
+    assert expected[1]["1.running_mean"].shape == (2, 5)
+    assert_close(traced(others), expected)
+    assert_close(traced.rebuild(traced.optimized().run([others])), expected)
+
+
 def test_checks_of_values_are_those_of_the_run_that_is_traced():
     def nll(mean, target, var):
         return F.gaussian_nll_loss(mean, target, var)
 
     def log_prob(loc, scale, x):
-        return torch.distributions.Normal(loc, scale).log_prob(x).sum()
+        return torch.distributions.Normal(loc, scale, validate_args=True).log_prob(x).sum()
 
     x, y, scale = torch.randn(4, 3), torch.randn(4, 3), torch.rand(4, 3) + 0.5
     for f, args in ((nll, (x, y, scale)), (log_prob, (x, scale, y))):
