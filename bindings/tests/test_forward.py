@@ -522,6 +522,38 @@ class TestCurvature:
         laplacian(leaf, x).backward()
         close(leaf.grad, grad(trace)(w, x))
 
+    def test_hessian_of_two_numbers(self):
+        """Taylor mode, against forward over reverse (chunk_size)."""
+        w = randn(2)
+        f = lambda w, x: torch.tanh(w * x).prod() + (x * x).sum().sqrt() * w.sum()
+        small, other = hessian(f, argnums=1), hessian(f, argnums=1, chunk_size=2)
+        xs = randn(5, 2)
+        close(vmap(small, (None, 0))(w, xs), vmap(other, (None, 0))(w, xs))
+        close(vmap(vmap(small, (0, None)), (None, 0))(xs, xs), vmap(vmap(other, (0, None)), (None, 0))(xs, xs))
+        for transform in (grad, jacrev, jacfwd, hessian):
+            total = lambda h: lambda w, x: h(w, x).sum() if transform is grad else h(w, x)
+            close(transform(total(small))(w, xs[0]), transform(total(other))(w, xs[0]))
+        close(hessian(lambda x: hessian(lambda y: f(w, y))(x))(xs[0]), jacfwd(jacfwd(lambda x: other(w, x)))(xs[0]))
+        leaf = w.clone().requires_grad_()
+        small(leaf, xs[0]).pow(2).sum().backward()
+        close(leaf.grad, grad(lambda w: other(w, xs[0]).pow(2).sum())(w))
+
+    def test_hessian_of_few_numbers_in_trees(self):
+        a, b = randn().squeeze(), randn(1)
+        f = lambda p, c: ({"y": (p["a"] * p["b"]).sin() * c}, p["a"].item())
+        got, aux = hessian(f, has_aux=True)({"a": a, "b": b}, randn(3))
+        assert aux == a.item()
+        c = randn(3)
+        got, _ = hessian(f, has_aux=True)({"a": a, "b": b}, c)
+        expected, _ = hessian(f, has_aux=True, chunk_size=1)({"a": a, "b": b}, c)
+        close(got, expected)
+        g = lambda a, b: (a * b).exp().sum()
+        close(hessian(g, argnums=(0, 1))(a, b), hessian(g, argnums=(0, 1), chunk_size=1)(a, b))
+        with pytest.raises(TransformError, match="only floating-point tensors have a Jacobian"):
+            hessian(lambda a: a > 0)(a)
+        with pytest.raises(TransformError, match="returned no tensor"):
+            hessian(lambda a: ())(a)
+
     def test_laplacian_of_constants_and_nothing(self):
         close(torchlift.laplacian(lambda x: torch.ones(2) + x.detach()[:2])(randn(3)), torch.zeros(2).double())
         close(torchlift.laplacian(lambda x: x.sum())(randn(0)), torch.zeros(()).double())
