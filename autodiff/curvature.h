@@ -209,15 +209,12 @@ class LaplacianFunction {
     internal::check_arguments("laplacian", arguments, arguments);
     internal::LeafCall call(f_, arguments);
     const std::vector<at::Tensor> inputs = internal::defined_leaves(arguments);
-    Laplacian laplacian;
-    if (options_.samples.has_value()) {
-      laplacian = laplacian_along(call, inputs, internal::random_signs(inputs, *options_.samples));
-      laplacian.sums = internal::means(laplacian.sums, *options_.samples);
-    } else {
-      laplacian =
-          laplacian_of(call, inputs, ChunkOptions{options_.chunk_size, options_.memory_budget});
-    }
-    return call.output(laplacian.sums);
+    std::optional<std::vector<at::Tensor>> signs;
+    if (options_.samples.has_value()) signs = internal::random_signs(inputs, *options_.samples);
+    const ChunkOptions chunks{options_.chunk_size, options_.memory_budget};
+    const std::vector<at::Tensor> sums = laplacian_of(call, inputs, chunks, signs).sums;
+    return call.output(options_.samples.has_value() ? internal::means(sums, *options_.samples)
+                                                    : sums);
   }
 
  private:
@@ -245,8 +242,8 @@ class HessianDiagFunction {
     internal::check_arguments("hessian_diag", arguments, arguments);
     internal::LeafCall call(f_, arguments);
     const std::vector<at::Tensor> inputs = internal::defined_leaves(arguments);
-    const SecondDerivatives second =
-        second_derivatives(call, inputs, ChunkOptions{options_.chunk_size, options_.memory_budget});
+    const SecondDerivatives second = second_derivatives(
+        "hessian_diag", call, inputs, ChunkOptions{options_.chunk_size, options_.memory_budget});
     const auto value = call.output(second.outputs);
     size_t row = 0;
     const auto next = [&] {

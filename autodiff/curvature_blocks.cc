@@ -119,18 +119,7 @@ void check_real(const char* transform, const LeafOutputs& out) {
   }
 }
 
-// Of the input numbers from `start` on, laid end to end.
-Tensors unit_directions(const Tensors& inputs, int64_t start, int64_t count) {
-  Tensors directions;
-  int64_t offset = 0;
-  for (const at::Tensor& input : inputs) {
-    directions.push_back(basis_rows(input, offset, start, count));
-    offset += input.numel();
-  }
-  return directions;
-}
-
-Laplacian taylor_laplacian(LeafFunction f, const Tensors& inputs, const Tensors& directions) {
+Laplacian taylor_along(LeafFunction f, const Tensors& inputs, const Tensors& directions) {
   JetScope scope(JetScope::kLaplacian, count_of(directions));
   Tensors arguments;
   for (size_t i = 0; i < inputs.size(); ++i) {
@@ -151,25 +140,15 @@ Laplacian taylor_laplacian(LeafFunction f, const Tensors& inputs, const Tensors&
 
 }  // namespace
 
-Laplacian laplacian_along(LeafFunction f, const Tensors& inputs, const Tensors& directions) {
-  try {
-    return taylor_laplacian(f, inputs, directions);
-  } catch (const UnsupportedError&) {
-    SecondDerivatives second = second_derivatives_along(f, inputs, directions);
-    Laplacian result{{}, std::move(second.outputs)};
-    for (const at::Tensor& rows : second.rows) result.sums.push_back(rows.sum(0));
-    return result;
-  }
-}
-
-Laplacian laplacian_of(LeafFunction f, const Tensors& inputs, const ChunkOptions& chunks) {
+Laplacian taylor_laplacian(LeafFunction f, const Tensors& inputs, const ChunkOptions& chunks,
+                           const std::optional<Tensors>& directions) {
+  if (directions.has_value()) return taylor_along(f, inputs, *directions);
   const int64_t total = total_numel(inputs, inputs.size());
   ChunkPlan plan({.transform = "laplacian", .item = "direction"}, chunks, total, device_of(inputs));
   Laplacian result;
-  if (total == 0) result = laplacian_along(f, inputs, Tensors(inputs.size()));
+  if (total == 0) result = taylor_along(f, inputs, Tensors(inputs.size()));
   while (plan.next()) {
-    Laplacian part =
-        laplacian_along(f, inputs, unit_directions(inputs, plan.start(), plan.length()));
+    Laplacian part = taylor_along(f, inputs, basis_rows_of(inputs, plan.start(), plan.length()));
     plan.measure();
     if (plan.start() == 0) {
       result = std::move(part);
@@ -181,8 +160,28 @@ Laplacian laplacian_of(LeafFunction f, const Tensors& inputs, const ChunkOptions
   return result;
 }
 
-SecondDerivatives second_derivatives_along(LeafFunction f, const Tensors& inputs,
-                                           const Tensors& directions) {
+Laplacian nested_laplacian(LeafFunction f, const Tensors& inputs, const ChunkOptions& chunks,
+                           const std::optional<Tensors>& directions) {
+  constexpr const char* kName = "laplacian";
+  SecondDerivatives second = directions.has_value()
+                                 ? second_derivatives_along(kName, f, inputs, *directions)
+                                 : second_derivatives(kName, f, inputs, chunks);
+  Laplacian result{{}, std::move(second.outputs)};
+  for (const at::Tensor& rows : second.rows) result.sums.push_back(rows.sum(0));
+  return result;
+}
+
+Laplacian laplacian_of(LeafFunction f, const Tensors& inputs, const ChunkOptions& chunks,
+                       const std::optional<Tensors>& directions) {
+  try {
+    return taylor_laplacian(f, inputs, chunks, directions);
+  } catch (const UnsupportedError&) {
+    return nested_laplacian(f, inputs, chunks, directions);
+  }
+}
+
+SecondDerivatives second_derivatives_along(const char* transform, LeafFunction f,
+                                           const Tensors& inputs, const Tensors& directions) {
   const int64_t count = count_of(directions);
   const LevelScope level({.size = count, .randomness = Randomness::kSame});
   const auto lift_one = [&](const at::Tensor& t) { return lift_alias(t, 0, level.level()); };
@@ -198,7 +197,7 @@ SecondDerivatives second_derivatives_along(LeafFunction f, const Tensors& inputs
     duals.push_back(inner->dual(outer.dual(inputs[i], tangent), tangent.clone()));
   }
   const LeafOutputs out = f(duals);
-  check_real("hessian_diag", out);
+  check_real(transform, out);
   // First derivatives, then all outputs: the second derivatives are the tangents of the former.
   Tensors firsts, primals;
   for (ForwardOutput& output : inner->finish(out.leaves)) {
@@ -222,17 +221,16 @@ SecondDerivatives second_derivatives_along(LeafFunction f, const Tensors& inputs
   return result;
 }
 
-SecondDerivatives second_derivatives(LeafFunction f, const Tensors& inputs,
+SecondDerivatives second_derivatives(const char* transform, LeafFunction f, const Tensors& inputs,
                                      const ChunkOptions& chunks) {
   const int64_t total = total_numel(inputs, inputs.size());
-  ChunkPlan plan({.transform = "hessian_diag", .item = "direction"}, chunks, total,
-                 device_of(inputs));
+  ChunkPlan plan({.transform = transform, .item = "direction"}, chunks, total, device_of(inputs));
   SecondDerivatives result;
   std::vector<RowJoiner> joiners;
   while (plan.next()) {
     const int64_t start = plan.start();
     SecondDerivatives part =
-        second_derivatives_along(f, inputs, unit_directions(inputs, start, plan.length()));
+        second_derivatives_along(transform, f, inputs, basis_rows_of(inputs, start, plan.length()));
     plan.measure();
     joiners.resize(part.rows.size(), RowJoiner(total));
     for (size_t i = 0; i < part.rows.size(); ++i) joiners[i].add(start, std::move(part.rows[i]));

@@ -42,14 +42,21 @@ struct Laplacian {
   std::vector<at::Tensor> outputs;  // of f
 };
 
-// The sum of the second derivatives of f along every input number, and along the directions given
-// ([directions, ...the input's shape] for each input). By series whose second terms are summed as
-// they are made (autodiff/jet_scope.h); where f calls what has no series, an autograd Function or a
-// custom_jvp, by second_derivatives, which calls f anew.
+// The sum of the second derivatives of f along every input number, in chunks, or along the
+// directions given ([directions, ...the input's shape] for each input). By taylor_laplacian; where
+// that throws UnsupportedError, f is called anew by nested_laplacian.
 Laplacian laplacian_of(LeafFunction f, const std::vector<at::Tensor>& inputs,
-                       const ChunkOptions& chunks);
-Laplacian laplacian_along(LeafFunction f, const std::vector<at::Tensor>& inputs,
-                          const std::vector<at::Tensor>& directions);
+                       const ChunkOptions& chunks,
+                       const std::optional<std::vector<at::Tensor>>& directions = std::nullopt);
+
+// Its parts: by series whose second terms are summed as they are made (autodiff/jet_scope.h), which
+// autograd Functions and custom_jvp do not have; and by second_derivatives.
+Laplacian taylor_laplacian(LeafFunction f, const std::vector<at::Tensor>& inputs,
+                           const ChunkOptions& chunks,
+                           const std::optional<std::vector<at::Tensor>>& directions);
+Laplacian nested_laplacian(LeafFunction f, const std::vector<at::Tensor>& inputs,
+                           const ChunkOptions& chunks,
+                           const std::optional<std::vector<at::Tensor>>& directions);
 
 struct SecondDerivatives {
   // rows[i]: d^2/ds^2 of value i along each direction, [directions, ...its shape].
@@ -58,12 +65,15 @@ struct SecondDerivatives {
 };
 
 // The second derivatives of f along every input number (all of them laid end to end), by forward
-// over forward mode. f runs once for each chunk of directions, here and in laplacian_of.
-SecondDerivatives second_derivatives(LeafFunction f, const std::vector<at::Tensor>& inputs,
+// over forward mode. f runs once for each chunk of directions, here and in laplacian_of. transform:
+// the name in error messages.
+SecondDerivatives second_derivatives(const char* transform, LeafFunction f,
+                                     const std::vector<at::Tensor>& inputs,
                                      const ChunkOptions& chunks);
 
 // ... along the directions given, [directions, ...the input's shape] for each input.
-SecondDerivatives second_derivatives_along(LeafFunction f, const std::vector<at::Tensor>& inputs,
+SecondDerivatives second_derivatives_along(const char* transform, LeafFunction f,
+                                           const std::vector<at::Tensor>& inputs,
                                            const std::vector<at::Tensor>& directions);
 
 }  // namespace torchlift

@@ -36,12 +36,7 @@ bool takes_taylor_mode(const Tensors& inputs, const ChunkOptions& chunks, Comple
 
 JacobianBlocks taylor_hessian(LeafFunction f, const Tensors& inputs) {
   const int64_t total = total_numel(inputs, inputs.size());
-  Tensors directions;
-  int64_t offset = 0;
-  for (const at::Tensor& input : inputs) {
-    directions.push_back(basis_rows(input, offset, 0, total));
-    offset += input.numel();
-  }
+  const Tensors directions = basis_rows_of(inputs, 0, total);
   JetScope scope(JetScope::kHessian, total);
   Tensors arguments;
   for (size_t i = 0; i < inputs.size(); ++i) {

@@ -131,12 +131,8 @@ at::Tensor first_dim_last(const at::Tensor& t) { return t.dim() == 1 ? t : t.mov
 // The gradients of rows [start, start + count), each [count, ...].
 Tensors pull_rows(const Pullback& pullback, const Tensors& values, size_t outputs, int64_t start,
                   int64_t count, bool last) {
-  Tensors cotangents(outputs);
-  int64_t offset = 0;
-  for (size_t i = 0; i < values.size(); ++i) {
-    cotangents[i] = basis_rows(values[i], offset, start, count);
-    offset += values[i].numel();
-  }
+  Tensors cotangents = basis_rows_of(values, start, count);
+  cotangents.resize(outputs);
   return pull_cotangents(pullback, std::move(cotangents), count, last);
 }
 
@@ -228,12 +224,7 @@ JacobianBlocks reverse_blocks(const Pullback& pullback, size_t count, const Tens
 Tensors push_columns(LeafFunction f, const Tensors& inputs, int64_t start, int64_t count,
                      ComplexNumbers numbers, LeafOutputs& out) {
   // Of the levels around, so they are made before the scope opens one.
-  Tensors tangents;
-  int64_t offset = 0;
-  for (const at::Tensor& input : inputs) {
-    tangents.push_back(basis_rows(input, offset, start, count));
-    offset += input.numel();
-  }
+  Tensors tangents = basis_rows_of(inputs, start, count);
   return push_tangents("jacfwd", f, inputs, std::move(tangents), count, out, numbers);
 }
 

@@ -42,6 +42,17 @@ at::Tensor basis_rows(const at::Tensor& like, int64_t offset, int64_t start, int
   return like.dim() == 1 ? rows : rows.view(shape);
 }
 
+std::vector<at::Tensor> basis_rows_of(const std::vector<at::Tensor>& tensors, int64_t start,
+                                      int64_t count) {
+  std::vector<at::Tensor> rows;
+  int64_t offset = 0;
+  for (const at::Tensor& tensor : tensors) {
+    rows.push_back(basis_rows(tensor, offset, start, count));
+    offset += tensor.numel();
+  }
+  return rows;
+}
+
 void RowJoiner::add(int64_t start, at::Tensor rows) {
   if (rows.size(0) == total_) {
     whole_ = std::move(rows);

@@ -31,6 +31,10 @@ c10::Device device_of(const std::vector<at::Tensor>& inputs);
 // Undefined where they are all zero.
 at::Tensor basis_rows(const at::Tensor& like, int64_t offset, int64_t start, int64_t count);
 
+// ... of each of them.
+std::vector<at::Tensor> basis_rows_of(const std::vector<at::Tensor>& tensors, int64_t start,
+                                      int64_t count);
+
 // A lowered value with its batch dim, of `size`, in front; repeated if it has none.
 at::Tensor rows_of(const Lowered& lowered, int64_t size);
 

@@ -3,7 +3,6 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/ivalue.h>
 #include <ATen/core/stack.h>
-#include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/stack.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
@@ -15,6 +14,7 @@
 #include "batching/control_flow.h"
 #include "compile/graph.h"
 #include "compile/seed_scope.h"
+#include "compile/wrapped_number.h"
 #include "core/boxed.h"
 #include "core/dispatch.h"
 #include "core/error.h"
@@ -54,12 +54,6 @@ struct Step {
 
 bool is_tensor(const c10::OperatorHandle& op, size_t i) {
   return op.schema().arguments()[i].type()->kind() == c10::TypeKind::TensorType;
-}
-
-at::Tensor wrapped_number(const at::Scalar& number) {
-  at::Tensor t = at::scalar_tensor(number, at::device(at::kCPU).dtype(number.type()));
-  t.unsafeGetTensorImpl()->set_wrapped_number(true);
-  return t;
 }
 
 // "mul_" of "mul": the same arguments, and the result is written over the first of them.
@@ -376,20 +370,17 @@ struct Program::Plan {
     if (const auto* ref = std::get_if<ValueRef>(&variable.source)) {
       return slots[static_cast<size_t>(ref->id)];
     }
+    const c10::Type& type = *step.op->schema().arguments()[variable.index].type();
     if (const auto* refs = std::get_if<std::vector<ValueRef>>(&variable.source)) {
-      const c10::Type& type = *step.op->schema().arguments()[variable.index].type();
       return list_of(*refs, slots, is_optional_list(type));
     }
-    const bool as_tensor = is_tensor(*step.op, variable.index);
     if (const auto* size = std::get_if<SizeExpr>(&variable.source)) {
-      const int64_t number = size->evaluate(symbols);
-      return as_tensor ? IValue(wrapped_number(number)) : IValue(number);
+      return number_as(type, size->evaluate(symbols));
     }
     if (const auto* all = std::get_if<std::vector<SizeExpr>>(&variable.source)) {
       return evaluated(*all, symbols);
     }
-    const double number = std::get<SizeRatio>(variable.source).evaluate(symbols);
-    return as_tensor ? IValue(wrapped_number(number)) : IValue(number);
+    return number_as(type, std::get<SizeRatio>(variable.source).evaluate(symbols));
   }
 
   static void keep(const Result& result, IValue& value, Slots* slots) {

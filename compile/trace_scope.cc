@@ -12,6 +12,7 @@
 #include <functional>
 #include <utility>
 
+#include "compile/passes/functional_variant.h"
 #include "compile/recording.h"
 #include "compile/trace_control_flow.h"
 #include "core/boxed.h"
@@ -253,11 +254,12 @@ class Call {
       impl->replace_value(target.real.unsqueeze(0), 0);
       target.id = recording_.add_value(target.real, base_name(op_.schema().name()));
       recording_.know(impl->value(), target.id);
-      node_.op.pop_back();  // squeeze_ -> squeeze: a view like any other
-      if (node_.op == "aten::transpose") node_.overload = "int";
-      if (!c10::Dispatcher::singleton().findSchema({node_.op, node_.overload}).has_value()) {
+      const auto view = find_view_variant(op_);  // squeeze_ -> squeeze: a view like any other
+      if (!view.has_value()) {
         unsupported_error(recording_.transform(), name(), " has no form that is not in place.");
       }
+      node_.op = view->schema().name();
+      node_.overload = view->schema().overload_name();
     }
   }
 

@@ -21,6 +21,7 @@
 
 #include "core/interpreter.h"
 #include "core/level.h"
+#include "core/lifted_tensor.h"
 
 namespace torchlift {
 
@@ -47,6 +48,12 @@ class Recorder : public Interpreter {
 // The recorder of a level, or null.
 inline const Recorder* recorder_of(const Level& level) {
   return dynamic_cast<const Recorder*>(level.interpreter());
+}
+
+// Whether the operators on t are written down.
+inline bool is_recorded(const at::TensorBase& t) {
+  const LiftedTensorImpl* impl = t.defined() ? as_lifted(t) : nullptr;
+  return impl != nullptr && recorder_of(impl->level()) != nullptr;
 }
 
 }  // namespace torchlift

@@ -110,11 +110,6 @@ BatchedTriple of_no_examples(const BatchedArg& input, bool training) {
   return {nothing_like(input), saved, saved};
 }
 
-bool is_recorded(const at::Tensor& t) {
-  const LiftedTensorImpl* impl = t.defined() ? as_lifted(t) : nullptr;
-  return impl != nullptr && recorder_of(impl->level()) != nullptr;
-}
-
 // A statistic that the function made, and into which is written what a trace records, is recorded
 // from then on.
 void make_recorded(const at::Tensor& statistic, const at::Tensor& written) {

@@ -33,6 +33,7 @@
 
 #include "batching/rules/fold.h"
 #include "core/dispatch.h"
+#include "core/recorder.h"
 #include "core/registry.h"
 
 namespace torchlift {
@@ -86,13 +87,6 @@ std::tuple<Batched, Batched> fractional_pool(const Level& level, BatchedArg self
 // from about 8,000 numbers on; results and indices are the same.
 constexpr int64_t kWorthCopies = 8192;
 constexpr int64_t kVectorBytes = 128;
-
-// Whether a trace writes down the operators on x (core/recorder.h).
-bool is_recorded(const at::Tensor& x) {
-  const LiftedTensorImpl* lifted = as_lifted(x);
-  return lifted != nullptr && lifted->level().interpreter() != nullptr &&
-         lifted->level().size() == 1;
-}
 
 // How many planes to take at a time: 8, 16 or 32; 0 where the kernel is better called as it is.
 // What a trace writes down may run with other batch sizes: there the channels alone decide.

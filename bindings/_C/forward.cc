@@ -18,6 +18,20 @@ namespace {
 
 using Tensors = std::vector<at::Tensor>;
 
+// What `taylor` gives, or `other` where the function calls what has no Taylor series. As
+// hessian_blocks and laplacian_of do, which do not see the errors of Python.
+template <class Taylor, class Other>
+auto by_series(const Taylor& taylor, const Other& other) {
+  try {
+    return taylor();
+  } catch (const UnsupportedError&) {  // NOLINT(bugprone-empty-catch): the other way, below.
+  } catch (python_error& error) {
+    const py::gil_scoped_acquire acquire;
+    forget_if_unsupported(error);
+  }
+  return other();
+}
+
 JacobianBlocks run_jacobian(long mode, PyObject* call, const Tensors& inputs,
                             const ChunkOptions& chunks, ComplexNumbers numbers, Returned& first) {
   // The engine must not hold the GIL, the function must.
@@ -32,20 +46,14 @@ JacobianBlocks run_jacobian(long mode, PyObject* call, const Tensors& inputs,
   };
   if (mode == 0) return reverse_jacobian(f, inputs, chunks, numbers);
   if (mode == 1) return forward_jacobian(f, inputs, chunks, numbers);
-  if (mode == 3) {
-    // As hessian_blocks does, which does not see the errors of Python.
-    if (takes_taylor_mode(inputs, chunks, numbers)) {
-      try {
-        return taylor_hessian(f, inputs);
-      } catch (const UnsupportedError&) {  // NOLINT(bugprone-empty-catch): the other way, below.
-      } catch (python_error& error) {
-        const py::gil_scoped_acquire acquire;
-        forget_if_unsupported(error);
-      }
-      called = false;
-    }
+  const auto by_both_modes = [&] {
+    called = false;
     return forward_over_reverse(f, inputs, chunks, numbers);
+  };
+  if (mode == 3 && takes_taylor_mode(inputs, chunks, numbers)) {
+    return by_series([&] { return taylor_hessian(f, inputs); }, by_both_modes);
   }
+  if (mode == 3) return by_both_modes();
   return any_jacobian(f, inputs, chunks, numbers);
 }
 
@@ -111,12 +119,9 @@ PyObject* jacobian_leaves(PyObject* /*self*/, PyObject* const* args, Py_ssize_t 
 
 PyObject* second_leaves(PyObject* /*self*/, PyObject* const* args, Py_ssize_t /*count*/) {
   return guarded([&]() -> py::object {
-    const Tensors inputs = tensors_of(args[1]);
     const ChunkOptions chunks{optional_int(args[2]), optional_int(args[3])};
     const auto f = [&](const Tensors& leaves) { return Returned()(args[0], leaves); };
-    return list_of((args[4] == Py_None ? second_derivatives(f, inputs, chunks)
-                                       : second_derivatives_along(f, inputs, tensors_of(args[4])))
-                       .rows);
+    return list_of(second_derivatives("hessian_diag", f, tensors_of(args[1]), chunks).rows);
   });
 }
 
@@ -124,9 +129,11 @@ PyObject* laplacian_leaves(PyObject* /*self*/, PyObject* const* args, Py_ssize_t
   return guarded([&]() -> py::object {
     const Tensors inputs = tensors_of(args[1]);
     const ChunkOptions chunks{optional_int(args[2]), optional_int(args[3])};
+    std::optional<Tensors> directions;
+    if (args[4] != Py_None) directions = tensors_of(args[4]);
     const auto f = [&](const Tensors& leaves) { return Returned()(args[0], leaves); };
-    return list_of((args[4] == Py_None ? laplacian_of(f, inputs, chunks)
-                                       : laplacian_along(f, inputs, tensors_of(args[4])))
+    return list_of(by_series([&] { return taylor_laplacian(f, inputs, chunks, directions); },
+                             [&] { return nested_laplacian(f, inputs, chunks, directions); })
                        .sums);
   });
 }

@@ -29,15 +29,15 @@ PyObject* jet_leaves(PyObject* self, PyObject* const* args, Py_ssize_t count);
 // blocks[i][j] has the shape of output i followed by that of input j.
 PyObject* jacobian_leaves(PyObject* self, PyObject* const* args, Py_ssize_t count);
 
-// second_leaves(call, inputs, chunk_size, memory_budget, directions) -> rows
+// second_leaves(call, inputs, chunk_size, memory_budget) -> rows
 //
-// The second derivatives of each output along every input number, [numbers, ...its shape]; or along
-// directions, a list with a tensor [directions, ...its shape] for each input.
+// The second derivatives of each output along every input number, [numbers, ...its shape].
 PyObject* second_leaves(PyObject* self, PyObject* const* args, Py_ssize_t count);
 
 // laplacian_leaves(call, inputs, chunk_size, memory_budget, directions) -> sums
 //
-// The sums of these over the directions. UnsupportedError where only second_leaves can do it.
+// Their sums; or those of the second derivatives along directions, a list with a tensor
+// [directions, ...its shape] for each input.
 PyObject* laplacian_leaves(PyObject* self, PyObject* const* args, Py_ssize_t count);
 
 }  // namespace torchlift::python

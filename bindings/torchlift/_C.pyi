@@ -98,7 +98,6 @@ def second_leaves(
     inputs: list[torch.Tensor],
     chunk_size: int | None,
     memory_budget: int | None,
-    directions: list[torch.Tensor] | None,
     /,
 ) -> list[torch.Tensor]: ...
 def laplacian_leaves(

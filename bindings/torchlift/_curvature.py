@@ -8,7 +8,7 @@ import torch
 
 from torchlift import _C, _pytree
 from torchlift._chunks import check_chunks
-from torchlift._errors import TransformError, UnsupportedError
+from torchlift._errors import TransformError
 from torchlift._forward import check_tangents, output_runner
 from torchlift._grad import _Argnums, _Call, vjp
 from torchlift._jacobian import Selection, select
@@ -149,13 +149,7 @@ def laplacian(
 
     def compute(run: Callable[..., Any], selection: Selection) -> "list[torch.Tensor]":
         directions = samples and [_signs(samples, leaf) for leaf in selection.leaves]
-        given = (run, selection.leaves, chunk_size, memory_budget, directions)
-        try:
-            sums = _C.laplacian_leaves(*given)
-        except UnsupportedError:
-            sums = None
-        if sums is None:
-            sums = [rows.sum(0) for rows in _C.second_leaves(*given)]
+        sums = _C.laplacian_leaves(run, selection.leaves, chunk_size, memory_budget, directions)
         return [each / samples for each in sums] if samples else sums
 
     return _second("laplacian", func, argnums, compute)
@@ -185,7 +179,7 @@ def hessian_diag(
         return selection.tree([part.reshape(shape) for part, shape in zip(parts, shapes)])
 
     def compute(run: Callable[..., Any], selection: Selection) -> "list[Any]":
-        rows = _C.second_leaves(run, selection.leaves, chunk_size, memory_budget, None)
+        rows = _C.second_leaves(run, selection.leaves, chunk_size, memory_budget)
         return [diagonal(each, selection) for each in rows]
 
     return _second("hessian_diag", func, argnums, compute)

@@ -1,6 +1,5 @@
 #include "compile/passes/evaluate.h"
 
-#include <ATen/ScalarOps.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/function_schema.h>
 #include <ATen/core/jit_type.h>
@@ -12,6 +11,7 @@
 #include <array>
 #include <exception>
 
+#include "compile/wrapped_number.h"
 #include "core/error.h"
 #include "core/keys.h"
 
@@ -44,17 +44,6 @@ IValue list_of(const std::vector<ValueRef>& refs, const TensorOf& tensor_of, boo
     list.push_back(ref.id == kNoValue ? std::nullopt : std::optional(tensor_of(ref.id)));
   }
   return list;
-}
-
-// A number where the schema says Tensor.
-at::Tensor wrapped_number(const at::Scalar& number) {
-  at::Tensor t = c10::scalar_to_tensor(number);
-  t.unsafeGetTensorImpl()->set_wrapped_number(true);
-  return t;
-}
-
-IValue number_as(const c10::Type& type, const IValue& number) {
-  return type.kind() == c10::TypeKind::TensorType ? wrapped_number(number.toScalar()) : number;
 }
 
 IValue value_of(const Argument& argument, const c10::Type& type, const TensorOf& tensor_of,
