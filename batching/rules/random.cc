@@ -28,6 +28,7 @@
 #include <ATen/ops/uniform_ops.h>
 #include <ATen/ops/where.h>
 
+#include "batching/rules/bulk_draws.h"
 #include "batching/rules/distributions.h"
 #include "batching/rules/memory_format.h"
 #include "batching/rules/pointwise.h"
@@ -121,6 +122,9 @@ struct Fill<Op, Of, at::Tensor&(at::Tensor&, A...)> {
       return;
     }
     if (!is_same(level)) {
+      if constexpr (std::is_same_v<Op, ops::bernoulli__float>) {
+        if (draw_bernoulli(target, rest...)) return;
+      }
       Op::call(target, rest...);
       return;
     }
