@@ -29,6 +29,7 @@
 #include <ATen/ops/tensordot_ops.h>
 #include <ATen/ops/vdot_ops.h>
 
+#include "batching/rules/narrow_products.h"
 #include "core/error.h"
 #include "core/registry.h"
 
@@ -52,8 +53,6 @@ namespace ops = at::_ops;
 
 // How many times smaller than the result a copy must be to be cheaper than bmm over mm. Measured.
 constexpr int64_t kCopyPaysOff = 4;
-// From how many columns on a bmm is as fast as one mm of all columns. Measured.
-constexpr int64_t kWideEnough = 16;
 
 void check_rank(const BatchedArg& arg, int64_t rank, const char* op, const char* name) {
   TORCH_CHECK(arg.logical_dim() == rank, "[vmap] ", op, ": ", name, " must have ", rank,
@@ -75,13 +74,13 @@ Batched mm_rows(const BatchedArg& a, const at::Tensor& b) {
   const int64_t batch = rows.size(0);
   const int64_t m = rows.size(1);
   if (can_merge(rows, 0, 1) || rows.size(2) * kCopyPaysOff <= b.size(1)) {
-    return {at::mm(merged(rows, 0), b).view({batch, m, b.size(1)}), 0};
+    return {product(merged(rows, 0), b).view({batch, m, b.size(1)}), 0};
   }
   const at::Tensor turned = rows.transpose(0, 1);
   if (can_merge(turned, 0, 1)) {
-    return {at::mm(merged(turned, 0), b).view({m, batch, b.size(1)}), 1};
+    return {product(merged(turned, 0), b).view({m, batch, b.size(1)}), 1};
   }
-  return {at::bmm(rows, b.expand({batch, b.size(0), b.size(1)})), 0};
+  return {product(rows, b.expand({batch, b.size(0), b.size(1)})), 0};
 }
 
 // [M, K] times [B, K, N], the batch dim joining the columns: [K, B, N] -> [M, B, N]. In that layout
@@ -94,13 +93,13 @@ Batched mm_columns(const at::Tensor& a, const BatchedArg& b) {
   const int64_t n = columns.size(2);
   const bool one_row = a.size(0) == 1;
   if (!one_row && n >= kWideEnough) {
-    return {at::bmm(a.expand({batch, a.size(0), a.size(1)}), columns.transpose(0, 1)), 0};
+    return {product(a.expand({batch, a.size(0), a.size(1)}), columns.transpose(0, 1)), 0};
   }
   if (can_merge(columns, 1, 2) || columns.size(0) * kCopyPaysOff <= a.size(0)) {
     const at::Tensor out = at::mm(a, merged(columns, 1)).view({a.size(0), batch, n});
     return one_row ? Batched{out, 1} : Batched{out.transpose(0, 1).contiguous(), 0};
   }
-  return {at::bmm(a.expand({batch, a.size(0), a.size(1)}), columns.transpose(0, 1)), 0};
+  return {product(a.expand({batch, a.size(0), a.size(1)}), columns.transpose(0, 1)), 0};
 }
 
 // --- sparse matrices -----------------------------------------------------------------------------
@@ -140,17 +139,17 @@ Batched bmm_both(const at::Tensor& a, const at::Tensor& b) {
   const int straight = can_merge(a, 0, 1) + can_merge(b, 0, 1);
   const int turned = can_merge(a_turned, 0, 1) + can_merge(b_turned, 0, 1);
   if (turned > straight) {
-    const at::Tensor out = at::bmm(merged(a_turned, 0), merged(b_turned, 0));
+    const at::Tensor out = product(merged(a_turned, 0), merged(b_turned, 0));
     return {out.view({n, batch, a.size(2), b.size(3)}), 1};
   }
-  const at::Tensor out = at::bmm(merged(a, 0), merged(b, 0));
+  const at::Tensor out = product(merged(a, 0), merged(b, 0));
   return {out.view({batch, n, a.size(2), b.size(3)}), 0};
 }
 
 // [B, N, M, K] times [N, K, P]: rows [N, B*M, K].
 Batched bmm_rows(const BatchedArg& a, const at::Tensor& b) {
   const at::Tensor rows = batch_first(a).transpose(0, 1);
-  const at::Tensor out = at::bmm(merged(rows, 1), b);
+  const at::Tensor out = product(merged(rows, 1), b);
   return {out.view({rows.size(0), rows.size(1), rows.size(2), b.size(2)}), 1};
 }
 
@@ -308,7 +307,7 @@ Batched mm_product(const BatchedArg& a, const BatchedArg& b) {
   if (left.size(-1) == 1) return {left.mul(right), 0};
   if (!b.bdim) return mm_rows(a, right);
   if (!a.bdim) return mm_columns(left, b);
-  return {at::bmm(left, right), 0};
+  return {product(left, right), 0};
 }
 
 Batched bmm_product(const BatchedArg& a, const BatchedArg& b) {

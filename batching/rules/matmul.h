@@ -29,6 +29,10 @@ void check_mv(const BatchedArg& a, const BatchedArg& v, const char* op);
 // Whether one of them is a sparse matrix. The products above take one that all examples share.
 bool has_sparse(const BatchedArg& a, const BatchedArg& b);
 
+// From how many columns of an example on a bmm is as fast as one mm of the columns of all examples.
+// Measured.
+inline constexpr int64_t kWideEnough = 16;
+
 // Whether two neighbouring dims of a strided value are one dim in memory, `slow` outside `fast`.
 bool can_merge(const at::Tensor& value, int64_t slow, int64_t fast);
 

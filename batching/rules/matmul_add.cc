@@ -17,6 +17,7 @@
 #include <ATen/ops/mul.h>
 
 #include "batching/rules/matmul.h"
+#include "batching/rules/narrow_products.h"
 #include "batching/rules/pointwise.h"
 #include "core/registry.h"
 
@@ -103,18 +104,23 @@ Batched addmm_rule(BatchedArg self, BatchedArg a, BatchedArg b, const at::Scalar
     return add_to(self, mm_product(a, b), beta, alpha);
   }
   if (a.bdim && b.bdim && logical_sizes(a)[1] != 1) {
-    return {at::baddbmm(aligned(self, 2), batch_first(a), batch_first(b), beta, alpha), 0};
+    return {product_added_to(aligned(self, 2), batch_first(a), batch_first(b), beta, alpha), 0};
   }
   if (a.bdim && !b.bdim && is_shared_row(self)) {
     const at::Tensor rows = batch_first(a);
     const int64_t batch = rows.size(0);
     if (can_merge(rows, 0, 1)) {
-      const at::Tensor out = at::addmm(self.value, rows.flatten(0, 1), b.value, beta, alpha);
+      const at::Tensor out = product_added_to(self.value, rows.flatten(0, 1), b.value, beta, alpha);
       return {out.view({batch, shape[0], shape[1]}), 0};
     }
   }
   if (!a.bdim && b.bdim && self.bdim && self.logical_dim() == 1 &&
       logical_sizes(self)[0] == shape[1]) {
+    if (shape[0] != 1 && shape[1] >= kWideEnough) {
+      const at::Tensor weights = batch_first(b);
+      const at::Tensor shared = expanded(a, weights.size(0));
+      return {product_added_to(aligned(self, 2), shared, weights, beta, alpha), 0};
+    }
     const at::Tensor columns = batch_first(b).transpose(0, 1);  // [K, B, N]
     if (can_merge(columns, 1, 2)) {
       const at::Tensor row = batch_first(self).flatten(0, 1);
@@ -125,7 +131,7 @@ Batched addmm_rule(BatchedArg self, BatchedArg a, BatchedArg b, const at::Scalar
     }
   }
   if (!a.bdim && !b.bdim) {
-    return add_to(self, {at::mm(a.value, b.value), std::nullopt}, beta, alpha);
+    return add_to(self, {product(a.value, b.value), std::nullopt}, beta, alpha);
   }
   return add_to(self, mm_product(a, b), beta, alpha);
 }
@@ -134,7 +140,7 @@ void addmm_in_place(BatchedArg self, BatchedArg a, BatchedArg b, const at::Scala
                     const at::Scalar& alpha) {
   addmm_shape(self, a, b, "addmm_");
   if (!a.bdim && !b.bdim) {
-    return add_into(self, {at::mm(a.value, b.value), std::nullopt}, beta, alpha);
+    return add_into(self, {product(a.value, b.value), std::nullopt}, beta, alpha);
   }
   if (C10_UNLIKELY(has_sparse(a, b))) return add_into(self, mm_product(a, b), beta, alpha);
   const int64_t batch = batch_size_of({&self});
@@ -152,7 +158,7 @@ Sizes baddbmm_shape(const BatchedArg& self, const BatchedArg& a, const BatchedAr
 }
 
 Batched bmm_or_shared(const BatchedArg& a, const BatchedArg& b) {
-  if (!a.bdim && !b.bdim) return {at::bmm(a.value, b.value), std::nullopt};
+  if (!a.bdim && !b.bdim) return {product(a.value, b.value), std::nullopt};
   return bmm_product(a, b);
 }
 
