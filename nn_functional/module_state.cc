@@ -6,6 +6,7 @@
 #include <torch/nn/module.h>
 
 #include <algorithm>
+#include <iterator>
 #include <numeric>
 #include <utility>
 
@@ -38,6 +39,13 @@ std::string describe(const at::Tensor& t) {
   return c10::str("shape ", t.sizes(), ", ", t.scalar_type(), " on ", t.device());
 }
 
+// Opens up the parameters that a module holds, without the copies that named_parameters() makes.
+struct Opened : torch::nn::Module {
+  static const auto& parameters(const torch::nn::Module& module) {
+    return module.*(&Opened::parameters_);
+  }
+};
+
 bool address_less(const at::Tensor& a, const at::Tensor& b) {
   return a.unsafeGetTensorImpl() < b.unsafeGetTensorImpl();
 }
@@ -66,9 +74,21 @@ void load_state(torch::nn::Module& module, const ModuleState& state, bool strict
 StateSlots::StateSlots(const torch::nn::Module& module, FunctionalOptions options,
                        const char* transform)
     : transform_(transform), type_(&typeid(module)), options_(options) {
-  for (const auto& item : module.named_parameters()) slots_.push_back({item.key(), item.value()});
+  std::vector<Slot> buffers;
+  slots_.reserve(16);  // a layer or a few, where the cost of a call is to be seen
+  module.apply([&](const std::string& path, const torch::nn::Module& part) {
+    const auto add = [&](std::vector<Slot>& slots, const auto& registered) {
+      for (const auto& item : registered) {
+        if (!item.value().defined()) continue;
+        slots.push_back({path.empty() ? item.key() : path + "." + item.key(), item.value()});
+      }
+    };
+    add(slots_, Opened::parameters(part));
+    add(buffers, part.named_buffers(/*recurse=*/false));
+  });
   const size_t parameter_count = slots_.size();
-  for (const auto& item : module.named_buffers()) slots_.push_back({item.key(), item.value()});
+  std::move(buffers.begin(), buffers.end(), std::back_inserter(slots_));
+  distinct_.reserve(slots_.size());
   for (const Slot& slot : slots_) distinct_.push_back(slot.own);
   std::sort(distinct_.begin(), distinct_.end(), address_less);
   const auto same = [](const at::Tensor& a, const at::Tensor& b) { return a.is_same(b); };
