@@ -21,6 +21,7 @@
 #include "bindings/_C/forward.h"
 #include "bindings/_C/function_route.h"
 #include "bindings/_C/functional_call.h"
+#include "bindings/_C/jit_guard.h"
 #include "bindings/_C/py_util.h"
 #include "bindings/_C/reverse.h"
 #include "bindings/_C/sparse.h"
@@ -181,6 +182,7 @@ PYBIND11_MODULE(_C, m) {
   tp::define_chunks(m);
   tp::define_check_nan(m);
   tp::define_compile(m);
+  tp::define_jit_guard(m);
   tp::define_functional_call();
   m.def("set_error_types", &tp::set_error_types);
   m.def("level_of", &tp::level_of);

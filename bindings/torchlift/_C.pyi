@@ -293,6 +293,22 @@ class Executable:
     def updates(self) -> list[tuple[int, int]]: ...
     def report(self) -> str: ...
 
+class JitHits:
+    @property
+    def count(self) -> int: ...
+
+class JitGuard:
+    @staticmethod
+    def of(
+        args: tuple[Any, ...],
+        tensors: list[torch.Tensor],
+        program: Program | Executable,
+        counter: JitHits,
+    ) -> JitGuard | None: ...
+    def run(self, args: tuple[Any, ...]) -> list[torch.Tensor] | None: ...
+    @property
+    def hits(self) -> int: ...
+
 # (kind, name, content) of a part of a signature: see torchlift/_save.py.
 Structure = tuple[str, str, Any]
 

@@ -69,6 +69,21 @@ class _Counters:
     reasons: "list[str]" = field(default_factory=list)
 
 
+# How many graphs have a guard at once, those used last: each is tried in turn.
+_MAX_GUARDS = 4
+
+
+@dataclass
+class _Guard:
+    """The short way to the graph with this key."""
+
+    key: Any
+    guard: "_C.JitGuard"
+    run: Any
+    rebuild: Any
+    noted: int = 0  # hits that the cache knows of
+
+
 # The keyword by which a module's parameters and buffers go to its graphs.
 _STATE = "torchlift_state"
 
@@ -90,9 +105,20 @@ class JitFunction:
         self._cache: "OrderedDict[Any, Any]" = OrderedDict()
         self._lock = threading.Lock()
         self._counters = _Counters()
+        self._guarded = dynamic is None and not isinstance(func, torch.nn.Module)
+        self._guards: "tuple[_Guard, ...]" = ()
+        self._guard_hits = _C.JitHits()
         wraps(func)(self)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not kwargs:
+            for guard in self._guards:
+                outputs = guard.run(args)
+                if outputs is not None:
+                    return guard.rebuild(outputs)
+        return self._look_up(args, kwargs)
+
+    def _look_up(self, args: "tuple[Any, ...]", kwargs: "dict[str, Any]") -> Any:
         given, state = kwargs, module_state(self._func)
         if state is not None:
             kwargs = {**kwargs, _STATE: state}
@@ -115,6 +141,8 @@ class JitFunction:
         traced, run = program
         if run is None:
             return self._call_directly(args, given)
+        if self._guarded and not given:
+            self._add_guard(key, traced, run, args, tensors)
         with torch._C._DisableAutocast():
             outputs = run(tensors)
         return traced.rebuild(outputs)
@@ -123,6 +151,28 @@ class JitFunction:
         with self._lock:
             self._counters.direct += 1
         return self._func(*args, **kwargs)
+
+    def _add_guard(
+        self, key: Any, traced: Traced, run: Any, args: "tuple[Any, ...]", tensors: "list[Any]"
+    ) -> None:
+        """See NOTE [guards of jit] in bindings/_C/jit_guard.h."""
+        program = getattr(run, "__self__", None)
+        if not isinstance(program, (_C.Program, _C.Executable)):
+            return
+        guard = _C.JitGuard.of(args, tensors, program, self._guard_hits)
+        if guard is None:
+            return
+        with self._lock:
+            kept = [old for old in self._guards if old.key != key][: _MAX_GUARDS - 1]
+            self._guards = (_Guard(key, guard, guard.run, traced.rebuild), *kept)
+
+    def _note_guards(self) -> None:
+        """Lets the cache know which graphs were used by way of guards. To be called with the lock."""
+        for guard in reversed(self._guards):
+            hits = guard.guard.hits
+            if hits > guard.noted and guard.key in self._cache:
+                self._cache.move_to_end(guard.key)
+            guard.noted = hits
 
     def _traceable(self) -> Callable[..., Any]:
         """The function, of the state too if it is a module."""
@@ -168,6 +218,8 @@ class JitFunction:
         with self._lock:
             self._counters.reasons.append(self._reason(key))
             self._counters.misses += 1
+            self._note_guards()
+            self._guards = ()
             self._cache[key] = program
             while len(self._cache) > self._max_size:
                 self._cache.popitem(last=False)
@@ -197,7 +249,7 @@ class JitFunction:
         """Counts hits and misses."""
         counters = self._counters
         return CacheInfo(
-            hits=counters.hits,
+            hits=counters.hits + self._guard_hits.count,
             misses=counters.misses,
             direct=counters.direct,
             evicted=counters.evicted,
@@ -208,6 +260,7 @@ class JitFunction:
     def cache_clear(self) -> None:
         """Forgets all graphs."""
         with self._lock:
+            self._guards = ()
             self._cache.clear()
 
     def explain(self) -> "list[str]":
@@ -217,6 +270,7 @@ class JitFunction:
     def graphs(self) -> "list[Traced]":
         """The graphs in the cache, the one used last at the end."""
         with self._lock:
+            self._note_guards()
             return [traced for traced, _ in self._cache.values()]
 
     def __repr__(self) -> str:
@@ -281,7 +335,7 @@ def _needs_autograd(tensors: "list[torch.Tensor]") -> bool:
 def _key_text(key: Any) -> str:
     if len(key) == 4:
         return f"a tensor of shape {list(key[1])}, strides {list(key[2])}, {key[0]}, on {key[3]}"
-    return repr(key[1])
+    return str(key[1]) if key[0] in (float, complex) else repr(key[1])
 
 
 Run = Callable[["list[torch.Tensor]"], "list[Any]"]

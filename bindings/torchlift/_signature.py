@@ -13,6 +13,8 @@ def leaf_key(transform: str, leaf: Any) -> Any:
     """Of a leaf of the arguments."""
     if isinstance(leaf, torch.Tensor):
         return (leaf.dtype, leaf.shape, leaf.stride(), leaf.device)
+    if type(leaf) in (float, complex):
+        return (type(leaf), repr(leaf))  # -0.0 equals 0.0, and nan not even itself
     try:
         hash(leaf)
     except TypeError:

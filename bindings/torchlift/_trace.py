@@ -47,6 +47,7 @@ class Traced:
         # Of each leaf of the arguments: None for a tensor, else the constant it must be.
         self._constants = [None if isinstance(leaf, torch.Tensor) else (leaf,) for leaf in leaves]
         self._out_leaves, self._out_spec = out
+        self._gives_one = self._out_leaves == [None] and self._out_spec.is_leaf()
 
     def __call__(self, *args: Any, seed: "int | None" = None, **kwargs: Any) -> Any:
         """Runs the graph.
@@ -78,6 +79,8 @@ class Traced:
 
     def rebuild(self, outputs: "list[torch.Tensor]") -> Any:
         """The function's result, with these tensors in it."""
+        if self._gives_one:
+            return outputs[0]
         rest = iter(outputs)
         leaves = [next(rest) if leaf is None else leaf[0] for leaf in self._out_leaves]
         return self._out_spec.unflatten(leaves)

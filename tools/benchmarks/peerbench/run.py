@@ -5,10 +5,11 @@
     python run.py --impl torchlift,torch.func,jax       several, interleaved
     python run.py --all --json all.json                 every peer
 
-Peers: any module with torch.func's API, with +compile to compile it; plain, trick (plain.py);
-jax, jax_eager (micro only); mlx, mlx+compile. Each peer is one process pinned to one core; only one of
-them works at a time. Every output is compared with plain.py in float64. A case that asks for a transform
-which a peer does not have is skipped for that peer, with a line that says so.
+Peers: any module with torch.func's API, with +compile to compile it (torchlift+inductor: by that backend
+of torchlift.jit); plain, trick (plain.py); jax, jax_eager (micro only); mlx, mlx+compile. Each peer is one
+process pinned to one core; only one of them works at a time. Every output is compared with plain.py in
+float64. A case that asks for a transform which a peer does not have is skipped for that peer, with a line
+that says so.
 """
 import argparse
 import json

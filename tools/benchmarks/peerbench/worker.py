@@ -1,6 +1,6 @@
 """One peer in one process: loads cases, checks them, times them. Driven by run.py over stdin/stdout (JSON lines).
 
-    python worker.py PEER     PEER: NAMESPACE[+compile] | plain | trick | ref | jax | jax_eager | mlx[+compile]
+    python worker.py PEER     PEER: NAMESPACE[+compile|+inductor] | plain | trick | ref | jax | jax_eager | mlx[+compile]
 """
 import ctypes
 import gc
@@ -18,7 +18,7 @@ import numpy as np
 import data
 
 PEER, _, MODE = sys.argv[1].partition("+")
-COMPILE = MODE == "compile"
+COMPILE = MODE in ("compile", "inductor")  # inductor: by that backend of torchlift.jit
 LIBC = ctypes.CDLL(None)
 
 
@@ -85,7 +85,7 @@ class Torch:
     def compile(self, f):
         """The compiled f, and what to try if that fails (torch.compile with graph breaks allowed)."""
         if self.own_compile:
-            return self.own_compile(f), None
+            return self.own_compile(f, **({"backend": MODE} if MODE == "inductor" else {})), None
         self.torch._dynamo.reset()
         self.torch._dynamo.utils.counters.clear()
         return self.torch.compile(f, fullgraph=True), lambda: self.torch.compile(f)
