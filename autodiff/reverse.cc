@@ -299,13 +299,66 @@ class EngineScope {
   c10::SmallVector<std::pair<Level*, OuterGradMode>, 4> saved_;
 };
 
+// f(edge) for each edge of the graph of the tensors, those that lead into it too.
+template <class F>
+void for_each_edge(const std::vector<at::Tensor>& tensors, const F& f) {
+  std::vector<torch::autograd::Edge> roots;  // held: the node of a leaf belongs to nobody else
+  ska::flat_hash_set<Node*> seen;
+  std::vector<Node*> todo;
+  const auto follow = [&](const torch::autograd::Edge& edge) {
+    if (edge.function == nullptr) return;
+    f(edge);
+    if (seen.insert(edge.function.get()).second) todo.push_back(edge.function.get());
+  };
+  for (const at::Tensor& t : tensors) {
+    if (!t.defined() || !t.requires_grad()) continue;
+    roots.push_back(torch::autograd::impl::gradient_edge(t));
+    follow(roots.back());
+  }
+  while (!todo.empty()) {
+    const Node* node = todo.back();
+    todo.pop_back();
+    for (const torch::autograd::Edge& edge : node->next_edges()) follow(edge);
+  }
+}
+
 }  // namespace
 
 const std::vector<at::Tensor>& Pullback::outputs() const { return state_->seen_outputs; }
 
 std::vector<at::Tensor> Pullback::operator()(std::vector<at::Tensor> cotangents,
                                              bool free_graph) const {
-  const State& state = *state_;
+  return pulled(*state_, state_->primals, std::move(cotangents), free_graph);
+}
+
+std::vector<at::Tensor> Pullback::of_primals(const std::vector<size_t>& numbers,
+                                             std::vector<at::Tensor> cotangents,
+                                             bool free_graph) const {
+  std::vector<at::Tensor> primals;
+  primals.reserve(numbers.size());
+  for (const size_t number : numbers) primals.push_back(state_->primals.at(number));
+  return pulled(*state_, primals, std::move(cotangents), free_graph);
+}
+
+std::vector<int64_t> Pullback::uses(const std::vector<const Node*>& nodes) const {
+  ska::flat_hash_map<const Node*, int64_t> taken;
+  for_each_edge(state_->outputs,
+                [&](const torch::autograd::Edge& edge) { ++taken[edge.function.get()]; });
+  std::vector<int64_t> counts;
+  counts.reserve(state_->primals.size() + nodes.size());
+  const auto add = [&](const Node* node) {
+    const auto found = taken.find(node);
+    counts.push_back(found == taken.end() ? 0 : found->second);
+  };
+  for (const at::Tensor& primal : state_->primals) {
+    add(torch::autograd::impl::gradient_edge(primal).function.get());
+  }
+  for (const Node* node : nodes) add(node);
+  return counts;
+}
+
+std::vector<at::Tensor> Pullback::pulled(const State& state, const std::vector<at::Tensor>& primals,
+                                         std::vector<at::Tensor> cotangents, bool free_graph) {
   Level* level = current_level();
   const bool outer_grad =
       level != nullptr ? outer_grad_enabled(*level) : c10::GradMode::is_enabled();
@@ -318,10 +371,10 @@ std::vector<at::Tensor> Pullback::operator()(std::vector<at::Tensor> cotangents,
     grads.push_back(in_domain(cotangents[i], level));
     if (state.writes_views) grads.back() = batched_like(grads.back(), outputs.back());
   }
-  std::vector<at::Tensor> result(state.primals.size());
+  std::vector<at::Tensor> result(primals.size());
   // Called under no_grad in a function under forward mode: what comes out is a constant.
   const bool cut = forward_mode_cut();
-  if (!outputs.empty() && !state.primals.empty()) {
+  if (!outputs.empty() && !primals.empty()) {
     const bool wants_graph =
         grad_enabled && (state.seen_outside || any_recorded(grads) || any_tangent_tracked(grads));
     const bool elsewhere = !cut && state.shortcuts &&
@@ -332,7 +385,7 @@ std::vector<at::Tensor> Pullback::operator()(std::vector<at::Tensor> cotangents,
     if (!cut) derivative.emplace();
     const bool own_cotangents = any_differentiated_elsewhere(grads, outer_grad);
     const EngineScope engine(state.level.get(), create_graph || own_cotangents, outer_grad);
-    result = torch::autograd::grad(outputs, state.primals, grads,
+    result = torch::autograd::grad(outputs, primals, grads,
                                    /*retain_graph=*/wants_graph || !free_graph, create_graph,
                                    /*allow_unused=*/true);
     if (create_graph && !wants_graph)
@@ -341,7 +394,7 @@ std::vector<at::Tensor> Pullback::operator()(std::vector<at::Tensor> cotangents,
   for (size_t i = 0; i < result.size(); ++i) {
     if (!result[i].defined()) {
       const c10::NoGradGuard no_grad;
-      result[i] = at::zeros_like(state.primals[i]);
+      result[i] = at::zeros_like(primals[i]);
     } else if (C10_UNLIKELY(state.forward_cut || cut)) {
       result[i] = constant_here(result[i]);
     }

@@ -18,6 +18,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -25,6 +26,10 @@
 
 #include "core/grad_mode.h"
 #include "core/level.h"
+
+namespace torch::autograd {
+struct Node;
+}
 
 namespace torchlift {
 
@@ -42,9 +47,21 @@ class Pullback {
   std::vector<at::Tensor> operator()(std::vector<at::Tensor> cotangents,
                                      bool free_graph = false) const;
 
+  // The same by the primals with these numbers alone, in this order. What only the others'
+  // gradients need is not computed.
+  std::vector<at::Tensor> of_primals(const std::vector<size_t>& numbers,
+                                     std::vector<at::Tensor> cotangents,
+                                     bool free_graph = false) const;
+
+  // How often the outputs' graph takes each primal as an argument of an operator; then, how often
+  // it takes a result of each of these nodes.
+  std::vector<int64_t> uses(const std::vector<const torch::autograd::Node*>& nodes = {}) const;
+
  private:
   friend class ReverseScope;
   struct State;
+  static std::vector<at::Tensor> pulled(const State& state, const std::vector<at::Tensor>& primals,
+                                        std::vector<at::Tensor> cotangents, bool free_graph);
   std::shared_ptr<State> state_;
 };
 

@@ -2,6 +2,8 @@
 
 #include <ATen/ops/ones.h>
 #include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/edge.h>
+#include <torch/csrc/autograd/variable.h>
 
 #include <algorithm>
 #include <optional>
@@ -217,16 +219,36 @@ Tensors run_engine(const LevelPtr& level, const Tensors& outputs, Tensors grads,
   return {};
 }
 
-// pull(cotangents: list[Tensor | None], free_graph: bool) -> list[Tensor]
-py::object pull(const Pullback& pullback, const py::list& cotangents, bool free_graph) {
+// pull(cotangents: list[Tensor | None], free_graph: bool, numbers: list[int] | None = None)
+//   -> list[Tensor]
+py::object pull(const Pullback& pullback, const py::list& cotangents, bool free_graph,
+                const std::optional<std::vector<size_t>>& numbers) {
   return guarded_object([&] {
     Tensors given = tensors_of(cotangents.ptr());
     const Tensors grads = [&] {
       const ReleaseGil release;
-      return pullback(std::move(given), free_graph);
+      return numbers.has_value() ? pullback.of_primals(*numbers, std::move(given), free_graph)
+                                 : pullback(std::move(given), free_graph);
     }();
     return list_of(grads);
   });
+}
+
+// What a tensor is the result of, in its graph.
+struct GraphNode {
+  decltype(torch::autograd::Edge::function) node;
+};
+
+GraphNode node_of(const at::Tensor& t) {
+  return {torch::autograd::impl::gradient_edge(t).function};
+}
+
+// uses(nodes: list[GraphNode]) -> list[int]
+std::vector<int64_t> uses(const Pullback& pullback, const std::vector<GraphNode>& nodes) {
+  std::vector<const torch::autograd::Node*> pointers;
+  pointers.reserve(nodes.size());
+  for (const GraphNode& each : nodes) pointers.push_back(each.node.get());
+  return pullback.uses(pointers);
 }
 
 }  // namespace
@@ -308,8 +330,13 @@ PyObject* run_backward(PyObject* /*self*/, PyObject* const* args, Py_ssize_t /*c
 }
 
 void define_pullback(py::module_& m) {
+  py::class_<GraphNode>(m, "GraphNode").def(py::init([](const py::handle& tensor) {
+    return node_of(tensor_of(tensor.ptr()));
+  }));
   py::class_<Pullback>(m, "Pullback")
-      .def("pull", &pull, py::arg("cotangents"), py::arg("free_graph"));
+      .def("pull", &pull, py::arg("cotangents"), py::arg("free_graph"),
+           py::arg("numbers") = py::none())
+      .def("uses", &uses, py::arg("nodes"));
 }
 
 }  // namespace torchlift::python

@@ -168,16 +168,14 @@ def test_gradients_and_norms(name, size, always, monkeypatch):
 @pytest.mark.parametrize("name", CASES)
 def test_which_layers_have_their_gradients_made(name, monkeypatch):
     """The ghost formulas are used where they can be."""
-    from torchlift._per_sample import loss_of_one, trainable
-
     monkeypatch.setattr(_ghost, "_is_worth_it", lambda layer, output: True)
     model, xs, ys, fallback = make(name, 2)
     fallback = [*fallback, *(n for n, m in model.named_modules() if "Norm" in type(m).__name__)]
-    params, rest = trainable(model)
-    f = loss_of_one("test", model, F.cross_entropy)
-    chosen = _ghost._chosen(model, f, params, rest, (xs, ys))
-    covered = {f"{layer}.{p}" for layer, m in chosen.items() for p, _ in m.named_parameters()}
-    made = [n for n in params if n not in covered]
+    covered = []
+    find = _ghost._covered
+    monkeypatch.setattr(_ghost, "_covered", lambda *args: covered.append(find(*args)) or covered[-1])
+    torchlift.per_sample_grad_norms(model, F.cross_entropy)(xs, ys)
+    made = [n for n, p in model.named_parameters() if p.requires_grad and n not in covered[0]]
     assert all(any(n.startswith(part) for part in fallback) for n in made), made
     assert all(any(n.startswith(part) for n in made) for part in fallback), made
 
@@ -190,6 +188,64 @@ def test_gradients_smaller_than_two_matrices_of_positions_are_made():
     assert not _ghost._is_worth_it(linear, torch.Size([9, 16]))
     assert _ghost._is_worth_it(table, torch.Size([4, 4]))  # 2 * 4 * 4 <= 40
     assert not _ghost._is_worth_it(table, torch.Size([5, 4]))
+
+
+class Elsewhere(nn.Module):
+    """A layer whose weight is used without calling it, or whose call leads nowhere."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.layer, self.way = nn.Linear(4, 4), way
+
+    def forward(self, x):
+        if self.way == "also":
+            return self.layer(x) + F.linear(x.sin(), self.layer.weight)
+        if self.way == "transposed":
+            return self.layer(x) @ self.layer.weight.t()
+        if self.way == "unused":
+            self.layer(x)
+            return F.linear(x.sin(), self.layer.weight)
+        if self.way == "detached":
+            return self.layer(x).detach() + F.linear(x.sin(), self.layer.weight)
+        if self.way == "no_grad":
+            with torch.no_grad():
+                h = self.layer(x)
+            return h * self.layer.bias + x @ self.layer.weight
+        if self.way == "first only":
+            self.way = "transposed"  # another thing in every call
+            return self.layer(x)
+        assert self.way == "in place"
+        return self.layer(x).mul_(2).relu_()
+
+
+@pytest.mark.parametrize(
+    "way", ["also", "transposed", "unused", "detached", "no_grad", "in place"]
+)
+def test_weights_that_are_used_elsewhere(way):
+    model, xs, ys = Elsewhere(way).double(), torch.randn(5, 4).double(), torch.randint(0, 4, (5,))
+    for p in model.parameters():
+        p.requires_grad_(True)
+    rows = []
+    for i in range(5):
+        loss = F.cross_entropy(model(xs[i : i + 1]), ys[i : i + 1])
+        grads = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+        rows.append(sum(g.square().sum() for g in grads if g is not None).sqrt())
+    norms = torchlift.per_sample_grad_norms(model, F.cross_entropy)(xs, ys)
+    close(norms, torch.stack(rows), rtol=1e-7, atol=1e-9)
+
+
+def test_a_module_that_does_something_else_in_the_next_call():
+    model, xs, ys = Elsewhere("first only").double(), torch.randn(3, 4).double(), torch.arange(3)
+    norms = torchlift.per_sample_grad_norms(model, F.cross_entropy)
+    model.way = "first only"
+    first = norms(xs, ys)
+    assert model.way == "transposed"
+    second = norms(xs, ys)
+    model.way = "first only"
+    want = norms_of(torchlift.per_sample_grad(model, F.cross_entropy)(xs, ys))
+    close(first, want, rtol=1e-7, atol=1e-9)
+    want = norms_of(torchlift.per_sample_grad(model, F.cross_entropy)(xs, ys))
+    close(second, want, rtol=1e-7, atol=1e-9)
 
 
 def test_norms_are_differentiable():

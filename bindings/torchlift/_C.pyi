@@ -2,10 +2,17 @@ from typing import Any, Callable
 
 import torch
 
+class GraphNode:
+    def __init__(self, tensor: torch.Tensor) -> None: ...
+
 class Pullback:
     def pull(
-        self, cotangents: list[torch.Tensor | None], free_graph: bool
+        self,
+        cotangents: list[torch.Tensor | None],
+        free_graph: bool,
+        numbers: list[int] | None = None,
     ) -> list[torch.Tensor]: ...
+    def uses(self, nodes: list[GraphNode]) -> list[int]: ...
 
 class Chunks:
     def __init__(

@@ -11,8 +11,11 @@ channels, and for the weights of norm layers, the gradient is made: autograd doe
 
 The work is done for one example and mapped over by vmap, so that nobody needs to know which dim of a layer's
 input is the batch. A hook on the layer's output sees g in the backward pass and computes the norm there, so
-that no more than one layer's g and a are needed at a time. Parameters without a formula are differentiated
-as always.
+that no more than one layer's g and a are needed at a time.
+
+Which layers these are, the graph of the forward pass tells: those that were called once, whose output it
+contains, and whose parameters it takes in that one place. The backward pass is then asked for the gradients
+of all other parameters alone.
 """
 
 from __future__ import annotations
@@ -23,10 +26,8 @@ from typing import Any, Callable
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from torchlift import _pytree
-from torchlift._grad import grad
+from torchlift import _C
 
 Formula = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
@@ -120,21 +121,25 @@ def _is_worth_it(layer: nn.Module, output: torch.Size) -> bool:
     return 2 * getattr(layer, "groups", 1) * positions**2 <= weight.numel()
 
 
-class _Recorder:
-    """Forward hooks on layers that have a formula.
+class _Call:
+    """A call of a layer that has a formula, in the graph of the forward pass."""
 
-    Attributes:
-        calls: how often each layer was called.
-        outputs: the shapes of the outputs of those whose input is an argument by position.
-        tracked: a tensor that makes the output of a layer tracked, where nothing else does; with it, the
-            backward pass appends to `squares`.
+    def __init__(self, layer: nn.Module, a: Tensor, node: _C.GraphNode) -> None:
+        self.layer, self.node = layer, node
+        self.inputs = [a]
+        self.norm_is_wanted = True
+
+
+class _Recorder:
+    """Forward hooks on layers that have a formula, whose calls in the backward pass append to `squares`.
+
+    tracked: a number that is differentiated. Added to the output of a layer, it makes autograd compute the
+    gradient there, where the layer's input is not differentiated.
     """
 
-    def __init__(self, layers: "dict[str, nn.Module]", tracked: "Tensor | None" = None) -> None:
-        self.layers = layers
-        self.calls: "dict[str, int]" = {}
-        self.outputs: "dict[str, torch.Size]" = {}
-        self.tracked = tracked
+    def __init__(self, layers: "dict[str, nn.Module]", tracked: Tensor) -> None:
+        self.layers, self.tracked = layers, tracked
+        self.calls: "dict[str, list[_Call | None]]" = {}  # None: its gradient is to be made
         self.squares: "list[Tensor]" = []
         self.thread = threading.get_ident()
 
@@ -152,53 +157,41 @@ class _Recorder:
         def hook(layer: nn.Module, args: Any, output: Tensor) -> "Tensor | None":
             if threading.get_ident() != self.thread:
                 return None  # Somebody else's call of the module.
-            self.calls[name] = self.calls.get(name, 0) + 1
-            if args:
-                self.outputs[name] = output.shape
-            if self.tracked is None:
+            calls = self.calls.setdefault(name, [])
+            if not args or not output.requires_grad or not _is_worth_it(layer, output.shape):
+                calls.append(None)
                 return None
-            if not output.requires_grad:
+            if not args[0].requires_grad:
                 output = output + self.tracked
-            self._watch(layer, [args[0]], output)
+            call = _Call(layer, args[0], _C.GraphNode(output))
+            calls.append(call)
+            output.register_hook(lambda g: self._add(call, g))
             return output
 
         return hook
 
-    def _watch(self, layer: nn.Module, inputs: "list[Tensor]", output: Tensor) -> None:
-        formula = _formula(layer)
-        assert formula is not None
+    def _add(self, call: _Call, g: Tensor) -> None:
+        if call.norm_is_wanted:
+            formula = _formula(call.layer)
+            assert formula is not None
+            self.squares.append(formula(call.layer, call.inputs.pop(), g))  # a is free from here on
 
-        def square(g: Tensor) -> None:
-            self.squares.append(formula(layer, inputs.pop(), g))  # a is free from here on
+    def single_calls(self) -> "dict[str, _Call]":
+        """Of the layers that were called once. Those of others are forgotten."""
+        single = {}
+        for name, calls in self.calls.items():
+            if len(calls) == 1 and calls[0] is not None:
+                single[name] = calls[0]
+            else:
+                self.forget(calls)
+        return single
 
-        output.register_hook(square)
-
-
-_METADATA = frozenset({"__get__", "size", "dim", "numel", "is_floating_point", "is_complex", "stride"})
-
-
-class _UseCounter(TorchFunctionMode):
-    """Counts how often each of some tensors is an argument of a function of torch."""
-
-    def __init__(self, tensors: "dict[str, Tensor]") -> None:
-        super().__init__()
-        self.names = {id(t): name for name, t in tensors.items()}
-        self.uses: "dict[str, int]" = {}
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__name__", "") not in _METADATA:
-            self._look(args)
-            if kwargs:
-                self._look(kwargs.values())
-        return func(*args, **kwargs)
-
-    def _look(self, values: "Iterable[Any]") -> None:
-        for value in values:
-            if isinstance(value, (tuple, list)):
-                self._look(value)
-            elif (name := self.names.get(id(value))) is not None:
-                self.uses[name] = self.uses.get(name, 0) + 1
+    @staticmethod
+    def forget(calls: "Iterable[_Call | None]") -> None:
+        for call in calls:
+            if call is not None:
+                call.norm_is_wanted = False
+                call.inputs.clear()
 
 
 def _tied(module: nn.Module) -> "set[int]":
@@ -222,49 +215,50 @@ def _candidates(module: nn.Module) -> "dict[str, nn.Module]":
     }
 
 
-def _chosen(
-    module: nn.Module, f: Any, params: Any, rest: Any, batch: Any
-) -> "dict[str, nn.Module]":
-    """The layers that are called once for an example, with parameters that nobody else uses, and whose
-    gradients are larger than what takes their place."""
-    one = _pytree.tree_map(lambda t: t[0] if isinstance(t, Tensor) else t, batch)
-    layers = _candidates(module)
-    counter = _UseCounter(params)
-    with _Recorder(layers) as recorder, torch.no_grad(), torch.random.fork_rng(devices=[]):
-        with counter:
-            f(params, rest, *one)
-
-    def used_once(name: str) -> bool:
-        own = [f"{name}.{p}" if name else p for p in ("weight", "bias")]
-        return name in recorder.outputs and all(counter.uses.get(p, 0) <= 1 for p in own)
-
-    return {
-        name: layers[name]
-        for name, n in recorder.calls.items()
-        if n == 1 and used_once(name) and _is_worth_it(layers[name], recorder.outputs[name])
-    }
+def _parameters_of(name: str, layer: nn.Module) -> "list[str]":
+    return [f"{name}.{p}" if name else p for p, _ in layer.named_parameters()]
 
 
-def squared_norm_of_one(
-    module: nn.Module, f: Any, params: Any, rest: Any, batch: Any
-) -> "Callable[..., Tensor]":
+def _covered(pullback: Any, names: "list[str]", recorder: _Recorder) -> "set[str]":
+    """The parameters whose gradients the recorder's hooks take the norms of."""
+    single = recorder.single_calls()
+    uses = pullback.uses([call.node for call in single.values()])
+    of_parameter = dict(zip(names, uses))
+    in_graph = dict(zip(single, uses[len(uses) - len(single) :]))
+    covered: "set[str]" = set()
+    for name, call in single.items():
+        own = _parameters_of(name, call.layer)
+        # Once at most; and where once, by this call, which the graph contains.
+        count = max(of_parameter.get(p, 0) for p in own)
+        if count == 0 or (count == 1 and in_graph[name] > 0):
+            covered.update(own)
+        else:
+            recorder.forget([call])
+    return covered
+
+
+def squared_norm_of_one(module: nn.Module, f: Any) -> "Callable[..., Tensor]":
     """square(params, rest, *example): the squared norm of f's gradient by params at one example."""
-    layers = _chosen(module, f, params, rest, batch)
-    covered = {f"{name}.{p}" if name else p for name, layer in layers.items() for p, _ in layer.named_parameters()}
+    layers = _candidates(module)
 
     def square(params: Any, rest: Any, *example: Any) -> Tensor:
-        materialised = {name: p for name, p in params.items() if name not in covered}
-        constant = {name: p for name, p in params.items() if name in covered}
-        squares: "list[Tensor]" = []
+        names = list(params)
+        like = next(iter(params.values()))
+        recorders: "list[_Recorder]" = []
 
-        def loss(tracked: Any) -> Tensor:
-            with _Recorder(layers, tracked["outputs"]) as recorder:
-                recorder.squares = squares
-                return f(tracked["params"], {**rest, **constant}, *example)
+        def run(values: "list[Tensor]") -> "list[Tensor]":
+            *given, tracked = values
+            with _Recorder(layers, tracked) as recorder:
+                recorders.append(recorder)
+                return [f(dict(zip(names, given)), rest, *example)]
 
-        zero = torch.zeros((), device=next(iter(params.values())).device)
-        grads = grad(loss)({"params": materialised, "outputs": zero})
-        squares += [g.square().sum() for g in grads["params"].values()]
-        return torch.stack(squares).sum()
+        zero = torch.zeros((), device=like.device)
+        (loss,), pullback = _C.vjp_leaves(run, [*params.values(), zero])
+        (recorder,) = recorders
+        covered = _covered(pullback, names, recorder)
+        made = [i for i, name in enumerate(names) if name not in covered]
+        grads = pullback.pull([torch.ones_like(loss)], True, [*made, len(names)])
+        squares = recorder.squares + [g.square().sum() for g in grads[:-1]]
+        return torch.stack(squares).sum() if squares else like.new_zeros(())
 
     return square

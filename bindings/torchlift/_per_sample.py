@@ -206,7 +206,7 @@ def per_sample_grad_norms(
         if memory_budget is not None:
             each = bytes_per_example(f, params, rest, batch, with_grads=False)
             chunk = chunk_size_for(memory_budget, each, size)
-        square = _ghost.squared_norm_of_one(module, f, params, rest, batch)
+        square = _ghost.squared_norm_of_one(module, f)
         run = vmap(
             square,
             in_dims=(None, None, *[0] * len(batch)),
