@@ -5,13 +5,17 @@
 #include <ATen/ops/baddbmm.h>
 #include <ATen/ops/bmm.h>
 #include <ATen/ops/full.h>
+#include <ATen/ops/linear.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/randn.h>
+#include <ATen/ops/stack.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <utility>
 #include <vector>
+
+#include "batching/vmap.h"
 
 namespace torchlift {
 namespace {
@@ -83,6 +87,36 @@ TEST(NarrowProducts, HaveGradients) {
   const auto got = gradients(product_added_to(self, a, b, 1, 1));
   const auto expected = gradients(at::baddbmm(self, a, b));
   for (size_t i = 0; i < got.size(); ++i) EXPECT_TRUE(got[i].allclose(expected[i]));
+}
+
+// Layers with few outputs, as functions of one example use them: weights that differ, rows that
+// differ, both, and twice.
+TEST(NarrowProducts, OfExamples) {
+  const Tensor x = at::randn({4, 64, 50}), w = at::randn({4, 7, 50}), b = at::randn({4, 7});
+  const auto layer = [](const Tensor& x, const Tensor& w, const Tensor& b) {
+    return at::linear(x, w, b);
+  };
+  const auto looped = [&](auto x_of, auto w_of) {
+    std::vector<Tensor> rows;
+    for (int64_t i = 0; i < 4; ++i) rows.push_back(layer(x_of(i), w_of(i), b[i]));
+    return at::stack(rows);
+  };
+  const auto each = [](const Tensor& t) { return [t](int64_t i) { return t[i]; }; };
+  const auto first = [](const Tensor& t) { return [t](int64_t) { return t[0]; }; };
+  const auto expect = [](const Tensor& got, const Tensor& expected) {
+    EXPECT_TRUE(got.is_contiguous());
+    EXPECT_TRUE(got.allclose(expected, 1e-4, 1e-4));
+  };
+  expect(vmap(layer)(x, w, b), looped(each(x), each(w)));
+  expect(vmap(layer, {.in_dims = in(kNone, 0, 0)})(x[0], w, b), looped(first(x), each(w)));
+  expect(vmap(layer, {.in_dims = in(0, kNone, 0)})(x, w[0], b), looped(each(x), first(w)));
+  const auto inner = vmap(layer, {.in_dims = in(kNone, 0, 0)});
+  const Tensor pairs = vmap(inner, {.in_dims = in(0, kNone, kNone)})(x, w, b);
+  for (int64_t i = 0; i < 4; ++i) {
+    for (int64_t j = 0; j < 4; ++j) {
+      EXPECT_TRUE(pairs[i][j].allclose(layer(x[i], w[j], b[j]), 1e-4, 1e-4));
+    }
+  }
 }
 
 }  // namespace

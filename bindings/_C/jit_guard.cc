@@ -8,10 +8,11 @@
 #include <functional>
 #include <memory>
 #include <optional>
-#include <unordered_map>
 #include <utility>
 #include <vector>
 
+#include "bindings/_C/module_tree.h"
+#include "bindings/_C/tensor_facts.h"
 #include "compile/executable.h"
 #include "compile/replay.h"
 #include "core/derivative_code.h"
@@ -21,27 +22,6 @@ namespace torchlift::python {
 namespace {
 
 using Tensors = std::vector<at::Tensor>;
-using Sizes = c10::SmallVector<int64_t, 5>;
-
-// What a graph depends on of one of its inputs.
-struct TensorFacts {
-  at::ScalarType dtype = at::kFloat;
-  c10::Device device = c10::kCPU;
-  Sizes sizes, strides;
-
-  static bool are_known(const at::Tensor& t) {
-    return t.defined() && t.layout() == c10::kStrided && !t.is_nested();
-  }
-  static TensorFacts of(const at::Tensor& t) {
-    return {t.scalar_type(), t.device(), Sizes(t.sizes().begin(), t.sizes().end()),
-            Sizes(t.strides().begin(), t.strides().end())};
-  }
-  bool holds(const at::Tensor& t) const {
-    return are_known(t) && t.scalar_type() == dtype && t.device() == device && t.sizes() == sizes &&
-           t.strides() == strides;
-  }
-};
-
 // A node of the tree of arguments, which are compared in preorder.
 struct Node {
   enum class Kind : uint8_t { kTensor, kContainer, kValue };
@@ -87,7 +67,8 @@ class JitGuard {
  public:
   using Run = std::function<Tensors(const Tensors&)>;
 
-  static std::optional<JitGuard> of(PyObject* args, PyObject* tensors, Run run, HitsPtr all_hits) {
+  static std::optional<JitGuard> of(PyObject* args, PyObject* tensors, PyObject* module, Run run,
+                                    HitsPtr all_hits) {
     JitGuard guard(std::move(run), std::move(all_hits));
     const Py_ssize_t count = PySequence_Fast_GET_SIZE(tensors);
     for (Py_ssize_t i = 0; i < count; ++i) {
@@ -95,9 +76,13 @@ class JitGuard {
           guard.inputs_.emplace(PySequence_Fast_GET_ITEM(tensors, i), static_cast<size_t>(i));
       if (!is_new) return std::nullopt;  // One tensor twice: which input is which cannot be seen.
     }
-    if (autocast_is_on() || !guard.add(args) || guard.tensors_ != guard.inputs_.size()) {
-      return std::nullopt;
+    if (autocast_is_on() || !guard.add(args)) return std::nullopt;
+    if (module != Py_None) {
+      guard.module_ = ModuleTree::of(module, guard.inputs_);
+      if (!guard.module_.has_value()) return std::nullopt;
+      guard.tensors_ += guard.module_->inputs();
     }
+    if (guard.tensors_ != guard.inputs_.size()) return std::nullopt;
     guard.inputs_.clear();
     return guard;
   }
@@ -109,6 +94,7 @@ class JitGuard {
     Tensors inputs(tensors_);
     size_t next = 0;
     if (!matches(args, next, inputs)) return py::none();
+    if (module_.has_value() && !module_->take(inputs, records_)) return py::none();
     ++hits_;
     ++all_hits_->count;
     Tensors outputs;
@@ -197,8 +183,9 @@ class JitGuard {
   HitsPtr all_hits_;
   bool records_;  // GradMode
   std::vector<Node> nodes_;
+  std::optional<ModuleTree> module_;
   size_t tensors_ = 0;
-  std::unordered_map<PyObject*, size_t> inputs_;  // while it is made
+  ModuleTree::Inputs inputs_;  // while it is made
   int64_t hits_ = 0;
 };
 
@@ -207,8 +194,8 @@ JitGuard::Run runner(const py::object& program) {
   return [copy = program.cast<P>()](const Tensors& inputs) { return copy.run(inputs); };
 }
 
-py::object guard_of(const py::tuple& args, const py::list& tensors, const py::object& program,
-                    const HitsPtr& all_hits) {
+py::object guard_of(const py::tuple& args, const py::list& tensors, const py::object& module,
+                    const py::object& program, const HitsPtr& all_hits) {
   JitGuard::Run run;
   if (py::isinstance<compile::Executable>(program)) {
     run = runner<compile::Executable>(program);
@@ -217,7 +204,8 @@ py::object guard_of(const py::tuple& args, const py::list& tensors, const py::ob
   } else {
     return py::none();
   }
-  std::optional<JitGuard> guard = JitGuard::of(args.ptr(), tensors.ptr(), std::move(run), all_hits);
+  std::optional<JitGuard> guard =
+      JitGuard::of(args.ptr(), tensors.ptr(), module.ptr(), std::move(run), all_hits);
   return guard.has_value() ? py::cast(std::move(*guard)) : py::none();
 }
 

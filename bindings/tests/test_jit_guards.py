@@ -201,3 +201,117 @@ def test_threads_share_guards():
     assert not wrong
     info = f.cache_info()
     assert info.hits + info.misses == 800
+
+
+# --- modules ---------------------------------------------------------------------------------------
+
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = torch.nn.Linear(3, 3)
+        self.second = torch.nn.Linear(3, 3, bias=False)
+        self.norm = torch.nn.BatchNorm1d(3)
+        self.drop = torch.nn.Dropout(0.5)
+        self.register_buffer("shift", torch.ones(3))
+        self.register_buffer("nothing", None)
+
+    def forward(self, x):
+        x = self.drop(self.norm(self.second(self.first(x).sin()))) + self.shift
+        return x if self.nothing is None else x + self.nothing
+
+
+def frozen(module):
+    return module.eval().requires_grad_(False)
+
+
+def test_a_module_is_seen_as_it_is_now():
+    model = frozen(Net())
+    f, x = torchlift.jit(model), torch.randn(4, 3)
+
+    def check(misses):
+        for _ in range(2):
+            torch.testing.assert_close(f(x), model(x))
+        assert f.cache_info().misses == misses
+
+    check(1)
+    model.first.weight.add_(1)  # another value of the same tensor
+    check(1)
+    model.first.weight = torch.nn.Parameter(torch.randn(3, 3), requires_grad=False)  # another tensor
+    check(1)
+    model.shift = torch.randn(3)
+    check(1)
+    model.load_state_dict({k: v + 1 for k, v in model.state_dict().items()})
+    check(1)
+    model.nothing = torch.ones(3)
+    check(2)
+    model.nothing = None
+    check(2)
+    model.second = torch.nn.Linear(3, 3, bias=True).requires_grad_(False)
+    check(3)
+    model.shift = torch.ones(1)
+    check(4)
+    model.double()
+    x = x.double()
+    check(5)
+
+
+def test_parts_of_a_module_in_training():
+    model = frozen(Net())
+    f, x = torchlift.jit(model), torch.randn(4, 3)
+    for _ in range(2):
+        assert f(x).equal(f(x))
+    model.drop.train()
+    assert not f(x).equal(f(x))
+    model.drop.eval()
+    assert f(x).equal(f(x))
+
+
+def test_a_module_that_is_trained_goes_the_long_way():
+    model = Net().eval()
+    f, x = torchlift.jit(model), torch.randn(4, 3)
+    with torch.no_grad():
+        for _ in range(2):
+            assert not f(x).requires_grad
+    assert f(x).requires_grad
+    frozen(model)
+    assert not f(x).requires_grad and not f(x).requires_grad
+    model.second.weight.requires_grad_(True)
+    assert f(x).requires_grad
+
+
+def test_tied_weights_that_are_parted():
+    model = frozen(Net())
+    model.second.weight = model.first.weight
+    f, x = torchlift.jit(model), torch.randn(4, 3)
+    for _ in range(3):
+        torch.testing.assert_close(f(x), model(x))
+    model.second.weight = torch.nn.Parameter(torch.randn(3, 3), requires_grad=False)
+    for _ in range(3):
+        torch.testing.assert_close(f(x), model(x))
+
+
+def test_a_submodule_that_is_replaced_or_shared():
+    model = frozen(torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Tanh(), torch.nn.Linear(3, 3)))
+    f, x = torchlift.jit(model), torch.randn(4, 3)
+    for _ in range(3):
+        torch.testing.assert_close(f(x), model(x))
+    model[2] = torch.nn.Linear(3, 5).requires_grad_(False)
+    for _ in range(3):
+        torch.testing.assert_close(f(x), model(x))
+    model[2] = model[0]
+    for _ in range(3):
+        torch.testing.assert_close(f(x), model(x))
+    model.append(torch.nn.Tanh())
+    for _ in range(3):
+        torch.testing.assert_close(f(x), model(x))
+
+
+def test_after_a_functional_call_of_the_module():
+    model = frozen(Net())
+    f, x = torchlift.jit(model), torch.randn(4, 3)
+    expected = f(x)
+    state = {k: v + 1 for k, v in model.state_dict().items()}
+    for _ in range(2):
+        assert not torchlift.functional_call(model, state, (x,)).equal(expected)
+        assert f(x).equal(expected)

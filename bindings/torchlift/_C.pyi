@@ -309,6 +309,7 @@ class JitGuard:
     def of(
         args: tuple[Any, ...],
         tensors: list[torch.Tensor],
+        module: torch.nn.Module | None,
         program: Program | Executable,
         counter: JitHits,
     ) -> JitGuard | None: ...

@@ -105,7 +105,7 @@ class JitFunction:
         self._cache: "OrderedDict[Any, Any]" = OrderedDict()
         self._lock = threading.Lock()
         self._counters = _Counters()
-        self._guarded = dynamic is None and not isinstance(func, torch.nn.Module)
+        self._module = func if isinstance(func, torch.nn.Module) else None
         self._guards: "tuple[_Guard, ...]" = ()
         self._guard_hits = _C.JitHits()
         wraps(func)(self)
@@ -141,7 +141,7 @@ class JitFunction:
         traced, run = program
         if run is None:
             return self._call_directly(args, given)
-        if self._guarded and not given:
+        if not self._dynamic and not given:
             self._add_guard(key, traced, run, args, tensors)
         with torch._C._DisableAutocast():
             outputs = run(tensors)
@@ -159,7 +159,7 @@ class JitFunction:
         program = getattr(run, "__self__", None)
         if not isinstance(program, (_C.Program, _C.Executable)):
             return
-        guard = _C.JitGuard.of(args, tensors, program, self._guard_hits)
+        guard = _C.JitGuard.of(args, tensors, self._module, program, self._guard_hits)
         if guard is None:
             return
         with self._lock:
