@@ -260,6 +260,10 @@ class Graph:
     def input_types(
         self, dims: list[int] | None = None
     ) -> list[tuple[list[int], list[int], torch.dtype, torch.device]]: ...
+    # (name, dtype, sizes, strides) of each value
+    def value_types(
+        self,
+    ) -> list[tuple[str, torch.dtype, list[int | GraphSize], list[int | GraphSize]]]: ...
     def input_sizes(self) -> list[list[int | GraphSize]]: ...
     # (index of an input, dim, the least size) of each dynamic dim
     def symbols(self) -> list[tuple[int, int, int]]: ...
@@ -324,6 +328,7 @@ def trace_leaves(
     names: list[str],
     transform: str,
     skipped: list[str],
+    devices: list[str] | None,
     /,
 ) -> tuple[Graph, Any]: ...
 def trace_dynamic(
