@@ -2,7 +2,9 @@
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/enum_tag.h>
 #include <ATen/core/ivalue.h>
+#include <ATen/ops/zeros.h>
 #include <c10/core/Allocator.h>
 #include <c10/core/Storage.h>
 #include <c10/core/StorageImpl.h>
@@ -16,6 +18,7 @@
 #include <utility>
 #include <vector>
 
+#include "compile/hollow_rules.h"
 #include "core/boxed.h"
 #include "core/error.h"
 
@@ -56,70 +59,66 @@ c10::Device with_index(c10::Device device) {
   return c10::impl::VirtualGuardImpl(device.type()).getDevice();
 }
 
-bool starts_with(const std::string& name, const char* start) { return name.rfind(start, 0) == 0; }
-
 // Operators that take tensors of several devices: those that copy, and indices on the CPU.
 bool mixes_devices(const std::string& op) {
   constexpr std::array<const char*, 6> kStarts = {"aten::copy",       "aten::_copy",
                                                   "aten::_foreach_copy", "aten::index",
                                                   "aten::_index_put", "aten::_unsafe_index"};
   for (const char* start : kStarts) {
-    if (starts_with(op, start)) return true;
+    if (op.rfind(start, 0) == 0) return true;
   }
   return false;
 }
 
-// One call, on meta tensors.
-class MetaCall {
+// One call, on meta tensors, or on zeros.
+class ShapeCall {
  public:
-  MetaCall(const c10::OperatorHandle& op, const std::string& transform)
-      : op_(op), transform_(transform) {}
+  ShapeCall(const c10::OperatorHandle& op, const std::string& transform, bool on_zeros)
+      : op_(op), transform_(transform), on_zeros_(on_zeros) {}
 
-  void run(Stack* stack) {
-    const auto& arguments = op_.schema().arguments();
-    const size_t first = stack->size() - arguments.size();
-    for (size_t i = 0; i < arguments.size(); ++i) {
-      IValue& value = (*stack)[first + i];
-      if (arguments[i].name() == "device") {
-        take_device(value);
-      } else if (arguments[i].name() == "pin_memory") {
-        value = IValue();  // which there is none of
+  // The results; `arguments` are as the operator's schema has them.
+  Stack run(Stack arguments) {
+    const auto& formals = op_.schema().arguments();
+    for (size_t i = 0; i < formals.size(); ++i) {
+      if (formals[i].name() == "device") {
+        take_device(arguments[i]);
+      } else if (formals[i].name() == "pin_memory") {
+        arguments[i] = IValue();  // which there is none of
       } else {
-        value = map_tensors(value, [&](const at::Tensor& t) { return on_meta(t); });
+        arguments[i] = map_tensors(arguments[i], [&](const at::Tensor& t) { return taken(t); });
       }
     }
-    call(stack);
-    for (const auto& [meta, taken] : taken_) note_resize(taken.meta, taken.original);
-    for (size_t i = stack->size() - op_.schema().returns().size(); i < stack->size(); ++i) {
-      (*stack)[i] = map_tensors((*stack)[i], [&](const at::Tensor& t) { return hollowed(t); });
+    op_.callBoxed(arguments);
+    for (const auto& [impl, each] : taken_) note_resize(each.substitute, each.original);
+    for (IValue& result : arguments) {
+      result = map_tensors(result, [&](const at::Tensor& t) { return hollowed(t); });
     }
+    return arguments;
   }
 
  private:
   std::string name() const { return toString(op_.operator_name()); }
-
-  void call(Stack* stack) const {
-    try {
-      op_.callBoxed(*stack);
-    } catch (const c10::NotImplementedError&) {
-      unsupported_error(transform_, name(),
-                        ": libtorch cannot tell the shape of its result without computing it (it has "
-                        "no kernel for the meta device here; Python's torch brings some). Trace the "
-                        "function with arguments that have values.");
-    }
-  }
 
   // --- arguments ---------------------------------------------------------------------------------
 
   void take_device(IValue& value) {
     // A factory makes its tensor on the CPU, if it is not told otherwise.
     if (!value.isNone()) given_device_ = with_index(value.toDevice());
-    if (!value.isNone() || taken_.empty()) value = c10::Device(c10::kMeta);
+    if (!on_zeros_ && (!value.isNone() || taken_.empty())) value = c10::Device(c10::kMeta);
   }
 
-  at::Tensor on_meta(const at::Tensor& t) {
+  at::Tensor taken(const at::Tensor& t) {
     // x + 2.0: kernels in Python are given the number.
     if (t.unsafeGetTensorImpl()->is_wrapped_number()) return t;
+    check(t);
+    note_device(t);
+    const auto [found, added] = taken_.try_emplace(t.unsafeGetTensorImpl());
+    if (!added) return found->second.substitute;
+    found->second = {t, shown(substitute_storage(t), t, on_zeros_ ? t.device() : c10::kMeta)};
+    return found->second.substitute;
+  }
+
+  void check(const at::Tensor& t) const {
     if (t.layout() != c10::kStrided || t.is_quantized() || !t.has_storage()) {
       unsupported_error(transform_, name(),
                         ": one of its arguments is sparse, quantized or has no strides, and the "
@@ -132,23 +131,36 @@ class MetaCall {
                         "graph without values. Pass it to the function as an argument (a module's "
                         "parameters by torchlift.functional_call).");
     }
-    note_device(t);
-    const auto [found, added] = taken_.try_emplace(t.unsafeGetTensorImpl());
-    if (!added) return found->second.meta;
-    at::Tensor meta = shown(meta_storage(t), t, c10::kMeta);
-    found->second = {t, meta};
-    return meta;
   }
 
   // What shares memory shares it here.
-  c10::Storage meta_storage(const at::Tensor& t) {
-    for (const auto& [meta, storage] : storages_) {
-      if (storage.unsafeGetStorageImpl() == t.storage().unsafeGetStorageImpl()) return meta;
+  c10::Storage substitute_storage(const at::Tensor& t) {
+    for (const auto& [substitute, storage] : storages_) {
+      if (storage.unsafeGetStorageImpl() == t.storage().unsafeGetStorageImpl()) return substitute;
     }
-    c10::Storage meta(c10::Storage::use_byte_size_t(), t.storage().nbytes(),
-                      c10::GetAllocator(c10::kMeta), /*resizable=*/true);
-    storages_.emplace_back(meta, t.storage());
-    return meta;
+    storages_.emplace_back(on_zeros_ ? zeros(t.storage().nbytes(), t.device())
+                                     : meta_storage(t.storage().nbytes()),
+                           t.storage());
+    return storages_.back().first;
+  }
+
+  static c10::Storage meta_storage(size_t bytes) {
+    return {c10::Storage::use_byte_size_t(), static_cast<int64_t>(bytes),
+            c10::GetAllocator(c10::kMeta), /*resizable=*/true};
+  }
+
+  c10::Storage zeros(size_t bytes, c10::Device device) {
+    bytes_ += bytes;
+    if (bytes_ > kMostBytes) throw_no_kernel();
+    return at::zeros({static_cast<int64_t>(bytes)}, at::device(device).dtype(at::kByte)).storage();
+  }
+
+  [[noreturn]] void throw_no_kernel() const {
+    unsupported_error(transform_, name(),
+                      ": libtorch cannot tell the shape of its result without computing it (it has "
+                      "no kernel for the meta device here; Python's torch brings some), and the "
+                      "arguments are too large to try it on zeros. Trace the function with smaller "
+                      "ones, or with arguments that have values.");
   }
 
   // The device of the first tensor; numbers follow the others.
@@ -166,15 +178,15 @@ class MetaCall {
   // --- results -----------------------------------------------------------------------------------
 
   // set_() and resize_() are refused before.
-  static void note_resize(const at::Tensor& meta, const at::Tensor& original) {
-    if (meta.sizes() == original.sizes() && meta.strides() == original.strides()) return;
-    original.unsafeGetTensorImpl()->set_sizes_and_strides(meta.sizes(), meta.strides(),
-                                                          meta.storage_offset());
+  static void note_resize(const at::Tensor& substitute, const at::Tensor& original) {
+    if (substitute.sizes() == original.sizes() && substitute.strides() == original.strides()) return;
+    original.unsafeGetTensorImpl()->set_sizes_and_strides(
+        substitute.sizes(), substitute.strides(), substitute.storage_offset());
   }
 
   at::Tensor hollowed(const at::Tensor& t) {
-    for (const auto& [impl, taken] : taken_) {
-      if (t.is_same(taken.meta)) return taken.original;
+    for (const auto& [impl, each] : taken_) {
+      if (t.is_same(each.substitute)) return each.original;
     }
     if (t.layout() != c10::kStrided || !t.has_storage()) return t;
     const c10::Device device =
@@ -183,8 +195,8 @@ class MetaCall {
   }
 
   c10::Storage storage_of(const at::Tensor& t, c10::Device device) {
-    for (const auto& [meta, storage] : storages_) {
-      if (meta.unsafeGetStorageImpl() == t.storage().unsafeGetStorageImpl()) return storage;
+    for (const auto& [substitute, storage] : storages_) {
+      if (substitute.unsafeGetStorageImpl() == t.storage().unsafeGetStorageImpl()) return storage;
     }
     storages_.emplace_back(t.storage(), hollow_storage(t.storage().nbytes(), device));
     return storages_.back().second;
@@ -192,16 +204,40 @@ class MetaCall {
 
   struct Taken {
     at::Tensor original;
-    at::Tensor meta;
+    at::Tensor substitute;
   };
+
+  // Of arguments that an operator is tried on.
+  static constexpr size_t kMostBytes = size_t{64} << 20;
 
   const c10::OperatorHandle& op_;
   const std::string& transform_;
-  std::unordered_map<const c10::TensorImpl*, Taken> taken_;        // by the original
-  std::vector<std::pair<c10::Storage, c10::Storage>> storages_;  // on meta; what it stands for
+  const bool on_zeros_;
+  std::unordered_map<const c10::TensorImpl*, Taken> taken_;      // by the original
+  std::vector<std::pair<c10::Storage, c10::Storage>> storages_;  // a substitute's; the original's
+  size_t bytes_ = 0;                                             // of zeros
   std::optional<c10::Device> given_device_, device_;
   bool device_of_number_ = false;
 };
+
+// Where libtorch has no meta kernel, small arguments are tried as zeros.
+Stack results_of(const c10::OperatorHandle& op, const std::string& transform,
+                 const Stack& arguments) {
+  try {
+    // Asked first, as an exception takes milliseconds.
+    if (op.hasComputedKernelForDispatchKey(c10::DispatchKey::Meta)) {
+      return ShapeCall(op, transform, /*on_zeros=*/false).run(arguments);
+    }
+  } catch (const c10::NotImplementedError&) {
+    // One of the operators that it is made of has none.
+  }
+  if (op.hasTag(at::Tag::nondeterministic_seeded)) {
+    unsupported_error(transform, toString(op.operator_name()),
+                      ": libtorch has no kernel for the meta device that tells the shape of its "
+                      "result. Trace the function with arguments that have values.");
+  }
+  return ShapeCall(op, transform, /*on_zeros=*/true).run(arguments);
+}
 
 }  // namespace
 
@@ -218,7 +254,14 @@ at::Tensor hollow_like(const at::Tensor& t, c10::Device device) {
 }
 
 void call_on_shapes(const c10::OperatorHandle& op, const std::string& transform, Stack* stack) {
-  MetaCall(op, transform).run(stack);
+  const auto count = static_cast<int64_t>(op.schema().arguments().size());
+  const Stack arguments(stack->end() - count, stack->end());
+  torch::jit::drop(*stack, static_cast<size_t>(count));
+  const HollowRule* rule = find_hollow_rule(op);
+  Stack results;
+  if (rule == nullptr || !rule->complete) results = results_of(op, transform, arguments);
+  if (rule != nullptr) results = rule->apply(arguments, std::move(results));
+  stack->insert(stack->end(), results.begin(), results.end());
 }
 
 }  // namespace torchlift::compile

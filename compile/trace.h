@@ -23,8 +23,8 @@
 // all are taken so, nothing is computed, and f gets no copies. See NOTE [tracing by shapes] there.
 //
 // Throws UnsupportedError for what a graph cannot say: a number computed from the inputs (item(),
-// if), a shape that depends on one (nonzero), sparse results; by shapes, an operator without a meta
-// kernel, of which libtorch has fewer where no Python runs. Nothing is recorded of f's side
+// if), a shape that depends on one (nonzero), sparse results; by shapes, an operator on large tensors
+// without a meta kernel, of which libtorch has fewer where no Python runs. Nothing is recorded of f's side
 // effects beyond tensors; f gets copies of the inputs.
 
 #include <ATen/core/Tensor.h>

@@ -8,8 +8,10 @@ name in compile/trace_scope.h.
 
 from __future__ import annotations
 
+import contextlib
 import operator
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,3 +113,46 @@ def _on_meta(leaf: Any) -> Any:
 def _device_of(leaf: Any) -> str:
     device = leaf.device
     return "cpu" if device.type == "meta" else str(device)
+
+
+# --- meta kernels in Python -----------------------------------------------------------------------
+
+_hint = threading.local()
+
+
+@contextlib.contextmanager
+def device_hints(devices: "list[str] | None") -> "Iterator[None]":
+    """Meta kernels that torch has in Python take the tensors of this thread as being on these devices.
+
+    They ask torch._meta_registrations.device_hint(tensor), which says "cuda" of a meta tensor, and give
+    strides, and a few shapes, as that device does.
+    """
+    if not devices or not _tell_hints():
+        yield
+        return
+    before = getattr(_hint, "type", None)
+    _hint.type = torch.device(devices[0]).type
+    try:
+        yield
+    finally:
+        _hint.type = before
+
+
+def _tell_hints() -> bool:
+    """Puts our answer in front of torch's; False where this torch has no such function."""
+    import torch._meta_registrations as registrations
+
+    original = getattr(registrations, "device_hint", None)
+    if original is None:
+        return False
+    if getattr(original, "_torchlift", False):
+        return True
+
+    def device_hint(tensor: Any) -> str:
+        hint = getattr(_hint, "type", None)
+        is_meta = type(tensor) is torch.Tensor and tensor.is_meta
+        return hint if hint is not None and is_meta else original(tensor)
+
+    device_hint._torchlift = True  # type: ignore[attr-defined]
+    registrations.device_hint = device_hint
+    return True

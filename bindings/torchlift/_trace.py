@@ -17,7 +17,7 @@ import torch
 from torchlift import _C, _pytree
 from torchlift._errors import TransformError, UnsupportedError
 from torchlift._names import NOT_USERS, describe, function_name, parameters_of, wraps
-from torchlift._shapes import tensors_for
+from torchlift._shapes import device_hints, tensors_for
 
 
 class Traced:
@@ -290,7 +290,10 @@ def trace_leaves(
 
     Writes into them, unless there are devices: then it is traced by shapes, of tensors on these.
     """
-    return with_line(lambda: _C.trace_leaves(run, tensors, names, transform, NOT_USERS, devices)[0])
+    with device_hints(devices):
+        return with_line(
+            lambda: _C.trace_leaves(run, tensors, names, transform, NOT_USERS, devices)[0]
+        )
 
 
 def with_line(run: Callable[[], Any]) -> Any:
