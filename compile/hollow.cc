@@ -13,14 +13,18 @@
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <array>
+#include <exception>
 #include <optional>
 #include <unordered_map>
 #include <utility>
 #include <vector>
 
 #include "compile/hollow_rules.h"
+#include "compile/seed_scope.h"
 #include "core/boxed.h"
 #include "core/error.h"
+#include "core/lifted_tensor.h"
+#include "core/random_state.h"
 
 namespace torchlift::compile {
 namespace {
@@ -34,8 +38,12 @@ constexpr const char* kNoMemory =
     "arguments "
     "that have values.";
 
+// Of nothing. Tells hollow storages from others.
+void delete_nothing(void* /*memory*/) {}
+
 c10::Storage hollow_storage(size_t bytes, c10::Device device) {
-  c10::Storage storage(c10::Storage::use_byte_size_t(), bytes, c10::DataPtr(nullptr, device),
+  c10::Storage storage(c10::Storage::use_byte_size_t(), static_cast<int64_t>(bytes),
+                       c10::DataPtr(nullptr, nullptr, &delete_nothing, device),
                        /*allocator=*/nullptr, /*resizable=*/false);
   storage.unsafeGetStorageImpl()->release_data_and_set_meta_custom_data_ptr_error_msg_(kNoMemory);
   return storage;
@@ -56,14 +64,20 @@ at::Tensor shown(c10::Storage storage, const at::Tensor& like, c10::Device devic
 // "cuda" -> "cuda:0"
 c10::Device with_index(c10::Device device) {
   if (device.has_index() || device.is_cpu()) return device;
-  return c10::impl::VirtualGuardImpl(device.type()).getDevice();
+  try {
+    return c10::impl::VirtualGuardImpl(device.type()).getDevice();
+  } catch (const std::exception&) {
+    unsupported_error("trace", "the device ", device,
+                      " is not to be had in this process, and only it can tell what libtorch does "
+                      "there. Trace the function where it is.");
+  }
 }
 
 // Operators that take tensors of several devices: those that copy, and indices on the CPU.
 bool mixes_devices(const std::string& op) {
-  constexpr std::array<const char*, 6> kStarts = {"aten::copy",       "aten::_copy",
+  constexpr std::array<const char*, 6> kStarts = {"aten::copy",          "aten::_copy",
                                                   "aten::_foreach_copy", "aten::index",
-                                                  "aten::_index_put", "aten::_unsafe_index"};
+                                                  "aten::_index_put",    "aten::_unsafe_index"};
   for (const char* start : kStarts) {
     if (op.rfind(start, 0) == 0) return true;
   }
@@ -138,9 +152,9 @@ class ShapeCall {
     for (const auto& [substitute, storage] : storages_) {
       if (storage.unsafeGetStorageImpl() == t.storage().unsafeGetStorageImpl()) return substitute;
     }
-    storages_.emplace_back(on_zeros_ ? zeros(t.storage().nbytes(), t.device())
-                                     : meta_storage(t.storage().nbytes()),
-                           t.storage());
+    storages_.emplace_back(
+        on_zeros_ ? zeros(t.storage().nbytes(), t.device()) : meta_storage(t.storage().nbytes()),
+        t.storage());
     return storages_.back().first;
   }
 
@@ -179,9 +193,10 @@ class ShapeCall {
 
   // set_() and resize_() are refused before.
   static void note_resize(const at::Tensor& substitute, const at::Tensor& original) {
-    if (substitute.sizes() == original.sizes() && substitute.strides() == original.strides()) return;
-    original.unsafeGetTensorImpl()->set_sizes_and_strides(
-        substitute.sizes(), substitute.strides(), substitute.storage_offset());
+    if (substitute.sizes() == original.sizes() && substitute.strides() == original.strides())
+      return;
+    original.unsafeGetTensorImpl()->set_sizes_and_strides(substitute.sizes(), substitute.strides(),
+                                                          substitute.storage_offset());
   }
 
   at::Tensor hollowed(const at::Tensor& t) {
@@ -220,6 +235,14 @@ class ShapeCall {
   bool device_of_number_ = false;
 };
 
+std::vector<at::Tensor> tensors_in(const Stack& arguments) {
+  std::vector<at::Tensor> tensors;
+  for (const IValue& each : arguments) {
+    for_each_tensor(each, [&](const at::Tensor& t) { tensors.push_back(t); });
+  }
+  return tensors;
+}
+
 // Where libtorch has no meta kernel, small arguments are tried as zeros.
 Stack results_of(const c10::OperatorHandle& op, const std::string& transform,
                  const Stack& arguments) {
@@ -231,11 +254,10 @@ Stack results_of(const c10::OperatorHandle& op, const std::string& transform,
   } catch (const c10::NotImplementedError&) {
     // One of the operators that it is made of has none.
   }
-  if (op.hasTag(at::Tag::nondeterministic_seeded)) {
-    unsupported_error(transform, toString(op.operator_name()),
-                      ": libtorch has no kernel for the meta device that tells the shape of its "
-                      "result. Trace the function with arguments that have values.");
-  }
+  // The numbers that it draws are nobody's.
+  std::optional<SeedScope> seeded;
+  if (op.hasTag(at::Tag::nondeterministic_seeded))
+    seeded.emplace(0, devices_of(tensors_in(arguments)));
   return ShapeCall(op, transform, /*on_zeros=*/true).run(arguments);
 }
 
@@ -251,6 +273,14 @@ at::Tensor hollow_like(const at::Tensor& t, c10::Device device) {
                                                         t.storage_offset());
   const c10::Device full = with_index(device);
   return shown(hollow_storage(bytes, full), t, full);
+}
+
+bool is_hollow(const at::Tensor& t) {
+  if (!t.defined()) return false;
+  if (const LiftedTensorImpl* impl = as_lifted(t)) return is_hollow(impl->value());
+  if (!t.has_storage()) return false;
+  const at::DataPtr& data = t.storage().unsafeGetStorageImpl()->_mutable_data_ptr_no_checks();
+  return data.get_deleter() == &delete_nothing;
 }
 
 void call_on_shapes(const c10::OperatorHandle& op, const std::string& transform, Stack* stack) {

@@ -6,6 +6,7 @@
 #include <ATen/native/ConvUtils.h>
 #include <ATen/ops/empty.h>
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <unordered_map>
@@ -40,21 +41,27 @@ struct Convolution {
     const IValue& bias = arguments[first + 2];
     if (bias.isTensor()) all.bias = bias.toTensor();
     if (bias.isIntList()) all.bias_sizes = bias.toIntVector();
-    all.stride = arguments[first + 3].toIntVector();
-    all.padding = arguments[first + 4].toIntVector();
-    all.dilation = arguments[first + 5].toIntVector();
+    all.stride = all.spatial(arguments[first + 3]);
+    all.padding = all.spatial(arguments[first + 4]);
+    all.dilation = all.spatial(arguments[first + 5]);
     all.transposed = arguments[first + 6].toBool();
-    all.output_padding = arguments[first + 7].toIntVector();
+    all.output_padding = all.spatial(arguments[first + 7]);
     all.groups = arguments[first + 8].toInt();
     return all;
   }
 
+  // One number stands for all dims of an image.
+  std::vector<int64_t> spatial(const IValue& numbers) const {
+    const std::vector<int64_t> given = numbers.toIntVector();
+    const auto dims = static_cast<size_t>(std::max<int64_t>(weight.dim() - 2, 0));
+    return given.size() == 1 ? std::vector<int64_t>(dims, given[0]) : given;
+  }
+
   std::vector<int64_t> output_sizes() const {
-    return transposed
-               ? at::native::conv_input_size(input.sizes(), weight.sizes(), padding, output_padding,
-                                             stride, dilation, groups)
-               : at::native::conv_output_size(input.sizes(), weight.sizes(), padding, stride,
-                                              dilation);
+    return transposed ? at::native::conv_input_size(input.sizes(), weight.sizes(), padding,
+                                                    output_padding, stride, dilation, groups)
+                      : at::native::conv_output_size(input.sizes(), weight.sizes(), padding, stride,
+                                                     dilation);
   }
 
   // That of the backend which libtorch takes. Throws for arguments that do not fit.

@@ -141,12 +141,12 @@ at::Tensor laid_out(const at::Tensor& t, at::IntArrayRef strides) {
 }
 
 // NOTE [assumed layouts]
-// The trace of a function by shapes alone knows strides from meta kernels, which are not always those
-// of the real ones (a permuted result, where the other is contiguous). Its views were chosen by them,
-// and passes rely on them. So each result of such a graph is compared with its type when it runs: a
-// result with other strides is copied into those that were assumed, one of another shape or dtype is
-// an error. That holds after passes, too: what they did with a value relies on the type of values
-// that are left, or on no types at all.
+// The trace of a function by shapes alone knows strides from meta kernels, which are not always
+// those of the real ones (a permuted result, where the other is contiguous). Its views were chosen
+// by them, and passes rely on them. So each result of such a graph is compared with its type when
+// it runs: a result with other strides is copied into those that were assumed, one of another shape
+// or dtype is an error. That holds after passes, too: what they did with a value relies on the type
+// of values that are left, or on no types at all.
 
 // `got`, with the strides of its type.
 at::Tensor as_assumed(at::Tensor got, at::ScalarType dtype, const InputLayout& layout, bool is_view,
@@ -162,12 +162,11 @@ at::Tensor as_assumed(at::Tensor got, at::ScalarType dtype, const InputLayout& l
   if (same_strides(got.sizes(), got.strides(), layout.strides)) return got;
   at::Tensor result = is_view ? got : laid_out(got, layout.strides);
   if (!same_strides(result.sizes(), result.strides(), layout.strides)) {
-    unsupported_error("compile", node.full_name(), " gave a tensor of shape ", got.sizes(),
-                      " with the strides ", got.strides(),
-                      " where the function, traced by shapes alone, was told ",
-                      at::IntArrayRef(layout.strides),
-                      ". Trace it with arguments that have values.",
-                      node.source.empty() ? "" : "\n  at " + node.source);
+    unsupported_error(
+        "compile", node.full_name(), " gave a tensor of shape ", got.sizes(), " with the strides ",
+        got.strides(), " where the function, traced by shapes alone, was told ",
+        at::IntArrayRef(layout.strides), ". Trace it with arguments that have values.",
+        node.source.empty() ? "" : "\n  at " + node.source);
   }
   return result;
 }
@@ -410,17 +409,17 @@ struct Program::Plan {
   void settle_layouts(size_t n, const std::vector<int64_t>& sizes, Slots* slots) const {
     const Step& step = steps[n];
     for (size_t r = 0; r < step.results.size(); ++r) {
-      const bool is_view = step.op.has_value() &&
-                           step.op->schema().returns()[r].alias_info() != nullptr;
+      const bool is_view =
+          step.op.has_value() && step.op->schema().returns()[r].alias_info() != nullptr;
       for (const ValueId id : step.results[r].ids) {
         if (id == kNoValue) continue;
         at::Tensor& slot = (*slots)[static_cast<size_t>(id)];
         const TensorType& type = graph.type(id);
         if (!slot.defined() || type.layout != c10::kStrided) continue;
-        slot = as_assumed(std::move(slot), type.dtype,
-                          fixed_results.empty() ? layout_of(type, sizes)
-                                                : fixed_results[static_cast<size_t>(id)],
-                          is_view, graph.nodes[n]);
+        slot = as_assumed(
+            std::move(slot), type.dtype,
+            fixed_results.empty() ? layout_of(type, sizes) : fixed_results[static_cast<size_t>(id)],
+            is_view, graph.nodes[n]);
       }
     }
   }

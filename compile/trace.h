@@ -19,13 +19,14 @@
 //   const auto meta = [](at::IntArrayRef sizes) { return at::empty(sizes, at::kMeta); };
 //   compile::Graph graph = tl::trace(loss, meta({100000, 100000}), meta({100000}));
 //
-// The graph is that of tensors on the CPU (or TraceOptions::meta_device) of these shapes. If one is,
-// all are taken so, nothing is computed, and f gets no copies. See NOTE [tracing by shapes] there.
+// The graph is that of tensors on the CPU (or TraceOptions::meta_device) of these shapes. If one
+// is, all are taken so, nothing is computed, and f gets no copies. See NOTE [tracing by shapes]
+// there.
 //
 // Throws UnsupportedError for what a graph cannot say: a number computed from the inputs (item(),
-// if), a shape that depends on one (nonzero), sparse results; by shapes, an operator on large tensors
-// without a meta kernel, of which libtorch has fewer where no Python runs. Nothing is recorded of f's side
-// effects beyond tensors; f gets copies of the inputs.
+// if), a shape that depends on one (nonzero), sparse results; by shapes, an operator on large
+// tensors without a meta kernel, of which libtorch has fewer where no Python runs. Nothing is
+// recorded of f's side effects beyond tensors; f gets copies of the inputs.
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/Device.h>
@@ -56,8 +57,8 @@ struct Traced {
   R structure;
 };
 
-// f of a tuple of arguments. `transform` is the name in error messages. By shapes, an argument on the
-// meta device stands for one on `meta_device`.
+// f of a tuple of arguments. `transform` is the name in error messages. By shapes, an argument on
+// the meta device stands for one on `meta_device`.
 template <class F, class Args>
 auto trace_tuple(const F& f, const Args& args, const char* transform = "trace",
                  Known known = Known::kValues, c10::Device meta_device = c10::kCPU) {

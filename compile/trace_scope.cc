@@ -1,12 +1,12 @@
 #include "compile/trace_scope.h"
 
+#include <ATen/ExpandUtils.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/enum_tag.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/core/ivalue.h>
 #include <ATen/core/stack.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <algorithm>
@@ -401,9 +401,8 @@ std::string input_name(const std::string& path) {
 }
 
 Known known_of(const std::vector<at::Tensor>& tensors) {
-  const bool meta = std::any_of(tensors.begin(), tensors.end(), [](const at::Tensor& t) {
-    return t.defined() && t.is_meta();
-  });
+  const bool meta = std::any_of(tensors.begin(), tensors.end(),
+                                [](const at::Tensor& t) { return t.defined() && t.is_meta(); });
   return meta ? Known::kShapes : Known::kValues;
 }
 
@@ -419,18 +418,27 @@ TraceScope::TraceScope(std::string transform, std::function<std::string()> sourc
 
 TraceScope::~TraceScope() = default;
 
+namespace {
+
+// With the strides of a clone.
+at::Tensor hollow_clone(const at::Tensor& x, c10::Device device) {
+  const std::vector<int64_t> strides = x.is_non_overlapping_and_dense()
+                                           ? x.strides().vec()
+                                           : at::infer_dense_strides(x.sizes(), x.strides());
+  return hollow_tensor(x.sizes(), strides, x.scalar_type(), device);
+}
+
+}  // namespace
+
 at::Tensor TraceScope::input(const at::Tensor& x, const std::string& name,
                              c10::Device meta_device) {
   if (x.layout() != c10::kStrided) {
     unsupported_error(recording_->transform(), "the input ", name, " has the layout ", x.layout(),
                       ". Only strided tensors can be inputs; sparse ones can be constants.");
   }
-  // With the strides of a clone, as inputs with values have.
-  const at::Tensor real =
-      recording_->by_shapes()
-          ? hollow_like(at::empty_like(x.detach(), x.options().device(c10::kMeta)),
-                        x.is_meta() ? meta_device : x.device())
-          : x.detach();
+  const at::Tensor real = recording_->by_shapes()
+                              ? hollow_clone(x, x.is_meta() ? meta_device : x.device())
+                              : x.detach();
   const ValueId id = recording_->graph().add_input(type_of(real), name);
   at::Tensor inner = real.unsqueeze(0);
   recording_->know(inner, id);

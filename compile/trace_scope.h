@@ -21,16 +21,16 @@
 // they are errors.
 //
 // NOTE [tracing by shapes]
-// So nothing of the graph depends on the numbers in the inputs, and they need not be known: by shapes
-// alone, the inputs and all that is computed from them are hollow tensors (NOTE [hollow tensors] in
-// compile/hollow.h), and operators are called on the meta device. What is computed from no input runs
-// as always, on its own numbers (but see compile/uniform_constants.h).
+// So nothing of the graph depends on the numbers in the inputs, and they need not be known: by
+// shapes alone, the inputs and all that is computed from them are hollow tensors (NOTE [hollow
+// tensors] in compile/hollow.h), and operators are called on the meta device. What is computed from
+// no input runs as always, on its own numbers (but see compile/uniform_constants.h).
 //
 // Two things are less sure than with numbers. Checks of values (of a Cholesky factor's info, of
-// targets that are to be in range) are not made while it is traced. And a meta kernel may give other
-// strides than the real one, so the graph says that its layouts are assumed, and a run puts them
-// right: NOTE [assumed layouts] in compile/replay.cc. A meta kernel that gives another shape or dtype
-// is an error then.
+// targets that are to be in range) are not made while it is traced. And a meta kernel may give
+// other strides than the real one, so the graph says that its layouts are assumed, and a run puts
+// them right: NOTE [assumed layouts] in compile/replay.cc. A meta kernel that gives another shape
+// or dtype is an error then.
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/Device.h>
@@ -74,8 +74,8 @@ class TraceScope {
   TraceScope& operator=(const TraceScope&) = delete;
 
   // The tensor to hand to the function in place of x. In-place operators of the function write into
-  // x's memory, as they would without a trace; by shapes alone, nothing is read or written, and an x
-  // on the meta device stands for a tensor on `meta_device`.
+  // x's memory, as they would without a trace; by shapes alone, nothing is read or written, and an
+  // x on the meta device stands for a tensor on `meta_device`.
   at::Tensor input(const at::Tensor& x, const std::string& name,
                    c10::Device meta_device = c10::kCPU);
 

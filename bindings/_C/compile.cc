@@ -204,8 +204,7 @@ py::list value_types(const Graph& graph) {
   py::list list;
   for (const compile::Value& value : graph.values) {
     list.append(py::make_tuple(
-        value.name,
-        int_object(static_cast<int64_t>(value.type.dtype), *c10::ScalarTypeType::get()),
+        value.name, int_object(static_cast<int64_t>(value.type.dtype), *c10::ScalarTypeType::get()),
         sizes_object(value.type.sizes), sizes_object(value.type.strides)));
   }
   return list;
@@ -345,10 +344,9 @@ PyObject* trace_leaves(PyObject* /*self*/, PyObject* const* args, Py_ssize_t /*c
     const auto names = borrow(args[2]).cast<std::vector<std::string>>();
     const auto skipped = borrow(args[4]).cast<std::vector<std::string>>();
     const auto devices = borrow(args[5]).cast<std::optional<std::vector<std::string>>>();
-    compile::TraceScope scope(borrow(args[3]).cast<std::string>(),
-                              [&skipped] { return line_now(skipped); },
-                              devices.has_value() ? compile::Known::kShapes
-                                                  : compile::Known::kValues);
+    compile::TraceScope scope(
+        borrow(args[3]).cast<std::string>(), [&skipped] { return line_now(skipped); },
+        devices.has_value() ? compile::Known::kShapes : compile::Known::kValues);
     Tensors traced;
     for (size_t i = 0; i < leaves.size(); ++i) {
       const c10::Device device = devices.has_value() ? c10::Device(devices->at(i)) : c10::kCPU;
