@@ -159,7 +159,7 @@ at::Tensor as_assumed(at::Tensor got, at::ScalarType dtype, const InputLayout& l
                       "have values.",
                       node.source.empty() ? "" : "\n  at " + node.source);
   }
-  if (same_strides(got.sizes(), got.strides(), layout.strides)) return got;
+  if (got.numel() == 0 || same_strides(got.sizes(), got.strides(), layout.strides)) return got;
   at::Tensor result = is_view ? got : laid_out(got, layout.strides);
   if (!same_strides(result.sizes(), result.strides(), layout.strides)) {
     unsupported_error(

@@ -66,7 +66,7 @@ def types_of(traced):
     """Of all values; strides where there is more than one element to step over."""
     types = traced.graph.value_types()
     return [
-        (name, dtype, sizes, [stride for size, stride in zip(sizes, strides) if size > 1])
+        (name, dtype, sizes, [stride for size, stride in zip(sizes, strides) if size > 1 and 0 not in sizes])
         for name, dtype, sizes, strides in types
     ]
 
@@ -249,6 +249,10 @@ case("histc_like", lambda x: (x.quantile(0.5), x.count_nonzero(), x.isnan().any(
 case("cdist", gradient(torch.cdist), X, data(6, 5))
 case("einsum", gradient(lambda a, b: torch.einsum("bik,bjk->bij", a, b)), data(2, 3, 4), data(2, 5, 4))
 case("baddbmm", gradient(lambda a, b: torch.baddbmm(a, b, b)), data(2, 4, 4), data(2, 4, 4))
+case("one_hot", lambda i: F.one_hot(i, 9), Y)
+case("repeat_interleave", vmap(lambda x, n: x.repeat_interleave(n, output_size=4)),
+     data(3, 2), torch.tensor([[1, 3], [2, 2], [4, 0]]))
+case("empty", gradient(lambda x: torch.linalg.inv(x) * 2), data(0, 3, 3))
 # linear algebra and Fourier transforms
 case("cholesky", gradient(torch.linalg.cholesky), spd(4))
 case("solve", gradient(torch.linalg.solve, argnums=(0, 1)), spd(4), data(4, 2))
