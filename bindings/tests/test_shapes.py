@@ -449,6 +449,15 @@ def test_make_fx():
     assert torch.equal(make_fx(f)(ShapeDtype((4, 3)), 2)(x, 2), make_fx(f)(x, 2)(x, 2))
 
 
+def test_export(tmp_path):
+    w = data(3, 2)
+    f = vmap(grad(lambda p, x: torch.tanh(x @ p["w"]).square().mean()), (None, 0))
+    program = torchlift.compile.export(f)(*shapes_of(({"w": w}, data(4, 3))))
+    torch.export.save(program, tmp_path / "f.pt2")
+    given = {"w": w}, data(4, 3)
+    assert_close(torch.export.load(tmp_path / "f.pt2").module()(*given), f(*given))
+
+
 def test_functionalize_and_jit_inside():
     def writes(x):
         y = x.clone()
