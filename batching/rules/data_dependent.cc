@@ -271,6 +271,12 @@ int64_t number_of_classes(const at::Tensor& self) {
   TORCH_CHECK(self.numel() > 0, "Can not infer total number of classes from empty tensor.");
   const at::Tensor largest = innermost(self.flatten().amax(0));
   if (largest.numel() == 0) return 0;  // there is no example
+  if (!has_numbers(largest)) {
+    unsupported_error("trace",
+                      "one_hot: the number of classes depends on the values, which are not known: "
+                      "the function is traced by shapes alone. Give it: one_hot(x, "
+                      "num_classes=10).");
+  }
   const auto least = largest.min().item<int64_t>();
   if (least != largest.max().item<int64_t>()) {
     unsupported_error("vmap",
