@@ -456,7 +456,7 @@ class Generalizer {
 at::Tensor resized(const at::Tensor& example, int64_t dim, int64_t size) {
   const int64_t rows = example.size(dim);
   if (rows == size) return example;
-  if (rows == 0) {
+  if (rows == 0 || example.is_meta()) {
     std::vector<int64_t> sizes = example.sizes().vec();
     sizes[static_cast<size_t>(dim)] = size;
     return at::zeros(sizes, example.options());

@@ -153,6 +153,9 @@ class Graph {
   std::vector<Node> nodes;
   std::vector<ValueId> outputs;  // may repeat; kNoValue for an undefined tensor
   std::vector<Symbol> symbols;
+  // The strides of its values are those of meta kernels: a run sees to it that they are so. See
+  // NOTE [assumed layouts] in compile/replay.cc.
+  bool layouts_assumed = false;
 
   // Adds a value; `name` is made unique by a number.
   ValueId add_value(TensorType type, const std::string& name);

@@ -13,8 +13,13 @@ const Frame::Capture* Frame::find_capture(ValueId outer) const {
   return found == captures.end() ? nullptr : &*found;
 }
 
-Recording::Recording(std::string transform, std::function<std::string()> source)
-    : transform_(std::move(transform)), source_(std::move(source)), frames_{&root_} {}
+Recording::Recording(std::string transform, std::function<std::string()> source, bool by_shapes)
+    : transform_(std::move(transform)),
+      source_(std::move(source)),
+      by_shapes_(by_shapes),
+      frames_{&root_} {
+  root_.graph.layouts_assumed = by_shapes;
+}
 
 ValueId Recording::add_value(const at::Tensor& real, const std::string& name) {
   return graph().add_value(type_of(real), name);
@@ -50,11 +55,21 @@ ValueId Recording::find_in(size_t depth, const at::Tensor& inner) {
   return id;
 }
 
+namespace {
+
+// As Tensor::is_alias_of, which reads the storages to see whether another process shares them.
+bool share_storage(const at::Tensor& a, const at::Tensor& b) {
+  return a.has_storage() &&
+         a.storage().unsafeGetStorageImpl() == b.storage().unsafeGetStorageImpl();
+}
+
+}  // namespace
+
 ValueId Recording::alias_of_known(const Frame& frame, const at::Tensor& inner) {
   if (!inner.has_storage()) return kNoValue;
   for (const auto& [impl, known] : frame.known) {
     const at::Tensor t(known.tensor.lock());
-    if (t.defined() && t.is_alias_of(inner) && t.sizes() == inner.sizes() &&
+    if (t.defined() && share_storage(t, inner) && t.sizes() == inner.sizes() &&
         t.strides() == inner.strides() && t.storage_offset() == inner.storage_offset() &&
         t.scalar_type() == inner.scalar_type() && t.is_conj() == inner.is_conj() &&
         t.is_neg() == inner.is_neg()) {

@@ -53,13 +53,16 @@ struct Frame {
 
 class Recording {
  public:
-  Recording(std::string transform, std::function<std::string()> source);
+  // by_shapes: see NOTE [tracing by shapes] in compile/trace_scope.h.
+  Recording(std::string transform, std::function<std::string()> source, bool by_shapes);
 
   // That of the frame on top.
   Graph& graph() { return top().graph; }
   Frame& top() { return *frames_.back(); }
   const std::string& transform() const { return transform_; }
   std::string source() const { return source_ ? source_() : std::string(); }
+  // Whether its tensors are hollow.
+  bool by_shapes() const { return by_shapes_; }
 
   // Values are known by the tensors inside of the level's own ones, [1, ...]: those stay the same
   // where autograd makes another tensor of the level of the same value.
@@ -85,6 +88,7 @@ class Recording {
 
   const std::string transform_;
   const std::function<std::string()> source_;
+  const bool by_shapes_;
   Frame root_;
   std::vector<Frame*> frames_;
   std::unordered_map<const c10::TensorImpl*, ValueId> constants_;  // of the root
@@ -94,6 +98,7 @@ class Recording {
 class FrameScope {
  public:
   FrameScope(Recording& recording, Frame& frame) : recording_(recording) {
+    frame.graph.layouts_assumed = recording.by_shapes();
     recording_.frames_.push_back(&frame);
   }
   ~FrameScope() { recording_.frames_.pop_back(); }

@@ -140,6 +140,37 @@ at::Tensor laid_out(const at::Tensor& t, at::IntArrayRef strides) {
   return t.permute(order).contiguous().permute(back);
 }
 
+// NOTE [assumed layouts]
+// The trace of a function by shapes alone knows strides from meta kernels, which are not always
+// those of the real ones (a permuted result, where the other is contiguous). Its views were chosen
+// by them, and passes rely on them. So each result of such a graph is compared with its type when
+// it runs: a result with other strides is copied into those that were assumed, one of another shape
+// or dtype is an error. That holds after passes, too: what they did with a value relies on the type
+// of values that are left, or on no types at all.
+
+// `got`, with the strides of its type.
+at::Tensor as_assumed(at::Tensor got, at::ScalarType dtype, const InputLayout& layout, bool is_view,
+                      const Node& node) {
+  if (got.scalar_type() != dtype || got.sizes() != layout.sizes) {
+    unsupported_error("compile", node.full_name(), " gave ", c10::toString(got.scalar_type()),
+                      got.sizes(), " where the function, traced by shapes alone, was told ",
+                      c10::toString(dtype), at::IntArrayRef(layout.sizes),
+                      " by the operator's kernel for the meta device. Trace it with arguments that "
+                      "have values.",
+                      node.source.empty() ? "" : "\n  at " + node.source);
+  }
+  if (got.numel() == 0 || same_strides(got.sizes(), got.strides(), layout.strides)) return got;
+  at::Tensor result = is_view ? got : laid_out(got, layout.strides);
+  if (!same_strides(result.sizes(), result.strides(), layout.strides)) {
+    unsupported_error(
+        "compile", node.full_name(), " gave a tensor of shape ", got.sizes(), " with the strides ",
+        got.strides(), " where the function, traced by shapes alone, was told ",
+        at::IntArrayRef(layout.strides), ". Trace it with arguments that have values.",
+        node.source.empty() ? "" : "\n  at " + node.source);
+  }
+  return result;
+}
+
 std::string shape_str(const at::Tensor& t) {
   return c10::str(c10::toString(t.scalar_type()), t.sizes(), " on ", t.device());
 }
@@ -152,6 +183,7 @@ struct Program::Plan {
   bool tracked_constants = false;
   bool writes_inputs = false;
   std::vector<InputLayout> fixed_layouts;  // where no dim is dynamic
+  std::vector<InputLayout> fixed_results;  // of all values, the same, where layouts are assumed
 
   Plan(Graph given, const std::vector<std::pair<int32_t, ValueId>>& in_place)
       : graph(std::move(given)) {
@@ -165,7 +197,12 @@ struct Program::Plan {
     }
     find_dead();
     writes_inputs = finds_writes();
-    if (graph.symbols.empty()) fixed_layouts = layouts({});
+    if (graph.symbols.empty()) {
+      fixed_layouts = layouts({});
+      if (graph.layouts_assumed) {
+        for (const Value& value : graph.values) fixed_results.push_back(layout_of(value.type, {}));
+      }
+    }
     for (const Constant& constant : graph.constants) {
       tracked_constants = tracked_constants || constant.tensor.requires_grad();
     }
@@ -258,11 +295,12 @@ struct Program::Plan {
   // What the inputs must be like, at these sizes of the dynamic dims.
   std::vector<InputLayout> layouts(const std::vector<int64_t>& sizes) const {
     std::vector<InputLayout> result;
-    for (const ValueId id : graph.inputs) {
-      result.push_back(
-          {graph.type(id).concrete_sizes(sizes), graph.type(id).concrete_strides(sizes)});
-    }
+    for (const ValueId id : graph.inputs) result.push_back(layout_of(graph.type(id), sizes));
     return result;
+  }
+
+  static InputLayout layout_of(const TensorType& type, const std::vector<int64_t>& sizes) {
+    return {type.concrete_sizes(sizes), type.concrete_strides(sizes)};
   }
 
   void check_defined(at::ArrayRef<at::Tensor> inputs) const {
@@ -339,12 +377,14 @@ struct Program::Plan {
       slots[static_cast<size_t>(constant.id)] = constant.tensor;
     }
     Stack stack;
-    for (const Step& step : steps) {
+    for (size_t n = 0; n < steps.size(); ++n) {
+      const Step& step = steps[n];
       if (step.op.has_value()) {
         call(step, exclusive, sizes, &stack, &slots);
       } else {
         run_control_flow(step, exclusive, &slots);
       }
+      if (graph.layouts_assumed) settle_layouts(n, sizes, &slots);
       for (const ValueId id : step.dead) slots[static_cast<size_t>(id)].reset();
     }
     std::vector<at::Tensor> outputs;
@@ -363,6 +403,25 @@ struct Program::Plan {
     }
     (exclusive && step.in_place.has_value() ? step.in_place : step.op)->callBoxed(*stack);
     for (size_t i = 0; i < step.results.size(); ++i) keep(step.results[i], (*stack)[i], slots);
+  }
+
+  // See NOTE [assumed layouts].
+  void settle_layouts(size_t n, const std::vector<int64_t>& sizes, Slots* slots) const {
+    const Step& step = steps[n];
+    for (size_t r = 0; r < step.results.size(); ++r) {
+      const bool is_view =
+          step.op.has_value() && step.op->schema().returns()[r].alias_info() != nullptr;
+      for (const ValueId id : step.results[r].ids) {
+        if (id == kNoValue) continue;
+        at::Tensor& slot = (*slots)[static_cast<size_t>(id)];
+        const TensorType& type = graph.type(id);
+        if (!slot.defined() || type.layout != c10::kStrided) continue;
+        slot = as_assumed(
+            std::move(slot), type.dtype,
+            fixed_results.empty() ? layout_of(type, sizes) : fixed_results[static_cast<size_t>(id)],
+            is_view, graph.nodes[n]);
+      }
+    }
   }
 
   static IValue value_of(const Step& step, const Variable& variable,

@@ -7,6 +7,8 @@
 //
 //   tl::save(tl::vmap(tl::grad(loss)), "per_sample.tlc", params, xs, ys);    // example arguments
 //
+// Those may be tensors on the meta device, which stand for tensors on the CPU (compile/trace.h).
+//
 //   const tl::LoadedFunction f = tl::load("per_sample.tlc");
 //   std::cout << f.signature().str();
 //   std::vector<at::Tensor> outputs = f.run(inputs);           // tensors in the signature's order

@@ -45,6 +45,26 @@ TEST(SaveTest, RunsWhatWasSaved) {
   EXPECT_CLOSE(typed(params, x).b, expected.b);
 }
 
+TEST(SaveTest, ShapesAlone) {
+  const auto meta = [](at::IntArrayRef sizes) {
+    return at::empty(sizes, at::device(at::kMeta).dtype(at::kDouble));
+  };
+  const auto f = [](const Params& p, const Tensor& x) {
+    const Tensor y = loss(p, x);
+    return cond(
+        y.gt(0), [](const Tensor& v) { return v.sin(); }, [](const Tensor& v) { return v * 2; }, y);
+  };
+  save(f, file("shapes.tlc"), Params{meta({2, 3}), meta({2})}, meta({3}));
+  const LoadedFunction loaded = load(file("shapes.tlc"));
+  EXPECT_TRUE(loaded.graph().layouts_assumed);
+  EXPECT_TRUE(loaded.graph().nodes.back().subgraphs[0]->layouts_assumed);
+  const Params params{at::rand({2, 3}, at::kDouble), at::rand({2}, at::kDouble)};
+  const Tensor x = at::rand({3}, at::kDouble);
+  EXPECT_CLOSE(loaded.run({params.w, params.b, x})[0], f(params, x));
+  save(f, file("values.tlc"), params, x);
+  EXPECT_FALSE(load(file("values.tlc")).graph().layouts_assumed);
+}
+
 TEST(SaveTest, WhatWasLoadedCanBeTransformedAndSavedAgain) {
   const auto f = [](const Tensor& x) { return (x.sin() * x).sum(); };
   save(f, file("f.tlc"), at::rand({3}, at::kDouble));

@@ -14,11 +14,22 @@
 // outputs are those of the result. Numbers, and tensors that the function captures, are constants
 // of the graph. See NOTE [tracing] in compile/trace_scope.h.
 //
+// Arguments may be tensors on the meta device, of which only shapes are known:
+//
+//   const auto meta = [](at::IntArrayRef sizes) { return at::empty(sizes, at::kMeta); };
+//   compile::Graph graph = tl::trace(loss, meta({100000, 100000}), meta({100000}));
+//
+// The graph is that of tensors on the CPU (or TraceOptions::meta_device) of these shapes. If one
+// is, all are taken so, nothing is computed, and f gets no copies. See NOTE [tracing by shapes]
+// there.
+//
 // Throws UnsupportedError for what a graph cannot say: a number computed from the inputs (item(),
-// if), a shape that depends on one (nonzero), sparse results. Nothing is recorded of f's side
-// effects beyond tensors; f gets copies of the inputs.
+// if), a shape that depends on one (nonzero), sparse results; by shapes, an operator on large
+// tensors without a meta kernel, of which libtorch has fewer where no Python runs. Nothing is
+// recorded of f's side effects beyond tensors; f gets copies of the inputs.
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/Device.h>
 
 #include <string>
 #include <tuple>
@@ -31,6 +42,12 @@
 #include "core/tree.h"
 
 namespace torchlift {
+
+struct TraceOptions {
+  // What tensors on the meta device stand for.
+  c10::Device meta_device = c10::kCPU;
+};
+
 namespace compile {
 
 // A graph, and what f returned, whose tensors mean nothing any more: the structure of the result.
@@ -40,16 +57,20 @@ struct Traced {
   R structure;
 };
 
-// f of a tuple of arguments. `transform` is the name in error messages.
+// f of a tuple of arguments. `transform` is the name in error messages. By shapes, an argument on
+// the meta device stands for one on `meta_device`.
 template <class F, class Args>
-auto trace_tuple(const F& f, const Args& args, const char* transform = "trace") {
+auto trace_tuple(const F& f, const Args& args, const char* transform = "trace",
+                 Known known = Known::kValues, c10::Device meta_device = c10::kCPU) {
   using R = std::decay_t<decltype(std::apply(f, args))>;
   static_assert(is_tree_v<R>,
                 "torchlift: the function must return a tensor, or a tree of them (core/tree.h).");
-  TraceScope scope(transform);
+  TraceScope scope(transform, /*source=*/{}, known);
   Args traced = args;
   for_each_leaf(traced, [&](at::Tensor& leaf, const Path& path) {
-    if (leaf.defined()) leaf = scope.input(leaf.detach().clone(), input_name(path.str()));
+    if (!leaf.defined()) return;
+    const at::Tensor own = known == Known::kShapes ? leaf : leaf.detach().clone();
+    leaf = scope.input(own, input_name(path.str()), meta_device);
   });
   R result = std::apply(f, traced);
   Graph graph = scope.finish(tree_flatten(result));
@@ -59,8 +80,15 @@ auto trace_tuple(const F& f, const Args& args, const char* transform = "trace") 
 }  // namespace compile
 
 template <class F, class... Args>
+compile::Graph trace(TraceOptions options, const F& f, const Args&... args) {
+  const std::tuple<Args...> all(args...);
+  const compile::Known known = compile::known_of(tree_flatten(all));
+  return compile::trace_tuple(f, all, "trace", known, options.meta_device).graph;
+}
+
+template <class F, class... Args>
 compile::Graph trace(const F& f, const Args&... args) {
-  return compile::trace_tuple(f, std::tuple<Args...>(args...)).graph;
+  return trace(TraceOptions(), f, args...);
 }
 
 }  // namespace torchlift

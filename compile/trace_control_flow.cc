@@ -1,6 +1,7 @@
 #include "compile/trace_control_flow.h"
 
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/where.h>
 #include <c10/util/irange.h>
 
@@ -10,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "compile/hollow.h"
 #include "compile/replay.h"
 #include "core/dispatch.h"
 #include "core/error.h"
@@ -248,6 +250,23 @@ std::vector<FrameValue> add_node(Recording& recording, Node node, const Leaves& 
   return values;
 }
 
+// The results of a loop by their types: those of what it carries, then rows of `length` steps, as
+// outputs[carried...] of its body are.
+Leaves shapes_of_loop(const std::vector<FrameValue>& carried, const Graph& body, int64_t length) {
+  Leaves results;
+  for (const FrameValue& each : carried) {
+    results.push_back(hollow_like(each.real, each.real.device()));
+  }
+  for (size_t i = carried.size(); i < body.outputs.size(); ++i) {
+    const TensorType& row = body.type(body.outputs[i]);
+    std::vector<int64_t> sizes = row.concrete_sizes();
+    sizes.insert(sizes.begin(), length);
+    const Tensor like = at::empty(sizes, at::device(c10::kMeta).dtype(row.dtype));
+    results.push_back(hollow_like(like, row.device));
+  }
+  return results;
+}
+
 // What a node gives in this run, by itself: `operands` are its lists of tensors.
 Leaves results_of_run(const Node& node, const std::vector<std::vector<FrameValue>>& operands,
                       size_t count) {
@@ -456,7 +475,9 @@ class LoopTrace {
               .source = ""};
     node.subgraphs.push_back(graph_of(test_frame_, test_inputs_, captured, recording.graph()));
     node.subgraphs.push_back(graph_of(body_frame_, body_inputs_, captured, recording.graph()));
-    const Leaves results = results_of_run(node, {start_, captured}, start_.size());
+    const Leaves results = recording.by_shapes()
+                               ? shapes_of_loop(start_, *node.subgraphs[1], 0)
+                               : results_of_run(node, {start_, captured}, start_.size());
     return leaves_of(emitter_, add_node(recording, std::move(node), results), levels_, carry_);
   }
 
@@ -550,8 +571,11 @@ class ScanTrace {
               .results = {},
               .subgraphs = {graph_of(frame_, inputs_, captured, recording.graph())},
               .source = ""};
+    const Graph& body = *node.subgraphs[0];
     const Leaves results =
-        results_of_run(node, {start_, rows_, captured}, node.subgraphs[0]->outputs.size());
+        recording.by_shapes()
+            ? shapes_of_loop(start_, body, rows_[0].real.size(0))
+            : results_of_run(node, {start_, rows_, captured}, body.outputs.size());
     const std::vector<FrameValue> values = add_node(recording, std::move(node), results);
     const auto middle = values.begin() + static_cast<int64_t>(start_.size());
     return {leaves_of(emitter_, {values.begin(), middle}, carry_levels_, carry_),
@@ -623,9 +647,9 @@ Leaves record_cond(const RecordingLevel& at, const Tensor& pred, const Recorder:
   for (Branch* branch : {&yes, &no}) {
     node.subgraphs.push_back(graph_of(branch->frame, {}, captured, at.recording.graph()));
   }
-  const Branch& taken = condition.real.item<bool>() ? yes : no;
+  const bool goes_first = at.recording.by_shapes() || condition.real.item<bool>();
   const std::vector<FrameValue> results =
-      add_node(at.recording, std::move(node), reals(taken.outputs));
+      add_node(at.recording, std::move(node), reals(goes_first ? yes.outputs : no.outputs));
   return leaves_of(emitter, results, levels, yes.results);
 }
 

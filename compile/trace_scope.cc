@@ -1,10 +1,12 @@
 #include "compile/trace_scope.h"
 
+#include <ATen/ExpandUtils.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/enum_tag.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/core/ivalue.h>
 #include <ATen/core/stack.h>
+#include <ATen/ops/empty.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <algorithm>
@@ -12,9 +14,11 @@
 #include <functional>
 #include <utility>
 
+#include "compile/hollow.h"
 #include "compile/passes/functional_variant.h"
 #include "compile/recording.h"
 #include "compile/trace_control_flow.h"
+#include "compile/uniform_constants.h"
 #include "core/boxed.h"
 #include "core/dispatch.h"
 #include "core/error.h"
@@ -228,7 +232,21 @@ class Call {
   void compute(Stack* stack) const {
     const RuleDepthScope within(1);
     const c10::AutoGradMode no_grad(false);
-    op_.callBoxed(*stack);
+    if (recording_.by_shapes() && reads_memory()) {
+      call_on_shapes(op_, recording_.transform(), stack);
+    } else {
+      op_.callBoxed(*stack);
+    }
+  }
+
+  // Not views, and questions about metadata, which kernels of the device answer best:
+  // _fused_sdp_choice is another one for each.
+  bool reads_memory() const {
+    if (asks_for_metadata() || op_.hasTag(at::Tag::inplace_view)) return false;
+    for (size_t i = 0; i < op_.schema().returns().size(); ++i) {
+      if (aliases(op_, i, /*write=*/false)) return false;
+    }
+    return true;
   }
 
   struct Target {
@@ -343,7 +361,11 @@ class TraceRecorder final : public Recorder {
   }
 
   at::Tensor spread(const at::Tensor& value, int64_t /*size*/) const override {
-    const at::Tensor real = value.clone(at::MemoryFormat::Contiguous);
+    const at::Tensor real =
+        recording_->by_shapes()
+            ? hollow_like(at::empty(value.sizes(), value.options().device(c10::kMeta)),
+                          value.device())
+            : value.clone(at::MemoryFormat::Contiguous);
     Node node{.op = "aten::clone",
               .overload = "",
               .args = {ValueRef{recording_->constant(value)},
@@ -378,22 +400,45 @@ std::string input_name(const std::string& path) {
   return number ? "x" + name : name;
 }
 
-TraceScope::TraceScope(std::string transform, std::function<std::string()> source)
-    : recording_(std::make_shared<Recording>(std::move(transform), std::move(source))) {
+Known known_of(const std::vector<at::Tensor>& tensors) {
+  const bool meta = std::any_of(tensors.begin(), tensors.end(),
+                                [](const at::Tensor& t) { return t.defined() && t.is_meta(); });
+  return meta ? Known::kShapes : Known::kValues;
+}
+
+TraceScope::TraceScope(std::string transform, std::function<std::string()> source, Known known)
+    : recording_(std::make_shared<Recording>(std::move(transform), std::move(source),
+                                             known == Known::kShapes)) {
   level_scope_.emplace(
       Level::Options{.kind = LevelKind::kInterpreted,
                      .size = 1,
                      .interpreter = std::make_shared<const TraceRecorder>(recording_)});
+  if (recording_->by_shapes()) uniform_ = std::make_unique<UniformConstantsScope>();
 }
 
 TraceScope::~TraceScope() = default;
 
-at::Tensor TraceScope::input(const at::Tensor& x, const std::string& name) {
+namespace {
+
+// With the strides of a clone.
+at::Tensor hollow_clone(const at::Tensor& x, c10::Device device) {
+  const std::vector<int64_t> strides = x.is_non_overlapping_and_dense()
+                                           ? x.strides().vec()
+                                           : at::infer_dense_strides(x.sizes(), x.strides());
+  return hollow_tensor(x.sizes(), strides, x.scalar_type(), device);
+}
+
+}  // namespace
+
+at::Tensor TraceScope::input(const at::Tensor& x, const std::string& name,
+                             c10::Device meta_device) {
   if (x.layout() != c10::kStrided) {
     unsupported_error(recording_->transform(), "the input ", name, " has the layout ", x.layout(),
                       ". Only strided tensors can be inputs; sparse ones can be constants.");
   }
-  const at::Tensor real = x.detach();
+  const at::Tensor real = recording_->by_shapes()
+                              ? hollow_clone(x, x.is_meta() ? meta_device : x.device())
+                              : x.detach();
   const ValueId id = recording_->graph().add_input(type_of(real), name);
   at::Tensor inner = real.unsqueeze(0);
   recording_->know(inner, id);
@@ -414,6 +459,7 @@ Graph TraceScope::finish(const std::vector<at::Tensor>& outputs) {
     recording_->graph().outputs.push_back(lowered.bdim ? recording_->find(lowered.value)
                                                        : recording_->constant(lowered.value));
   }
+  uniform_.reset();
   level_scope_.reset();
   return std::move(recording_->graph());
 }

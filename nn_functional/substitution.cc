@@ -36,6 +36,11 @@ OperatorObserver*& current_observer() {
   return observer;
 }
 
+OperatorFilter*& current_filter() {
+  static thread_local OperatorFilter* filter = nullptr;
+  return filter;
+}
+
 template <class List>
 bool has_substitute(const List& list) {
   for (const at::Tensor& t : list) {
@@ -83,8 +88,17 @@ void substitute_arguments(const OperatorHandle& op, Stack* stack) {
   for (size_t i = stack->size() - count; i < stack->size(); ++i) substitute((*stack)[i]);
 }
 
-void substitution_kernel(const OperatorHandle& op, Stack* stack) {
+void substitution_kernel(const OperatorHandle& op, DispatchKeySet keys, Stack* stack) {
   const SubstitutionScope* scope = SubstitutionScope::current();
+  OperatorFilter* filter = current_filter();
+  if (filter != nullptr) {
+    if (filter->call(op, stack)) return;
+    // The filter is to see what the operator is made of, too.
+    if (scope == nullptr || !scope->active()) {
+      const DispatchKeySet below(DispatchKeySet::FULL_AFTER, kSubstitutionKey);
+      return op.redispatchBoxed(keys & below, stack);
+    }
+  }
   const c10::impl::ExcludeDispatchKeyGuard below(kSubstitutionKeys);
   // There is none on a thread that inherited the key: a worker of libtorch.
   if (scope != nullptr && scope->active()) {
@@ -134,6 +148,20 @@ void OperatorObserver::run_substituted(const OperatorHandle& op, Stack* stack) {
   substitute_arguments(op, stack);
   op.callBoxed(stack);
 }
+
+namespace {
+
+DispatchKeySet installed_keys() {
+  install();
+  return kSubstitutionKeys;
+}
+
+}  // namespace
+
+FilterScope::FilterScope(OperatorFilter* filter)
+    : outer_(std::exchange(current_filter(), filter)), key_(installed_keys()) {}
+
+FilterScope::~FilterScope() { current_filter() = outer_; }
 
 ObserverScope::ObserverScope(OperatorObserver* observer)
     : outer_(std::exchange(current_observer(), observer)) {}

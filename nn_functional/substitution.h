@@ -97,6 +97,29 @@ class ObserverScope {
   OperatorObserver* outer_;
 };
 
+// Sees the operators of a thread, whatever they are called on and by whom, before they mean
+// anything.
+class OperatorFilter {
+ public:
+  virtual ~OperatorFilter() = default;
+  // Replaces the arguments on the stack by the operator's results; or returns false, with the stack
+  // as it was, and the operator runs.
+  virtual bool call(const c10::OperatorHandle& op, torch::jit::Stack* stack) = 0;
+};
+
+// The filter of this thread while it lives.
+class FilterScope {
+ public:
+  explicit FilterScope(OperatorFilter* filter);
+  ~FilterScope();
+  FilterScope(const FilterScope&) = delete;
+  FilterScope& operator=(const FilterScope&) = delete;
+
+ private:
+  OperatorFilter* outer_;
+  c10::impl::IncludeDispatchKeyGuard key_;
+};
+
 }  // namespace torchlift
 
 #endif  // TORCHLIFT_NN_FUNCTIONAL_SUBSTITUTION_H_

@@ -19,6 +19,7 @@
 #include <ATen/ops/tensor_split_compositeimplicitautograd_dispatch.h>
 #include <ATen/ops/tensor_split_ops.h>
 #include <ATen/ops/zeros.h>
+#include <c10/core/StorageImpl.h>
 
 #include <algorithm>
 #include <utility>
@@ -62,6 +63,13 @@ namespace ops = at::_ops;
 bool batched_anywhere(const at::Tensor& t) {
   const LiftedTensorImpl* impl = as_lifted(t);
   return impl != nullptr && (impl->bdim().has_value() || batched_anywhere(impl->value()));
+}
+
+// False in a trace by shapes alone (NOTE [tracing by shapes] in compile/trace_scope.h): then checks
+// of numbers are not made.
+bool has_numbers(const at::Tensor& plain) {
+  return plain.numel() == 0 || !plain.has_storage() ||
+         plain.storage().unsafeGetStorageImpl()->_mutable_data_ptr_no_checks().get() != nullptr;
 }
 
 at::Tensor innermost(const at::Tensor& t) {
@@ -229,7 +237,7 @@ Batched repeat_interleave_rule(const Level& level, BatchedArg repeats,
   const at::Tensor ends = each.cumsum(1);
   const at::Tensor all = innermost(each);
   const at::Tensor sums = innermost(each.sum(1));
-  if (sums.numel() > 0) {
+  if (sums.numel() > 0 && has_numbers(sums)) {
     TORCH_CHECK(all.numel() == 0 || all.min().item<int64_t>() >= 0, "repeats can not be negative");
     TORCH_CHECK(sums.eq(*output_size).all().item<bool>(),
                 "[vmap] repeat_interleave: output_size is ", *output_size,
@@ -263,6 +271,12 @@ int64_t number_of_classes(const at::Tensor& self) {
   TORCH_CHECK(self.numel() > 0, "Can not infer total number of classes from empty tensor.");
   const at::Tensor largest = innermost(self.flatten().amax(0));
   if (largest.numel() == 0) return 0;  // there is no example
+  if (!has_numbers(largest)) {
+    unsupported_error("trace",
+                      "one_hot: the number of classes depends on the values, which are not known: "
+                      "the function is traced by shapes alone. Give it: one_hot(x, "
+                      "num_classes=10).");
+  }
   const auto least = largest.min().item<int64_t>();
   if (least != largest.max().item<int64_t>()) {
     unsupported_error("vmap",
@@ -278,7 +292,7 @@ at::Tensor one_hot(const at::Tensor& self, int64_t num_classes) {
               "one_hot is only applicable to index tensor of type LongTensor.");
   const at::Tensor all = innermost(self);
   if (num_classes < 0) num_classes = number_of_classes(self);
-  if (all.is_cpu() && all.numel() > 0) {
+  if (all.is_cpu() && all.numel() > 0 && has_numbers(all)) {
     TORCH_CHECK(all.min().item<int64_t>() >= 0, "Class values must be non-negative.");
     TORCH_CHECK(all.max().item<int64_t>() < num_classes,
                 "Class values must be smaller than num_classes.");

@@ -199,6 +199,17 @@ py::list input_types(const Graph& graph, std::optional<std::vector<int64_t>> giv
   return list;
 }
 
+// (name, dtype, sizes, strides) of each value.
+py::list value_types(const Graph& graph) {
+  py::list list;
+  for (const compile::Value& value : graph.values) {
+    list.append(py::make_tuple(
+        value.name, int_object(static_cast<int64_t>(value.type.dtype), *c10::ScalarTypeType::get()),
+        sizes_object(value.type.sizes), sizes_object(value.type.strides)));
+  }
+  return list;
+}
+
 py::list input_sizes(const Graph& graph) {
   py::list list;
   for (const ValueId id : graph.inputs) list.append(sizes_object(graph.type(id).sizes));
@@ -300,6 +311,7 @@ void define_graph(py::module_& m) {
       .def("outputs", [](const Graph& self) { return Exporter(self).values(self.outputs); })
       .def("input_types", &input_types, py::arg("dims") = py::none())
       .def("input_sizes", &input_sizes)
+      .def("value_types", &value_types)
       .def("symbols", &symbols_of)
       .def("constants", &constants_of)
       .def("number_constants", &number_constants)
@@ -331,10 +343,15 @@ PyObject* trace_leaves(PyObject* /*self*/, PyObject* const* args, Py_ssize_t /*c
     const Tensors leaves = tensors_of(args[1]);
     const auto names = borrow(args[2]).cast<std::vector<std::string>>();
     const auto skipped = borrow(args[4]).cast<std::vector<std::string>>();
-    compile::TraceScope scope(borrow(args[3]).cast<std::string>(),
-                              [&skipped] { return line_now(skipped); });
+    const auto devices = borrow(args[5]).cast<std::optional<std::vector<std::string>>>();
+    compile::TraceScope scope(
+        borrow(args[3]).cast<std::string>(), [&skipped] { return line_now(skipped); },
+        devices.has_value() ? compile::Known::kShapes : compile::Known::kValues);
     Tensors traced;
-    for (size_t i = 0; i < leaves.size(); ++i) traced.push_back(scope.input(leaves[i], names[i]));
+    for (size_t i = 0; i < leaves.size(); ++i) {
+      const c10::Device device = devices.has_value() ? c10::Device(devices->at(i)) : c10::kCPU;
+      traced.push_back(scope.input(leaves[i], names[i], device));
+    }
     Returned returned;
     const LeafOutputs out = returned(args[0], traced);
     auto graph = std::make_shared<Graph>(scope.finish(out.leaves));

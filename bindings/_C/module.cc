@@ -26,6 +26,7 @@
 #include "bindings/_C/reverse.h"
 #include "bindings/_C/sparse.h"
 #include "bindings/_C/vmap.h"
+#include "compile/hollow.h"
 #include "core/dump_tensor.h"
 #include "core/keys.h"
 #include "core/level.h"
@@ -51,7 +52,7 @@ PyMethodDef fast(const char* name, FastCall f) {
 // traced_values_are(tensor, expected) -> bool | None
 //
 // Whether all of a tensor's bools are `expected` in this run, in all examples; None if it is not
-// being traced.
+// being traced. Traced by shapes they are taken to be, since nothing is known of them.
 PyObject* traced_values_are(PyObject* /*self*/, PyObject* const* args, Py_ssize_t /*count*/) {
   return guarded([&]() -> py::object {
     at::Tensor t = tensor_of(args[0]);
@@ -61,6 +62,7 @@ PyObject* traced_values_are(PyObject* /*self*/, PyObject* const* args, Py_ssize_
       t = at::Tensor(impl->value());
     }
     if (!traced) return py::none();
+    if (compile::is_hollow(t)) return py::bool_(true);
     const c10::NoGradGuard no_grad;
     return py::bool_(t.eq(args[1] == Py_True).all().item<bool>());
   });
@@ -68,6 +70,10 @@ PyObject* traced_values_are(PyObject* /*self*/, PyObject* const* args, Py_ssize_
 
 PyObject* is_lifted_tensor(PyObject* /*self*/, PyObject* const* args, Py_ssize_t /*count*/) {
   return PyBool_FromLong(is_tensor(args[0]) && is_lifted(tensor_of(args[0])) ? 1 : 0);
+}
+
+PyObject* is_hollow_tensor(PyObject* /*self*/, PyObject* const* args, Py_ssize_t /*count*/) {
+  return PyBool_FromLong(is_tensor(args[0]) && compile::is_hollow(tensor_of(args[0])) ? 1 : 0);
 }
 
 PyObject* dump_tensor_of(PyObject* /*self*/, PyObject* const* args, Py_ssize_t /*count*/) {
@@ -113,6 +119,7 @@ PyMethodDef methods[] = {
     fast("lower_lifted", lower_lifted),
     fast("replace_value", replace_value),
     fast("is_lifted", is_lifted_tensor),
+    fast("is_hollow", is_hollow_tensor),
     fast("traced_values_are", traced_values_are),
     fast("dump_tensor", dump_tensor_of),
     fast("copy_per_row", copy_per_row_of),

@@ -12,7 +12,8 @@
     custom_root       solves equations, and differentiates the solution; fixed_point, gmres, cg
     functional_call   calls a module with parameters that are arguments
     trace, make_fx    write down what a function does, transforms and all; jit replays it, save and
-                      load keep it in a file; compile has compilers of such graphs
+                      load keep it in a file; compile has compilers of such graphs; ShapeDtype
+                      stands for an argument that is not there yet
     Ensemble          several models as one; per_sample_grad and its kin; optim; maml; empirical_ntk
 
 They nest in each other to any depth, and with torch's own autograd.
@@ -107,6 +108,7 @@ from torchlift._functionalize import functionalize  # noqa: E402
 from torchlift._fx import make_fx  # noqa: E402
 from torchlift._jit import CacheInfo, jit  # noqa: E402
 from torchlift._save import Loaded, load, save  # noqa: E402
+from torchlift._shapes import ShapeDtype  # noqa: E402
 from torchlift._trace import Traced, trace  # noqa: E402
 from torchlift import compile, optim  # noqa: E402
 
@@ -127,6 +129,7 @@ __all__ = [
     "FunctionalModule",
     "FunctionalModuleWithBuffers",
     "NanError",
+    "ShapeDtype",
     "TransformError",
     "UnsupportedError",
     "__version__",

@@ -62,8 +62,13 @@ def functionalize(func: Callable[..., Any], *, remove: str = "mutations") -> Cal
 
         names = [f"x{i}" for i in range(len(tensors))]
         examples = [_example(tensor) for tensor in tensors]
+        devices = None
+        if any(_C.is_hollow(example) for example in examples):  # a function around is traced by shapes
+            devices = [str(example.device) for example in examples]
+        else:
+            examples = [example.clone() for example in examples]
         with torch.random.fork_rng():
-            graph = trace_leaves(run, examples, names, "functionalize")
+            graph = trace_leaves(run, examples, names, "functionalize", devices)
         made = iter(_run(graph, tensors, names, remove == "mutations_and_views"))
         found, out_spec = out
         return out_spec.unflatten(
@@ -98,7 +103,7 @@ def _example(tensor: torch.Tensor) -> torch.Tensor:
     tensor = tensor.detach()
     for dim in reversed(dims):
         tensor = tensor.select(dim, 0) if tensor.size(dim) else tensor.sum(dim)
-    return tensor.clone()
+    return tensor
 
 
 def _copy_views(module: "torch.fx.GraphModule") -> None:

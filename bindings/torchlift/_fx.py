@@ -11,6 +11,7 @@ import torch
 from torchlift import _C, _decomposition
 from torchlift._errors import UnsupportedError
 from torchlift._names import parameters_of, wraps
+from torchlift._shapes import tensors_for
 from torchlift._trace import trace_leaves
 
 
@@ -241,10 +242,12 @@ def make_fx(
         f: a function of pytrees of tensors.
         decomposition_table: for operators (`torch.ops.aten.mul.Tensor`), functions that are to take
             their place, as in `torch._decomp.get_decompositions`.
-        tracing_mode: "real": the function runs on its arguments.
+        tracing_mode: "real": the function runs on its arguments. "fake": on their shapes alone, as
+            it does anyway where one of them is a `ShapeDtype` or on the meta device.
 
     Returns:
         A function of the same arguments that gives the GraphModule, which is called as `f` is.
+        Traced by shapes, it relies on the strides that meta kernels tell; `torchlift.trace` does not.
 
     Raises:
         UnsupportedError: see `torchlift.trace`.
@@ -257,25 +260,31 @@ def make_fx(
     >>> [str(node.target) for node in module.graph.nodes if node.op == "call_function"]
     ['aten.sin.default', 'aten.sum.default', 'aten.cos.default', 'aten.mul.Tensor']
     """
-    if tracing_mode != "real":
+    if tracing_mode not in ("real", "fake"):
         raise UnsupportedError(
             f"[make_fx] tracing_mode={tracing_mode!r} is not supported; 'real' is: the function "
-            f"runs once on its arguments."
+            f"runs once on its arguments; and 'fake': on their shapes."
         )
 
     @wraps(f)
     def wrapped(*args: Any) -> "torch.fx.GraphModule":
         table = {**_decomposition.current(), **(decomposition_table or {})}
-        return _decomposition.apply(_make_fx(f, args), table, lambda run: _make_fx(run, args))
+        by_shapes = tracing_mode == "fake"
+        return _decomposition.apply(
+            _make_fx(f, args, by_shapes), table, lambda run: _make_fx(run, args, by_shapes)
+        )
 
     return wrapped
 
 
-def _make_fx(f: Callable[..., Any], args: "tuple[Any, ...]") -> "torch.fx.GraphModule":
+def _make_fx(
+    f: Callable[..., Any], args: "tuple[Any, ...]", by_shapes: bool
+) -> "torch.fx.GraphModule":
     # torch's own pytrees: the code that fx generates takes arguments apart by them.
     from torch.utils import _pytree as torch_pytree
 
     leaves, in_spec = torch_pytree.tree_flatten(args)
+    leaves, devices = tensors_for(leaves, by_shapes)
     is_tensor = [isinstance(leaf, torch.Tensor) for leaf in leaves]
     tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
     out: "list[Any]" = []
@@ -288,10 +297,12 @@ def _make_fx(f: Callable[..., Any], args: "tuple[Any, ...]") -> "torch.fx.GraphM
         return found, len(found)
 
     names = _placeholder_names(f, args)
-    copies = [tensor.detach().clone() for tensor in tensors]
+    if devices is None:
+        tensors = [tensor.detach().clone() for tensor in tensors]
     of_tensors = [name for name, tensor in zip(names, is_tensor) if tensor]
-    graph = trace_leaves(run, copies, of_tensors, "make_fx")
-    return _with_pytrees(graph, args, names, is_tensor, in_spec, out)
+    graph = trace_leaves(run, tensors, of_tensors, "make_fx", devices)
+    given = torch_pytree.tree_unflatten(leaves, in_spec)
+    return _with_pytrees(graph, given, names, is_tensor, in_spec, out)
 
 
 def _placeholder_names(f: Callable[..., Any], args: "tuple[Any, ...]") -> "list[str]":

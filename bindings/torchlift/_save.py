@@ -11,6 +11,7 @@ from torchlift import _C, _pytree
 from torchlift._errors import TransformError, UnsupportedError
 from torchlift._names import describe, function_name, parameters_of
 from torchlift._native import check_backend, compiled_package
+from torchlift._shapes import ShapeDtype, tensors_for
 from torchlift._trace import trace_call
 
 _CONSTANTS = (bool, int, float, complex, str)
@@ -129,7 +130,8 @@ def save(
         func: a function of tensors, in tuples, lists and dicts with strings as keys, with any
             transforms: `save(vmap(grad(loss)), "grads.tlc", params, xs, ys)`.
         path: of the file, by custom with the suffix .tlc.
-        args, kwargs: example arguments; the file is for tensors of their shapes and dtypes.
+        args, kwargs: example arguments; the file is for tensors of their shapes and dtypes. They may
+            be no more than shapes (a `ShapeDtype`, or tensors on the meta device).
         dynamic: dims of any size, as in `torchlift.trace`.
         backend: "eager": the file holds the graph, which the replay runs. "inductor": it also holds
             machine code that torch's Inductor makes of the graph now, for this version of torch,
@@ -162,8 +164,7 @@ def save(
     outputs = _structure(result, "", placeholder)
     package = None
     if backend == "inductor":
-        leaves = _pytree.flatten((args, kwargs))[0]
-        examples = [leaf.detach().clone() for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        examples = _examples(args, kwargs)
         package = compiled_package(traced.graph)
     artifact = _C.make_artifact(
         traced.graph, ("tuple", "", inputs), outputs, function_name(func), package
@@ -171,6 +172,15 @@ def save(
     if package is not None:
         _try_out(artifact, examples)
     _C.save_artifact(artifact, os.fspath(path))
+
+
+def _examples(args: "tuple[Any, ...]", kwargs: "dict[str, Any]") -> "list[torch.Tensor]":
+    """The tensors among the arguments, zeros where only their shapes are known."""
+    leaves, devices = tensors_for(_pytree.flatten((args, kwargs))[0])
+    tensors = [leaf.detach() for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    if devices is None:
+        return [tensor.clone() for tensor in tensors]
+    return [torch.zeros_like(t, device=device) for t, device in zip(tensors, devices)]
 
 
 def _try_out(artifact: "_C.Artifact", examples: "list[torch.Tensor]") -> None:
@@ -218,7 +228,7 @@ def load(
 
 def _structure(value: Any, name: str, tensor: Any = None) -> "tuple[str, str, Any]":
     """(kind, name, content) of a pytree; `tensor` stands for tensors."""
-    if isinstance(value, torch.Tensor) or (tensor is not None and value is tensor):
+    if isinstance(value, (torch.Tensor, ShapeDtype)) or (tensor is not None and value is tensor):
         return ("tensor", name, None)
     if value is None:
         return ("none", name, None)

@@ -17,6 +17,7 @@ import torch
 from torchlift import _C, _pytree
 from torchlift._errors import TransformError, UnsupportedError
 from torchlift._names import NOT_USERS, describe, function_name, parameters_of, wraps
+from torchlift._shapes import device_hints, tensors_for
 
 
 class Traced:
@@ -136,12 +137,14 @@ def trace(
 
     Returns:
         A function of the same arguments, which gives a `Traced`: a program that does the same
-        without calling `func`.
+        without calling `func`. Among the arguments may be a `ShapeDtype` or tensors on the meta device:
+        then all are taken as no more than shapes, nothing is computed, and no memory is used.
 
     Raises:
         UnsupportedError (a RuntimeError): for what a graph cannot say: numbers computed from the
             arguments (`.item()`, `if x > 0`), shapes that depend on them (`nonzero`). It names the
-            line. And where the function does something else at other sizes of a dynamic dim.
+            line. Where the function does something else at other sizes of a dynamic dim. And by
+            shapes, for an operator that libtorch has no meta kernel for.
 
     >>> import torch, torchlift
     >>> f = torchlift.trace(torchlift.grad(lambda x: torch.sin(x).sum()))(torch.zeros(3))
@@ -167,6 +170,8 @@ def trace_call(
 ) -> Traced:
     """One trace of func(*args, **kwargs)."""
     paths, leaves, in_spec = _pytree.flatten_with_path((args, kwargs))
+    # jit runs the graph on these arguments, so meta tensors are what they are.
+    leaves, devices = (leaves, None) if transform == "jit" else tensors_for(leaves)
     is_tensor = [isinstance(leaf, torch.Tensor) for leaf in leaves]
     names = [_leaf_name(func, path) for path, tensor in zip(paths, is_tensor) if tensor]
     tensors = [leaf.detach() for leaf in leaves if isinstance(leaf, torch.Tensor)]
@@ -187,6 +192,8 @@ def trace_call(
         return found, len(found)
 
     def graph_of(inputs: "list[torch.Tensor]") -> "_C.Graph":
+        if devices is not None:
+            return trace_leaves(run, inputs, names, transform, devices)
         # What the function writes into its arguments is written into copies.
         copies = [tensor.clone() for tensor in inputs]
         return trace_leaves(run, copies, names, transform)
@@ -280,9 +287,16 @@ def trace_leaves(
     tensors: "list[torch.Tensor]",
     names: "list[str]",
     transform: str,
+    devices: "list[str] | None" = None,
 ) -> "_C.Graph":
-    """The graph of run, which takes the list of tensors and returns (leaves, how many). Writes into them."""
-    return with_line(lambda: _C.trace_leaves(run, tensors, names, transform, NOT_USERS)[0])
+    """The graph of run, which takes the list of tensors and returns (leaves, how many).
+
+    Writes into them, unless there are devices: then it is traced by shapes, of tensors on these.
+    """
+    with device_hints(devices):
+        return with_line(
+            lambda: _C.trace_leaves(run, tensors, names, transform, NOT_USERS, devices)[0]
+        )
 
 
 def with_line(run: Callable[[], Any]) -> Any:

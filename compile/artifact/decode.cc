@@ -496,6 +496,7 @@ class Decoder {
                                .dim = symbol->dim(),
                                .least = symbol->least()});
     }
+    graph.layouts_assumed = encoded.layouts_assumed();
   }
 
   void decode_value(const fb::Value& encoded, Graph& graph) {

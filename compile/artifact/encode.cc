@@ -241,7 +241,7 @@ class Encoder {
     const auto node_list = vector(nodes);
     const auto outputs = vector(graph.outputs);
     return fb::CreateGraph(builder_, value_list, inputs, constant_list, node_list, outputs,
-                           vector(symbols));
+                           vector(symbols), graph.layouts_assumed);
   }
 
   // --- the signature -----------------------------------------------------------------------------

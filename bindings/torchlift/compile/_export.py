@@ -6,10 +6,12 @@ import os
 from typing import Any, Callable
 
 import torch
+from torch.utils import _pytree as torch_pytree
 
 from torchlift._errors import TransformError
 from torchlift._fx import make_fx
 from torchlift._names import describe, wraps
+from torchlift._shapes import tensors_for
 
 
 def export(f: Callable[..., Any]) -> "Callable[..., torch.export.ExportedProgram]":
@@ -22,7 +24,8 @@ def export(f: Callable[..., Any]) -> "Callable[..., torch.export.ExportedProgram
         f: a function of pytrees of tensors; tensors that it captures become constants.
 
     Returns:
-        A function of the same arguments (not keywords) that gives the program.
+        A function of the same arguments (not keywords) that gives the program. They may be no more than
+        shapes, as in `torchlift.trace`.
 
     >>> import torch, torchlift
     >>> f = torchlift.vmap(torchlift.grad(lambda x: x.sin().sum()))
@@ -35,9 +38,26 @@ def export(f: Callable[..., Any]) -> "Callable[..., torch.export.ExportedProgram
     @wraps(f)
     def exported(*args: Any) -> "torch.export.ExportedProgram":
         with torch.no_grad():
-            return torch.export.export(_Plain(make_fx(f)(*args)), args)
+            return torch.export.export(_Plain(make_fx(f)(*args)), _examples(args))
 
     return exported
+
+
+def _examples(args: "tuple[Any, ...]") -> "tuple[Any, ...]":
+    """What torch.export takes: fake tensors, where the arguments are shapes alone."""
+    from torch._subclasses import FakeTensorMode
+
+    leaves, spec = torch_pytree.tree_flatten(args)
+    leaves, devices = tensors_for(leaves)
+    if devices is None:
+        return args
+    rest = iter(devices)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        fake = [
+            torch.empty_like(leaf, device=next(rest)) if isinstance(leaf, torch.Tensor) else leaf
+            for leaf in leaves
+        ]
+    return torch_pytree.tree_unflatten(fake, spec)
 
 
 class _Plain(torch.nn.Module):
