@@ -4,6 +4,7 @@
 
 #include <utility>
 
+#include "compile/passes/blocked_groups.h"
 #include "compile/passes/memory_plan.h"
 
 namespace torchlift::compile {
@@ -15,13 +16,15 @@ bool is_static(const Graph& graph) { return graph.symbols.empty(); }
 
 Program Executable::prepared(Graph graph, OptimizeReport* report) {
   *report = optimize(graph);
-  std::vector<std::pair<int32_t, ValueId>> in_place;
+  RunPlan plan;
   if (is_static(graph)) {
-    for (const InPlace& each : memory_plan(graph).in_place) {
-      in_place.emplace_back(each.node, each.argument);
-    }
+    plan.blocked = blocked_groups(graph);
+    const MemoryPlan memory = memory_plan(graph);
+    take_over_memory(graph, memory.in_place, &plan.blocked);
+    for (const InPlace& each : memory.in_place)
+      plan.in_place.emplace_back(each.node, each.argument);
   }
-  return Program(std::move(graph), in_place);
+  return Program(std::move(graph), plan);
 }
 
 Executable::Executable(Graph graph)
