@@ -40,7 +40,9 @@ struct InputLayout {
 
 struct Step {
   std::optional<c10::OperatorHandle> op;        // none: control flow
-  std::optional<c10::OperatorHandle> in_place;  // the same, written over its first argument
+  std::optional<c10::OperatorHandle> in_place;  // the same, written over an argument
+  size_t over = 0;                              // this one
+  bool is_out = false;                          // in_place takes it once more, as the last
   std::vector<IValue> arguments;                // with room for the variables
   std::vector<Variable> variables;
   std::vector<Result> results;
@@ -186,9 +188,7 @@ struct Program::Plan {
     for (const Node& node : graph.nodes) steps.push_back(step_of(node));
     for (const auto& [index, argument] : plan.in_place) {
       Step& step = steps.at(static_cast<size_t>(index));
-      const auto* first =
-          std::get_if<ValueRef>(&graph.nodes[static_cast<size_t>(index)].args.at(0));
-      if (first != nullptr && first->id == argument) step.in_place = in_place_variant(*step.op);
+      write_over(graph.nodes[static_cast<size_t>(index)], argument, &step);
     }
     find_dead();
     for (const BlockedGroup& group : plan.blocked) blocked.push_back(steps_of(group));
@@ -202,6 +202,8 @@ struct Program::Plan {
   static Step step_of(const Node& node) {
     Step step{.op = find_operator(node),
               .in_place = std::nullopt,
+              .over = 0,
+              .is_out = false,
               .arguments = {},
               .variables = {},
               .results = node.results,
@@ -223,6 +225,21 @@ struct Program::Plan {
     }
     for (const auto& subgraph : node.subgraphs) step.subprograms.emplace_back(*subgraph);
     return step;
+  }
+
+  // By the in-place variant, where there is one and it is the first argument; else by an out= form.
+  static void write_over(const Node& node, ValueId argument, Step* step) {
+    const auto is_it = [&](const Argument& each) {
+      const auto* ref = std::get_if<ValueRef>(&each);
+      return ref != nullptr && ref->id == argument;
+    };
+    const auto found = std::find_if(node.args.begin(), node.args.end(), is_it);
+    if (found == node.args.end()) return;
+    step->over = static_cast<size_t>(found - node.args.begin());
+    if (step->over == 0) step->in_place = in_place_variant(*step->op);
+    if (step->in_place.has_value()) return;
+    step->in_place = out_variant(*step->op);
+    step->is_out = step->in_place.has_value();
   }
 
   // Into an input, or a view of one.
@@ -273,8 +290,10 @@ struct Program::Plan {
         each.output = id;
         each.out = out_variant(*step.op);
       }
-      const auto* first = std::get_if<ValueRef>(&graph.nodes[i].args.at(0));
-      if (first == nullptr || !made[static_cast<size_t>(first->id)]) step.in_place.reset();
+      if (step.in_place.has_value() &&
+          !made[static_cast<size_t>(std::get<ValueRef>(graph.nodes[i].args.at(step.over)).id)]) {
+        step.in_place.reset();
+      }
       made[static_cast<size_t>(id)] = true;
       std::erase_if(step.dead, [&](ValueId dead) { return !made[static_cast<size_t>(dead)]; });
       result.steps.push_back(std::move(each));
@@ -457,7 +476,12 @@ struct Program::Plan {
   static void call(const Step& step, bool exclusive, const std::vector<int64_t>& symbols,
                    Stack* stack, Slots* slots) {
     push_arguments(step, symbols, *slots, stack);
-    (exclusive && step.in_place.has_value() ? step.in_place : step.op)->callBoxed(*stack);
+    if (exclusive && step.in_place.has_value()) {
+      if (step.is_out) stack->push_back((*stack)[step.over]);
+      step.in_place->callBoxed(*stack);
+    } else {
+      step.op->callBoxed(*stack);
+    }
     for (size_t i = 0; i < step.results.size(); ++i) keep(step.results[i], (*stack)[i], slots);
   }
 

@@ -27,7 +27,7 @@ struct Buffer {
 inline constexpr int64_t kArenaAlignment = 64;
 
 // A node whose result may be written over its argument: a pointwise operator that is the last to
-// read it, and gives the same type.
+// read it, or what shares its memory, and gives the same type.
 struct InPlace {
   int32_t node = 0;
   ValueId argument = kNoValue;
