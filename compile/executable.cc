@@ -6,6 +6,7 @@
 
 #include "compile/passes/blocked_groups.h"
 #include "compile/passes/memory_plan.h"
+#include "compile/passes/schedule.h"
 
 namespace torchlift::compile {
 namespace {
@@ -18,6 +19,7 @@ Program Executable::prepared(Graph graph, OptimizeReport* report) {
   *report = optimize(graph);
   RunPlan plan;
   if (is_static(graph)) {
+    schedule_for_memory(graph);
     plan.blocked = blocked_groups(graph);
     const MemoryPlan memory = memory_plan(graph);
     take_over_memory(graph, memory.in_place, &plan.blocked);

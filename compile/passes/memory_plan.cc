@@ -34,6 +34,7 @@ class Planner {
     allocation_.assign(count, false);
     find_classes();
     find_lifetimes();
+    describe_classes();
     place_values();
     pack();
     measure_eager();
@@ -140,6 +141,16 @@ class Planner {
     int64_t numel = static_cast<int64_t>(c10::elementSize(graph_.type(id).dtype));
     for (const int64_t size : graph_.type(id).concrete_sizes(symbols_)) numel *= size;
     return numel == bytes(id);
+  }
+
+  void describe_classes() {
+    plan_.allocated.assign(graph_.values.size(), 0);
+    for (size_t i = 0; i < graph_.values.size(); ++i) {
+      const int32_t root = find(static_cast<int32_t>(i));
+      plan_.class_of.push_back(root);
+      plan_.outlives.push_back(escapes_[index(root)] || external_[index(root)]);
+      if (allocation_[i]) plan_.allocated[i] = bytes(static_cast<ValueId>(i));
+    }
   }
 
   // --- buffers ---
