@@ -1,26 +1,37 @@
 #include "compile/passes/schedule.h"
 
 #include <algorithm>
+#include <iterator>
 #include <numeric>
 #include <optional>
 #include <set>
-#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "compile/passes/memory_plan.h"
+#include "compile/passes/node_facts.h"
 
 namespace torchlift::compile {
 namespace {
 
 size_t index(int32_t id) { return static_cast<size_t>(id); }
 
+// The classes of the node's arguments, each once.
+std::vector<size_t> classes_read(const Graph& graph, const MemoryPlan& plan, size_t node) {
+  std::vector<size_t> all;
+  for (const ValueId id : arguments_of(graph.nodes[node])) {
+    all.push_back(index(plan.class_of[index(id)]));
+  }
+  std::sort(all.begin(), all.end());
+  all.erase(std::unique(all.begin(), all.end()), all.end());
+  return all;
+}
+
 // The memory of values that may share it: allocated by one or more of them, free when the last of
 // its readers has run.
 struct Memory {
-  int64_t bytes = 0;          // allocated so far
-  size_t readers = 0;         // nodes that have not run
-  size_t sum_of_readers = 0;  // of their indices: if there is one, it
+  int64_t bytes = 0;   // allocated so far
+  size_t readers = 0;  // nodes that have not run
   bool outlives = false;
 };
 
@@ -33,51 +44,22 @@ class Account {
       memory_[class_of(static_cast<ValueId>(i))].outlives = plan.outlives[i];
     }
     for (size_t i = 0; i < graph.nodes.size(); ++i) {
-      for (const size_t each : read_by(i)) {
-        ++memory_[each].readers;
-        memory_[each].sum_of_readers += i;
-      }
+      for (const size_t each : classes_read(graph, plan, i)) ++memory_[each].readers;
     }
   }
 
-  // By how much the node changes what is alive, if it runs now.
-  int64_t change(size_t node) const {
-    int64_t bytes = 0;
-    for (const ValueId id : results_of(graph_.nodes[node])) {
-      const Memory& each = memory_[class_of(id)];
-      if (each.outlives || each.readers > 0) bytes += plan_.allocated[index(id)];
-    }
-    for (const size_t each : read_by(node)) {
-      if (memory_[each].readers == 1 && !memory_[each].outlives) bytes -= memory_[each].bytes;
-    }
-    return bytes;
-  }
-
-  bool makes_output(size_t node) const {
-    const std::vector<ValueId> results = results_of(graph_.nodes[node]);
-    return std::any_of(results.begin(), results.end(),
-                       [&](ValueId id) { return memory_[class_of(id)].outlives; });
-  }
-
-  // Gives the nodes whose change() is another one now.
-  std::vector<size_t> run(size_t node) {
+  void run(size_t node) {
+    const int64_t taken_over = takes_over(node);
     for (const ValueId id : results_of(graph_.nodes[node])) {
       memory_[class_of(id)].bytes += plan_.allocated[index(id)];
       live_ += plan_.allocated[index(id)];
     }
-    peak_ = std::max(peak_, live_);
-    std::vector<size_t> changed;
-    for (const ValueId id : results_of(graph_.nodes[node])) {
-      drop_unread(class_of(id));
-      note_last(class_of(id), &changed);
-    }
-    for (const size_t each : read_by(node)) {
+    peak_ = std::max(peak_, live_ - taken_over);
+    for (const ValueId id : results_of(graph_.nodes[node])) drop_unread(class_of(id));
+    for (const size_t each : classes_read(graph_, plan_, node)) {
       --memory_[each].readers;
-      memory_[each].sum_of_readers -= node;
       drop_unread(each);
-      note_last(each, &changed);
     }
-    return changed;
   }
 
   int64_t peak() const { return peak_; }
@@ -85,12 +67,21 @@ class Account {
  private:
   size_t class_of(ValueId id) const { return index(plan_.class_of[index(id)]); }
 
-  std::vector<size_t> read_by(size_t node) const {
-    std::vector<size_t> all;
-    for (const ValueId id : arguments_of(graph_.nodes[node])) all.push_back(class_of(id));
-    std::sort(all.begin(), all.end());
-    all.erase(std::unique(all.begin(), all.end()), all.end());
-    return all;
+  // The bytes of an argument that the result is written over (memory_plan.h).
+  int64_t takes_over(size_t node) const {
+    const Node& each = graph_.nodes[node];
+    const std::vector<ValueId> results = results_of(each);
+    if (results.size() != 1 || !is_pointwise(each) || !is_pure(each)) return 0;
+    const int64_t bytes = plan_.allocated[index(results[0])];
+    if (memory_[class_of(results[0])].outlives) return 0;
+    for (const ValueId id : arguments_of(each)) {
+      const Memory& memory = memory_[class_of(id)];
+      if (memory.readers == 1 && !memory.outlives && memory.bytes == bytes &&
+          graph_.type(id) == graph_.type(results[0])) {
+        return bytes;
+      }
+    }
+    return 0;
   }
 
   void drop_unread(size_t memory) {
@@ -100,10 +91,6 @@ class Account {
     each.bytes = 0;
   }
 
-  void note_last(size_t memory, std::vector<size_t>* nodes) const {
-    if (memory_[memory].readers == 1) nodes->push_back(memory_[memory].sum_of_readers);
-  }
-
   const Graph& graph_;
   const MemoryPlan& plan_;
   std::vector<Memory> memory_;  // by class
@@ -111,47 +98,56 @@ class Account {
   int64_t peak_ = 0;
 };
 
+// From the end to the start: of the nodes that nothing waits for any more, the one before which the
+// least is alive is put before those that have been placed. So each value is made shortly before
+// it is read.
 class Scheduler {
  public:
   Scheduler(const Graph& graph, const MemoryPlan& plan)
       : graph_(graph),
-        account_(graph, plan),
-        waits_for_(graph.nodes.size(), 0),
-        followers_(graph.nodes.size()),
+        plan_(plan),
+        readers_(graph.values.size()),
+        bytes_(graph.values.size(), 0),
+        live_(graph.values.size(), false),
+        unplaced_(graph.nodes.size(), 0),
+        sources_(graph.nodes.size()),
         changes_(graph.nodes.size(), 0) {
+    for (size_t i = 0; i < graph.values.size(); ++i) {
+      const size_t each = index(plan.class_of[i]);
+      bytes_[each] += plan.allocated[i];
+      if (plan.outlives[i]) live_[each] = true;
+    }
     const Uses uses(graph);
     std::optional<size_t> last;  // of those that keep their order
     for (size_t i = 0; i < graph.nodes.size(); ++i) {
+      for (const size_t each : classes_read(graph, plan, i)) readers_[each].push_back(i);
       for (const ValueId id : arguments_of(graph.nodes[i])) {
         const int32_t producer = uses.producer[index(id)];
-        if (producer >= 0) follow(static_cast<size_t>(producer), i);
+        if (producer >= 0) needs(i, static_cast<size_t>(producer));
       }
       if (!keeps_its_place(graph.nodes[i])) continue;
-      if (last.has_value()) follow(*last, i);
+      if (last.has_value()) needs(i, *last);
       last = i;
     }
   }
 
-  // Of the nodes that can run, always the one after which the least is alive; of equal ones first
-  // those whose results do not stay for good, then the one that came first.
   std::vector<size_t> order() {
     for (size_t i = 0; i < graph_.nodes.size(); ++i) {
-      if (waits_for_[i] == 0) add(i);
+      if (unplaced_[i] == 0) add(i);
     }
     std::vector<size_t> result;
     while (!ready_.empty()) {
-      const size_t node = std::get<size_t>(*ready_.begin());
-      ready_.erase(ready_.begin());
+      const size_t node = ready_.rbegin()->second;
+      ready_.erase(std::prev(ready_.end()));
       result.push_back(node);
-      for (const size_t other : account_.run(node)) update(other);
-      for (const size_t next : followers_[node]) {
-        if (--waits_for_[next] == 0) add(next);
+      for (const size_t each : classes_read(graph_, plan_, node)) make_live(each);
+      for (const size_t source : sources_[node]) {
+        if (--unplaced_[source] == 0) add(source);
       }
     }
+    std::reverse(result.begin(), result.end());
     return result;
   }
-
-  int64_t peak() const { return account_.peak(); }
 
  private:
   static bool keeps_its_place(const Node& node) {
@@ -159,33 +155,51 @@ class Scheduler {
     return node.is_control_flow() || effects.draws || effects.checks;
   }
 
-  void follow(size_t first, size_t next) {
-    if (followers_[first].insert(next).second) ++waits_for_[next];
+  void needs(size_t node, size_t source) {
+    if (sources_[node].insert(source).second) ++unplaced_[source];
+  }
+
+  // How much less is alive before the node than after it.
+  int64_t freed(size_t node) const {
+    int64_t bytes = 0;
+    for (const ValueId id : results_of(graph_.nodes[node])) {
+      if (live_[index(plan_.class_of[index(id)])]) bytes += plan_.allocated[index(id)];
+    }
+    for (const size_t each : classes_read(graph_, plan_, node)) {
+      if (!live_[each]) bytes -= bytes_[each];
+    }
+    return bytes;
   }
 
   void add(size_t node) {
-    changes_[node] = account_.change(node);
-    ready_.insert(key(node));
+    changes_[node] = freed(node);
+    ready_.emplace(changes_[node], node);
   }
 
-  void update(size_t node) {
-    if (ready_.erase(key(node)) != 0) add(node);
+  void make_live(size_t memory) {
+    if (live_[memory]) return;
+    live_[memory] = true;
+    for (const size_t reader : readers_[memory]) {
+      if (ready_.erase({changes_[reader], reader}) != 0) add(reader);
+    }
   }
-
-  using Key = std::tuple<int64_t, bool, size_t>;
-  Key key(size_t node) const { return {changes_[node], account_.makes_output(node), node}; }
 
   const Graph& graph_;
-  Account account_;
-  std::vector<size_t> waits_for_;  // by node
-  std::vector<std::set<size_t>> followers_;
+  const MemoryPlan& plan_;
+  // Of classes.
+  std::vector<std::vector<size_t>> readers_;
+  std::vector<int64_t> bytes_;
+  std::vector<bool> live_;  // after the node that is placed next
+  // Of nodes.
+  std::vector<size_t> unplaced_;  // how many that wait for it are not placed
+  std::vector<std::set<size_t>> sources_;
   std::vector<int64_t> changes_;
-  std::set<Key> ready_;
+  std::set<std::pair<int64_t, size_t>> ready_;
 };
 
-int64_t peak_of(const Graph& graph, const MemoryPlan& plan) {
+int64_t peak_of(const Graph& graph, const MemoryPlan& plan, const std::vector<size_t>& order) {
   Account account(graph, plan);
-  for (size_t i = 0; i < graph.nodes.size(); ++i) account.run(i);
+  for (const size_t node : order) account.run(node);
   return account.peak();
 }
 
@@ -193,14 +207,14 @@ int64_t peak_of(const Graph& graph, const MemoryPlan& plan) {
 
 ScheduleReport schedule_for_memory(Graph& graph, double worth) {
   const MemoryPlan plan = memory_plan(graph);
-  ScheduleReport report{.before = peak_of(graph, plan), .after = 0};
+  std::vector<size_t> as_it_is(graph.nodes.size());
+  std::iota(as_it_is.begin(), as_it_is.end(), 0);
+  ScheduleReport report{.before = peak_of(graph, plan, as_it_is), .after = 0};
   report.after = report.before;
-  Scheduler scheduler(graph, plan);
-  const std::vector<size_t> order = scheduler.order();
-  if (static_cast<double>(scheduler.peak()) > worth * static_cast<double>(report.before)) {
-    return report;
-  }
-  report.after = scheduler.peak();
+  const std::vector<size_t> order = Scheduler(graph, plan).order();
+  const int64_t peak = peak_of(graph, plan, order);
+  if (static_cast<double>(peak) > worth * static_cast<double>(report.before)) return report;
+  report.after = peak;
   std::vector<Node> nodes;
   nodes.reserve(order.size());
   for (const size_t i : order) nodes.push_back(std::move(graph.nodes[i]));

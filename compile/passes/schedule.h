@@ -15,7 +15,8 @@
 namespace torchlift::compile {
 
 struct ScheduleReport {
-  // The most that is alive at once, in bytes: in the order that the graph had, and that it has now.
+  // The most that is alive at once, in bytes, where results are written over arguments that nobody
+  // reads any more: in the order that the graph had, and that it has now.
   int64_t before = 0;
   int64_t after = 0;
 };
