@@ -1,8 +1,11 @@
 #include "compile/passes/blocked_groups.h"
 
+#include <ATen/EmptyTensor.h>
 #include <ATen/core/ivalue.h>
+#include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <cstring>
 #include <functional>
 #include <numeric>
 #include <optional>
@@ -14,7 +17,6 @@
 #include "compile/passes/evaluate.h"
 #include "compile/passes/fusion_groups.h"
 #include "compile/passes/node_facts.h"
-#include "core/error.h"
 
 namespace torchlift::compile {
 namespace {
@@ -229,40 +231,47 @@ class Cutter {
     return result_.chunk * row <= 4 * wanted;
   }
 
-  // Whether the operators give blocks for blocks, of the types that they have now.
+  // Whether the operators give blocks for blocks, of the types that they have now. Found by running
+  // them on two rows: shapes alone would make torch import its Python kernels for some.
   bool same_on_blocks() const {
-    Graph blocks;
-    blocks.values = graph_.values;
     Dims sizes(result_.sizes.begin() + static_cast<int64_t>(result_.split), result_.sizes.end());
-    sizes[0] = result_.chunk;
-    const auto set = [&](ValueId id, const Dims& own_sizes, const Dims& strides) {
-      TensorType& type = blocks.value(id).type;
-      type.sizes.assign(own_sizes.begin(), own_sizes.end());
-      type.strides.assign(strides.begin(), strides.end());
-    };
+    sizes[0] = 2;
+    std::unordered_map<ValueId, at::Tensor> tensors;
+    for (const ValueId id : group_.inputs) tensors[id] = filled({}, {}, graph_.type(id).dtype);
     for (const auto& input : result_.inputs) {
       const Dims strides(input.strides.begin() + static_cast<int64_t>(result_.split),
                          input.strides.end());
-      input.single ? set(input.id, {1}, {1}) : set(input.id, sizes, strides);
+      const at::ScalarType dtype = graph_.type(input.id).dtype;
+      tensors[input.id] = input.single ? filled({1}, {1}, dtype) : filled(sizes, strides, dtype);
     }
-    Dims dense(sizes.size(), 1);
-    for (size_t d = sizes.size(); d-- > 1;) dense[d - 1] = dense[d] * sizes[d];
     for (size_t i = 0; i < group_.count; ++i) {
-      set(made(i), sizes, dense);
-      const std::optional<Inferred> inferred = result_of(blocks, node(i));
-      if (!inferred.has_value() || inferred->shares != kNoValue ||
-          inferred->type != blocks.type(made(i))) {
+      const at::Tensor result = result_of(node(i), tensors);
+      if (!result.defined() || result.sizes() != sizes || !result.is_contiguous() ||
+          result.scalar_type() != graph_.type(made(i)).dtype) {
         return false;
       }
+      for (const ValueId id : arguments_of(node(i))) {
+        if (tensors.at(id).storage().is_alias_of(result.storage())) return false;
+      }
+      tensors[made(i)] = result;
     }
     return true;
   }
 
-  static std::optional<Inferred> result_of(const Graph& graph, const Node& node) {
+  // Some numbers that are not 0, without the dispatcher: levels may be open.
+  static at::Tensor filled(const Dims& sizes, const Dims& strides, at::ScalarType dtype) {
+    at::Tensor tensor = at::detail::empty_strided_cpu(sizes, strides, dtype);
+    std::memset(tensor.mutable_data_ptr(), 1, tensor.storage().nbytes());
+    return tensor;
+  }
+
+  // Undefined if the operator does not take such arguments.
+  static at::Tensor result_of(const Node& node,
+                              const std::unordered_map<ValueId, at::Tensor>& tensors) {
     try {
-      return infer(graph, node).at(0).at(0);
-    } catch (const UnsupportedError&) {
-      return std::nullopt;
+      return evaluate(node, [&](ValueId id) { return tensors.at(id); }).at(0).at(0);
+    } catch (const c10::Error&) {
+      return {};
     }
   }
 
