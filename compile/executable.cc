@@ -4,7 +4,9 @@
 
 #include <utility>
 
+#include "compile/passes/blocked_groups.h"
 #include "compile/passes/memory_plan.h"
+#include "compile/passes/schedule.h"
 
 namespace torchlift::compile {
 namespace {
@@ -15,13 +17,17 @@ bool is_static(const Graph& graph) { return graph.symbols.empty(); }
 
 Program Executable::prepared(Graph graph, OptimizeReport* report) {
   *report = optimize(graph);
-  std::vector<std::pair<int32_t, ValueId>> in_place;
+  RunPlan plan;
   if (is_static(graph)) {
-    for (const InPlace& each : memory_plan(graph).in_place) {
-      in_place.emplace_back(each.node, each.argument);
-    }
+    schedule_for_memory(graph);
+    // Where layouts are assumed, each result is looked at by itself: NOTE [assumed layouts].
+    if (!graph.layouts_assumed) plan.blocked = blocked_groups(graph);
+    const MemoryPlan memory = memory_plan(graph);
+    take_over_memory(graph, memory.in_place, &plan.blocked);
+    for (const InPlace& each : memory.in_place)
+      plan.in_place.emplace_back(each.node, each.argument);
   }
-  return Program(std::move(graph), in_place);
+  return Program(std::move(graph), plan);
 }
 
 Executable::Executable(Graph graph)

@@ -27,9 +27,6 @@ namespace {
 using c10::IValue;
 using torch::jit::Stack;
 
-// The tensors of a run, by the id of their value.
-using Slots = std::vector<at::Tensor>;
-
 // An argument that is not the same in every run.
 struct Variable {
   size_t index;  // among the arguments
@@ -43,13 +40,27 @@ struct InputLayout {
 
 struct Step {
   std::optional<c10::OperatorHandle> op;        // none: control flow
-  std::optional<c10::OperatorHandle> in_place;  // the same, written over its first argument
+  std::optional<c10::OperatorHandle> in_place;  // the same, written over an argument
+  size_t over = 0;                              // this one
+  bool is_out = false;                          // in_place takes it once more, as the last
   std::vector<IValue> arguments;                // with room for the variables
   std::vector<Variable> variables;
   std::vector<Result> results;
   std::vector<ValueId> dead;  // values nobody reads after this step
   std::string control_flow;
   std::vector<Program> subprograms;
+};
+
+// A node of a blocked group.
+struct BlockStep {
+  Step step;
+  ValueId output = kNoValue;               // if the result is one: the slot holds where it goes
+  std::optional<c10::OperatorHandle> out;  // step.op, written to a tensor that is given last
+};
+
+struct BlockedSteps {
+  BlockedGroup group;
+  std::vector<BlockStep> steps;
 };
 
 bool is_tensor(const c10::OperatorHandle& op, size_t i) {
@@ -72,6 +83,24 @@ std::optional<c10::OperatorHandle> in_place_variant(const c10::OperatorHandle& o
     }
   }
   return found;
+}
+
+// "mul.out" of "mul.Tensor": the same arguments, and after them a tensor that takes the result.
+// None if that is only a copy of the result.
+std::optional<c10::OperatorHandle> out_variant(const c10::OperatorHandle& op) {
+  const auto& own = op.schema().arguments();
+  for (const std::string& overload :
+       {op.schema().overload_name() + "_out", std::string("out"), std::string("grad_input")}) {
+    const auto found = c10::Dispatcher::singleton().findSchema({op.schema().name(), overload});
+    if (!found.has_value() || !found->hasKernelForDispatchKey(c10::DispatchKey::CPU)) continue;
+    const auto& others = found->schema().arguments();
+    if (others.size() != own.size() + 1 || !writes_argument(*found, own.size())) continue;
+    const bool same = std::equal(own.begin(), own.end(), others.begin(), [](auto& a, auto& b) {
+      return a.name() == b.name() && *a.type() == *b.type();
+    });
+    if (same) return found;
+  }
+  return std::nullopt;
 }
 
 bool is_optional_list(const c10::Type& type) {
@@ -180,22 +209,21 @@ std::string shape_str(const at::Tensor& t) {
 struct Program::Plan {
   Graph graph;
   std::vector<Step> steps;
+  std::vector<BlockedSteps> blocked;  // in the order of their nodes
   bool tracked_constants = false;
   bool writes_inputs = false;
   std::vector<InputLayout> fixed_layouts;  // where no dim is dynamic
   std::vector<InputLayout> fixed_results;  // of all values, the same, where layouts are assumed
 
-  Plan(Graph given, const std::vector<std::pair<int32_t, ValueId>>& in_place)
-      : graph(std::move(given)) {
+  Plan(Graph given, const RunPlan& plan) : graph(std::move(given)) {
     verify(graph);
     for (const Node& node : graph.nodes) steps.push_back(step_of(node));
-    for (const auto& [index, argument] : in_place) {
+    for (const auto& [index, argument] : plan.in_place) {
       Step& step = steps.at(static_cast<size_t>(index));
-      const auto* first =
-          std::get_if<ValueRef>(&graph.nodes[static_cast<size_t>(index)].args.at(0));
-      if (first != nullptr && first->id == argument) step.in_place = in_place_variant(*step.op);
+      write_over(graph.nodes[static_cast<size_t>(index)], argument, &step);
     }
     find_dead();
+    for (const BlockedGroup& group : plan.blocked) blocked.push_back(steps_of(group));
     writes_inputs = finds_writes();
     if (graph.symbols.empty()) {
       fixed_layouts = layouts({});
@@ -211,6 +239,8 @@ struct Program::Plan {
   static Step step_of(const Node& node) {
     Step step{.op = find_operator(node),
               .in_place = std::nullopt,
+              .over = 0,
+              .is_out = false,
               .arguments = {},
               .variables = {},
               .results = node.results,
@@ -232,6 +262,21 @@ struct Program::Plan {
     }
     for (const auto& subgraph : node.subgraphs) step.subprograms.emplace_back(*subgraph);
     return step;
+  }
+
+  // By the in-place variant, where there is one and it is the first argument; else by an out= form.
+  static void write_over(const Node& node, ValueId argument, Step* step) {
+    const auto is_it = [&](const Argument& each) {
+      const auto* ref = std::get_if<ValueRef>(&each);
+      return ref != nullptr && ref->id == argument;
+    };
+    const auto found = std::find_if(node.args.begin(), node.args.end(), is_it);
+    if (found == node.args.end()) return;
+    step->over = static_cast<size_t>(found - node.args.begin());
+    if (step->over == 0) step->in_place = in_place_variant(*step->op);
+    if (step->in_place.has_value()) return;
+    step->in_place = out_variant(*step->op);
+    step->is_out = step->in_place.has_value();
   }
 
   // Into an input, or a view of one.
@@ -266,6 +311,31 @@ struct Program::Plan {
       for (const ValueId id : results_of(graph.nodes[i])) note(id, &steps[i].dead);
       for (const ValueId id : arguments_of(graph.nodes[i])) note(id, &steps[i].dead);
     }
+  }
+
+  // What lies between the nodes of a group may be written over; the memory of its inputs may not,
+  // but for an output that is to take it. Only what the group makes dies in a block.
+  BlockedSteps steps_of(const BlockedGroup& group) const {
+    BlockedSteps result{.group = group, .steps = {}};
+    std::vector<bool> made(graph.values.size(), false);
+    for (size_t i = group.first; i < group.first + group.count; ++i) {
+      BlockStep each{.step = steps.at(i)};
+      Step& step = each.step;
+      const ValueId id = step.results.at(0).ids.at(0);
+      for (const BlockedGroup::Output& output : group.outputs) {
+        if (output.id != id) continue;
+        each.output = id;
+        each.out = out_variant(*step.op);
+      }
+      if (step.in_place.has_value() &&
+          !made[static_cast<size_t>(std::get<ValueRef>(graph.nodes[i].args.at(step.over)).id)]) {
+        step.in_place.reset();
+      }
+      made[static_cast<size_t>(id)] = true;
+      std::erase_if(step.dead, [&](ValueId dead) { return !made[static_cast<size_t>(dead)]; });
+      result.steps.push_back(std::move(each));
+    }
+    return result;
   }
 
   std::vector<c10::Device> devices(at::ArrayRef<at::Tensor> inputs) const {
@@ -377,15 +447,23 @@ struct Program::Plan {
       slots[static_cast<size_t>(constant.id)] = constant.tensor;
     }
     Stack stack;
-    for (size_t n = 0; n < steps.size(); ++n) {
-      const Step& step = steps[n];
+    auto next_blocked = blocked.begin();
+    for (size_t i = 0; i < steps.size(); ++i) {
+      if (exclusive && next_blocked != blocked.end() && next_blocked->group.first == i) {
+        const size_t last = i + next_blocked->group.count - 1;
+        run_group(*next_blocked++, sizes, &slots);
+        for (; i <= last; ++i) drop_dead(steps[i], &slots);
+        --i;
+        continue;
+      }
+      const Step& step = steps[i];
       if (step.op.has_value()) {
         call(step, exclusive, sizes, &stack, &slots);
       } else {
         run_control_flow(step, exclusive, &slots);
       }
-      if (graph.layouts_assumed) settle_layouts(n, sizes, &slots);
-      for (const ValueId id : step.dead) slots[static_cast<size_t>(id)].reset();
+      if (graph.layouts_assumed) settle_layouts(i, sizes, &slots);
+      drop_dead(step, &slots);
     }
     std::vector<at::Tensor> outputs;
     outputs.reserve(graph.outputs.size());
@@ -395,13 +473,54 @@ struct Program::Plan {
     return outputs;
   }
 
-  static void call(const Step& step, bool exclusive, const std::vector<int64_t>& symbols,
-                   Stack* stack, Slots* slots) {
+  static void drop_dead(const Step& step, Slots* slots) {
+    for (const ValueId id : step.dead) (*slots)[static_cast<size_t>(id)].reset();
+  }
+
+  void run_group(const BlockedSteps& blocked_steps, const std::vector<int64_t>& symbols,
+                 Slots* slots) const {
+    const auto run_block = [&](Slots* block) {
+      Stack stack;
+      for (const BlockStep& each : blocked_steps.steps) {
+        run_on_block(each, symbols, &stack, block);
+        drop_dead(each.step, block);
+      }
+    };
+    run_blocks(blocked_steps.group, graph, run_block, slots);
+  }
+
+  static void run_on_block(const BlockStep& each, const std::vector<int64_t>& symbols, Stack* stack,
+                           Slots* slots) {
+    if (each.output == kNoValue) return call(each.step, /*exclusive=*/true, symbols, stack, slots);
+    const at::Tensor target = (*slots)[static_cast<size_t>(each.output)];
+    if (!each.out.has_value()) {
+      call(each.step, /*exclusive=*/false, symbols, stack, slots);
+      target.copy_((*slots)[static_cast<size_t>(each.output)]);
+      (*slots)[static_cast<size_t>(each.output)] = target;
+      return;
+    }
+    push_arguments(each.step, symbols, *slots, stack);
+    stack->emplace_back(target);
+    each.out->callBoxed(*stack);
+  }
+
+  static void push_arguments(const Step& step, const std::vector<int64_t>& symbols,
+                             const Slots& slots, Stack* stack) {
     stack->assign(step.arguments.begin(), step.arguments.end());
     for (const Variable& variable : step.variables) {
-      (*stack)[variable.index] = value_of(step, variable, symbols, *slots);
+      (*stack)[variable.index] = value_of(step, variable, symbols, slots);
     }
-    (exclusive && step.in_place.has_value() ? step.in_place : step.op)->callBoxed(*stack);
+  }
+
+  static void call(const Step& step, bool exclusive, const std::vector<int64_t>& symbols,
+                   Stack* stack, Slots* slots) {
+    push_arguments(step, symbols, *slots, stack);
+    if (exclusive && step.in_place.has_value()) {
+      if (step.is_out) stack->push_back((*stack)[step.over]);
+      step.in_place->callBoxed(*stack);
+    } else {
+      step.op->callBoxed(*stack);
+    }
     for (size_t i = 0; i < step.results.size(); ++i) keep(step.results[i], (*stack)[i], slots);
   }
 
@@ -556,8 +675,8 @@ struct Program::Plan {
   }
 };
 
-Program::Program(Graph graph, const std::vector<std::pair<int32_t, ValueId>>& in_place)
-    : plan_(std::make_shared<const Plan>(std::move(graph), in_place)) {}
+Program::Program(Graph graph, const RunPlan& plan)
+    : plan_(std::make_shared<const Plan>(std::move(graph), plan)) {}
 
 const Graph& Program::graph() const { return plan_->graph; }
 

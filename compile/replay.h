@@ -22,6 +22,7 @@
 #include <utility>
 #include <vector>
 
+#include "compile/blocked_group.h"
 #include "compile/graph.h"
 
 namespace torchlift::compile {
@@ -32,11 +33,19 @@ struct RunOptions {
   std::optional<uint64_t> seed;
 };
 
+// How the nodes may run where autograd and levels do not look.
+struct RunPlan {
+  // Nodes that may write their result over this argument, by their index
+  // (compile/passes/memory_plan.h).
+  std::vector<std::pair<int32_t, ValueId>> in_place;
+  // Nodes that run block by block (compile/passes/blocked_groups.h).
+  std::vector<BlockedGroup> blocked;
+};
+
 class Program {
  public:
-  // in_place: nodes that may write their result over this argument, by their index, where autograd
-  // and levels do not look (compile/passes/memory_plan.h). Throws what verify() does.
-  explicit Program(Graph graph, const std::vector<std::pair<int32_t, ValueId>>& in_place = {});
+  // Throws what verify() does.
+  explicit Program(Graph graph, const RunPlan& plan = {});
 
   // One tensor for each input of the graph; gives one for each output. Throws TransformError,
   // before anything runs, if these are not as many, or of another dtype, shape or device than the

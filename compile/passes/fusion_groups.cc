@@ -17,7 +17,8 @@ namespace {
 // every node is one.
 class Grouping {
  public:
-  explicit Grouping(Graph& graph) : graph_(graph), uses_(graph) {
+  Grouping(Graph& graph, const FusionOptions& options)
+      : graph_(graph), options_(options), uses_(graph) {
     for (size_t i = 0; i < graph.nodes.size(); ++i) {
       parents_.push_back(i);
       members_.push_back({i});
@@ -83,13 +84,15 @@ class Grouping {
       return false;
     }
     return node.results.size() == 1 && !node.results[0].is_list &&
-           node.results[0].ids[0] != kNoValue && type(i).layout == c10::kStrided;
+           node.results[0].ids[0] != kNoValue && type(i).layout == c10::kStrided &&
+           (!options_.admit || options_.admit(node));
   }
 
   const TensorType& type(size_t i) const { return graph_.type(graph_.nodes[i].results[0].ids[0]); }
 
   bool same_space(size_t i, size_t j) const {
-    return type(i).sizes == type(j).sizes && type(i).device == type(j).device;
+    return type(i).sizes == type(j).sizes && type(i).device == type(j).device &&
+           (!options_.same_strides || type(i).strides == type(j).strides);
   }
 
   // Whether a path leads from group a to group b other than by an edge between the two.
@@ -178,6 +181,7 @@ class Grouping {
   }
 
   Graph& graph_;
+  const FusionOptions& options_;
   const Uses uses_;
   std::vector<size_t> parents_;
   std::vector<std::vector<size_t>> members_;  // of representatives; in order
@@ -186,9 +190,9 @@ class Grouping {
 
 }  // namespace
 
-std::vector<FusionGroup> fusion_groups(Graph& graph) {
+std::vector<FusionGroup> fusion_groups(Graph& graph, const FusionOptions& options) {
   require_functional(graph, "fusion_groups");
-  Grouping grouping(graph);
+  Grouping grouping(graph, options);
   grouping.merge_all();
   return grouping.finish();
 }

@@ -11,6 +11,7 @@
 //   }
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "compile/graph.h"
@@ -27,11 +28,18 @@ struct FusionGroup {
   c10::Device device = c10::kCPU;
 };
 
+struct FusionOptions {
+  // Which of the pointwise operators may be in a group; empty: all.
+  std::function<bool(const Node& node)> admit;
+  // Only results of the same strides are put together.
+  bool same_strides = false;
+};
+
 // Groups of pointwise operators whose results have the same sizes and device, each reading a result
 // of another one; none can be made larger by a node or by another group without a path that leaves
 // a group and comes back. Nodes are put into an order in which each group stands together. For
 // graphs without writes.
-std::vector<FusionGroup> fusion_groups(Graph& graph);
+std::vector<FusionGroup> fusion_groups(Graph& graph, const FusionOptions& options = {});
 
 }  // namespace torchlift::compile
 

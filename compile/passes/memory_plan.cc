@@ -34,6 +34,7 @@ class Planner {
     allocation_.assign(count, false);
     find_classes();
     find_lifetimes();
+    describe_classes();
     place_values();
     pack();
     measure_eager();
@@ -98,7 +99,11 @@ class Planner {
     const size_t count = graph_.values.size();
     last_.assign(count, kNever);
     escapes_.assign(count, false);
-    members_.assign(count, 0);
+    external_.assign(count, false);
+    allocations_.assign(count, 0);
+    buffers_.assign(count, -1);
+    for (const ValueId id : graph_.inputs) external_[index(find(id))] = true;
+    for (const Constant& constant : graph_.constants) external_[index(find(constant.id))] = true;
     for (size_t i = 0; i < graph_.nodes.size(); ++i) {
       for (const ValueId id : arguments_of(graph_.nodes[i])) {
         last_[index(find(id))] = static_cast<int32_t>(i);
@@ -106,7 +111,7 @@ class Planner {
       for (const ValueId id : results_of(graph_.nodes[i])) {
         int32_t& last = last_[index(find(id))];
         last = std::max(last, static_cast<int32_t>(i));
-        ++members_[index(find(id))];
+        if (allocation_[index(id)]) ++allocations_[index(find(id))];
       }
     }
     for (const ValueId id : graph_.outputs) {
@@ -138,6 +143,16 @@ class Planner {
     return numel == bytes(id);
   }
 
+  void describe_classes() {
+    plan_.allocated.assign(graph_.values.size(), 0);
+    for (size_t i = 0; i < graph_.values.size(); ++i) {
+      const int32_t root = find(static_cast<int32_t>(i));
+      plan_.class_of.push_back(root);
+      plan_.outlives.push_back(escapes_[index(root)] || external_[index(root)]);
+      if (allocation_[i]) plan_.allocated[i] = bytes(static_cast<ValueId>(i));
+    }
+  }
+
   // --- buffers ---
 
   void place_values() {
@@ -148,7 +163,8 @@ class Planner {
         if (escapes_[index(find(id))]) {
           plan_.output_bytes += bytes(id);
         } else if (!reuse(graph_.nodes[i], at, id)) {
-          plan_.buffer_of[index(id)] = static_cast<int32_t>(plan_.buffers.size());
+          buffers_[index(find(id))] = plan_.buffer_of[index(id)] =
+              static_cast<int32_t>(plan_.buffers.size());
           plan_.buffers.push_back(
               {.offset = 0, .bytes = bytes(id), .first = at, .last = last_[index(find(id))]});
         }
@@ -162,15 +178,33 @@ class Planner {
     }
     for (const ValueId argument : arguments_of(node)) {
       const int32_t root = find(argument);
-      const int32_t buffer = plan_.buffer_of[index(argument)];
-      if (buffer < 0 || members_[index(root)] != 1 || last_[index(root)] != at) continue;
-      if (graph_.type(argument) != graph_.type(id)) continue;
-      plan_.buffer_of[index(id)] = buffer;
+      if (last_[index(root)] != at || !is_all_of_a_buffer(argument) ||
+          graph_.type(argument) != graph_.type(id) || is_read_otherwise(node, argument)) {
+        continue;
+      }
+      const int32_t buffer = buffers_[index(root)];
+      buffers_[index(find(id))] = plan_.buffer_of[index(id)] = buffer;
       plan_.buffers[index(buffer)].last = last_[index(find(id))];
       plan_.in_place.push_back({.node = at, .argument = argument});
       return true;
     }
     return false;
+  }
+
+  // Whether the value, which may be a view, has all of the memory of its class, and this is one
+  // allocation of this run.
+  bool is_all_of_a_buffer(ValueId id) {
+    const size_t root = index(find(id));
+    return buffers_[root] >= 0 && allocations_[root] == 1 && !external_[root] &&
+           bytes(id) == plan_.buffers[index(buffers_[root])].bytes;
+  }
+
+  // Whether the node reads the memory of its argument by another view, too: in another order.
+  bool is_read_otherwise(const Node& node, ValueId argument) {
+    const auto all = arguments_of(node);
+    return std::any_of(all.begin(), all.end(), [&](ValueId other) {
+      return other != argument && find(other) == find(argument);
+    });
   }
 
   static bool overlap(const Buffer& a, const Buffer& b) {
@@ -235,8 +269,10 @@ class Planner {
   std::vector<bool> allocation_;  // of values
   // Of classes, by their representative.
   std::vector<int32_t> last_;
-  std::vector<int32_t> members_;
+  std::vector<int32_t> allocations_;  // how many of its values are
+  std::vector<int32_t> buffers_;      // where they lie; -1: nowhere yet, or not in the arena
   std::vector<bool> escapes_;
+  std::vector<bool> external_;
   MemoryPlan plan_;
 };
 

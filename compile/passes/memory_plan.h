@@ -27,7 +27,7 @@ struct Buffer {
 inline constexpr int64_t kArenaAlignment = 64;
 
 // A node whose result may be written over its argument: a pointwise operator that is the last to
-// read it, and gives the same type.
+// read it, or what shares its memory, and gives the same type.
 struct InPlace {
   int32_t node = 0;
   ValueId argument = kNoValue;
@@ -39,6 +39,12 @@ struct MemoryPlan {
   // constants, views, and what outputs may share memory with: that belongs to the caller.
   std::vector<int32_t> buffer_of;
   std::vector<InPlace> in_place;
+  // By ValueId: a number that all values have that may share memory; the bytes that a node
+  // allocates for this value, 0 for inputs, constants and views; and whether what shares its memory
+  // was there before the run, or is there after it.
+  std::vector<int32_t> class_of;
+  std::vector<int64_t> allocated;
+  std::vector<bool> outlives;
   int64_t arena_bytes = 0;
   // The most that is alive at once: no arena can be smaller.
   int64_t live_bytes = 0;

@@ -48,6 +48,37 @@ TEST(MemoryPlanTest, WhatIsReadLaterIsNotOverwritten) {
   EXPECT_EQ(plan.arena_bytes, 256);
 }
 
+TEST(MemoryPlanTest, MemoryOfViewsThatNobodyReadsLater) {
+  GraphBuilder b;
+  const ValueId x = b.input(at::randn({4, 8}));
+  const ValueId s = call(b, "sin", x);
+  const ValueId flat = b.call("aten::view", {{"self", ref(s)}, {"size", ints({32})}});
+  const ValueId c = call(b, "cos", flat);  // over sin's
+  const ValueId half =
+      b.call("aten::slice.Tensor", {{"self", ref(c)}, {"end", number(int64_t{16})}});
+  const ValueId e = call(b, "exp", half);  // not over a part
+  const MemoryPlan plan = memory_plan(b.finish({call(b, "sum", e)}));
+  ASSERT_EQ(plan.in_place.size(), 1U);
+  EXPECT_EQ(plan.in_place[0].argument, flat);
+  EXPECT_EQ(plan.buffer_of[static_cast<size_t>(c)], plan.buffer_of[static_cast<size_t>(s)]);
+  EXPECT_NE(plan.buffer_of[static_cast<size_t>(e)], plan.buffer_of[static_cast<size_t>(s)]);
+}
+
+// x + x.T: what is written is read later, at another place.
+TEST(MemoryPlanTest, NotWhatIsReadInAnotherOrder) {
+  GraphBuilder b;
+  const ValueId x = b.input(at::randn({4, 4}));
+  const ValueId s = call(b, "sin", x);
+  const ValueId t = call(b, "t", s);
+  const ValueId y = b.call("aten::add.Tensor", {{"self", ref(s)}, {"other", ref(t)}});
+  EXPECT_TRUE(memory_plan(b.finish({call(b, "sum", y)})).in_place.empty());
+  GraphBuilder c;
+  const ValueId z = c.input(at::randn({4, 4}));
+  const ValueId view = call(c, "t", z);
+  EXPECT_TRUE(memory_plan(c.finish({call(c, "sum", call(c, "sin", view))})).in_place.empty())
+      << "an input's memory";
+}
+
 TEST(MemoryPlanTest, SizesThatAreGiven) {
   GraphBuilder b;
   const ValueId x = b.input(at::randn({4, 8}));
