@@ -9,9 +9,11 @@
 #include <algorithm>
 #include <numeric>
 #include <string>
+#include <unordered_map>
 #include <utility>
 
 #include "batching/control_flow.h"
+#include "batching/rules/narrow_products.h"
 #include "compile/graph.h"
 #include "compile/seed_scope.h"
 #include "compile/wrapped_number.h"
@@ -38,8 +40,36 @@ struct InputLayout {
   std::vector<int64_t> strides;
 };
 
+void multiply(Stack* stack) {
+  at::Tensor result = product((*stack)[0].toTensor(), (*stack)[1].toTensor());
+  stack->assign({std::move(result)});
+}
+
+void multiply_and_add(Stack* stack) {
+  at::Tensor result =
+      product_added_to((*stack)[0].toTensor(), (*stack)[1].toTensor(), (*stack)[2].toTensor(),
+                       (*stack)[3].toScalar(), (*stack)[4].toScalar());
+  stack->assign({std::move(result)});
+}
+
+// Takes the arguments of an operator from the stack and leaves its result there.
+using Kernel = void (*)(Stack* stack);
+
+// Products of matrices, the quicker way round (batching/rules/narrow_products.h): the rules of
+// vmap choose it on values, and a graph has the operators as they were called.
+Kernel kernel_of(const Node& node) {
+  static const auto* const all =
+      new std::unordered_map<std::string, Kernel>{{"aten::mm", &multiply},
+                                                  {"aten::bmm", &multiply},
+                                                  {"aten::addmm", &multiply_and_add},
+                                                  {"aten::baddbmm", &multiply_and_add}};
+  const auto found = all->find(node.full_name());
+  return found == all->end() ? nullptr : found->second;
+}
+
 struct Step {
   std::optional<c10::OperatorHandle> op;        // none: control flow
+  Kernel kernel = nullptr;                      // in its place, if there is one
   std::optional<c10::OperatorHandle> in_place;  // the same, written over an argument
   size_t over = 0;                              // this one
   bool is_out = false;                          // in_place takes it once more, as the last
@@ -238,6 +268,7 @@ struct Program::Plan {
 
   static Step step_of(const Node& node) {
     Step step{.op = find_operator(node),
+              .kernel = kernel_of(node),
               .in_place = std::nullopt,
               .over = 0,
               .is_out = false,
@@ -518,6 +549,8 @@ struct Program::Plan {
     if (exclusive && step.in_place.has_value()) {
       if (step.is_out) stack->push_back((*stack)[step.over]);
       step.in_place->callBoxed(*stack);
+    } else if (step.kernel != nullptr) {
+      step.kernel(stack);
     } else {
       step.op->callBoxed(*stack);
     }

@@ -30,7 +30,7 @@ constexpr int64_t kMuchWork = int64_t{1} << 17;
 
 // Operators on values of another vmap come to the rules of its level, with the sizes that count. A
 // graph has the product as it is: one that serves all sizes cannot depend on them, and who runs it
-// decides then.
+// decides then (compile/replay.cc).
 bool is_decided_here(const at::Tensor& t) { return as_lifted(t) == nullptr; }
 
 bool is_turned(const at::Tensor& a, const at::Tensor& b) {
