@@ -337,12 +337,19 @@ def test_dynamic_dims(tmp_path):
 # --- errors ----------------------------------------------------------------------------------------
 
 
+def test_saved_by_shapes_alone(tmp_path):
+    path, f = tmp_path / "f.tlc", torchlift.vmap(torchlift.grad(lambda x: x.sin().sum()))
+    torchlift.save(f, path, torchlift.ShapeDtype((4, 3), torch.float32), backend="inductor")
+    x = torch.randn(4, 3)
+    torch.testing.assert_close(torchlift.load(path, allow_native_code=True)(x), x.cos())
+
+
 def test_what_cannot_be_saved(tmp_path):
     path = tmp_path / "f.tlc"
     with pytest.raises(torchlift.TransformError, match=r"\[save\] there is no backend 'ts' for files. Use"):
         torchlift.save(torch.sin, path, torch.ones(3), backend="ts")
     with pytest.raises(torchlift.UnsupportedError, match="is on meta, and machine code is made for the CPU"):
-        torchlift.save(torch.sin, path, torch.ones(3, device="meta"), backend="inductor")
+        torchlift.save(lambda x: x.sin().to("meta"), path, torch.ones(3), backend="inductor")
     assert not path.exists()
 
 
