@@ -87,6 +87,18 @@ class Call {
                         ": gives a tensor other memory, which a graph cannot say. Make a new "
                         "tensor instead.");
     }
+    if (op_.schema().name() == "aten::_sparse_mm_reduce_impl_backward" && reads_note()) {
+      unsupported_error(recording_.transform(), name(),
+                        ": the gradient of sparse.mm with the reduction amax or amin, for which "
+                        "libtorch notes the largest elements only where a tensor requires a "
+                        "gradient, as none does when a graph runs. Use to_dense().");
+    }
+  }
+
+  // Of (self, grad_out, weight, reduce, arg_out, mask).
+  bool reads_note() const {
+    const std::string& reduce = args_[3].toStringRef();
+    return reduce == "amax" || reduce == "amin";
   }
 
   // is_same_size: nothing that is computed, and the same in all runs.

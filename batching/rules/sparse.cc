@@ -1,20 +1,29 @@
 // Operators that make sparse tensors of batched ones: they are computed dense. See NOTE [sparse
 // tensors under vmap] in batching/sparse_results.h.
 
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/_sparse_coo_tensor_with_dims_and_tensors_ops.h>
+#include <ATen/ops/_sparse_mm_reduce_impl_backward_ops.h>
+#include <ATen/ops/_sparse_mm_reduce_impl_ops.h>
 #include <ATen/ops/alias.h>
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/sparse_coo_tensor.h>
 #include <ATen/ops/sparse_mask_ops.h>
 #include <ATen/ops/to_dense_compositeimplicitautograd_dispatch.h>
 #include <ATen/ops/to_dense_ops.h>
+#include <ATen/ops/zeros_like.h>
 
+#include <array>
 #include <optional>
+#include <string_view>
+#include <tuple>
 #include <utility>
 #include <vector>
 
+#include "batching/rules/dims.h"
 #include "batching/sparse_results.h"
 #include "core/error.h"
 #include "core/lifted_tensor.h"
@@ -135,6 +144,75 @@ at::Tensor sparse_mask(const at::Tensor& self, const at::Tensor& mask) {
   return result;
 }
 
+// --- products that reduce by mean, amax or amin --------------------------------------------------
+//
+// Of a sparse matrix that all examples share: their columns side by side, as each is reduced alone.
+
+using Reduce = ops::_sparse_mm_reduce_impl;
+using ReduceBackward = ops::_sparse_mm_reduce_impl_backward;
+
+// BKN -> K(BN)
+at::Tensor side_by_side(const BatchedArg& arg, int64_t size) {
+  return expanded(arg, size).transpose(0, 1).flatten(1, 2);
+}
+
+// K(BN) -> BKN; a note that is not there (of a sum) has no dims for it.
+Batched apart(const at::Tensor& columns, int64_t size) {
+  if (columns.dim() != 2) return {columns, std::nullopt};
+  return {columns.unflatten(1, at::IntArrayRef({size, columns.size(1) / size})).transpose(0, 1), 0};
+}
+
+void check_shared_matrix(const BatchedArg& matrix) {
+  if (!matrix.batched()) return;
+  unsupported_error("vmap",
+                    "sparse.mm with a reduction, of a sparse matrix that differs between the "
+                    "examples. Use to_dense(), or a loop.");
+}
+
+// libtorch's kernel notes which rows were the largest only where a tensor requires a gradient, and
+// its backward pass reads that note, whether it is there or not.
+std::tuple<at::Tensor, at::Tensor> reduce_with_note(const at::Tensor& matrix,
+                                                    const at::Tensor& columns,
+                                                    std::string_view reduce) {
+  if (is_lifted(columns) || columns.requires_grad()) return Reduce::call(matrix, columns, reduce);
+  const at::Tensor tracked = columns.detach().requires_grad_();
+  const c10::AutoGradMode on(true);
+  const at::AutoDispatchBelowADInplaceOrView below;
+  const auto [result, note] = Reduce::call(matrix.detach(), tracked, reduce);
+  return {result.detach(), note};
+}
+
+std::tuple<Batched, Batched> sparse_reduce(BatchedArg matrix, BatchedArg other,
+                                           std::string_view reduce) {
+  check_shared_matrix(matrix);
+  const int64_t size = other.value.size(*other.bdim);
+  if (size == 0) {
+    const at::Tensor none =
+        other.value.new_zeros({0, matrix.value.size(0), logical_sizes(other)[1]});
+    return {Batched{none, 0}, Batched{none.to(at::kLong), 0}};
+  }
+  const auto [result, note] = reduce_with_note(matrix.value, side_by_side(other, size), reduce);
+  return {apart(result, size), apart(note, size)};
+}
+
+std::tuple<Batched, Batched> sparse_reduce_backward(BatchedArg matrix, BatchedArg grad,
+                                                    BatchedArg other, std::string_view reduce,
+                                                    BatchedArg note, std::array<bool, 2> mask) {
+  check_shared_matrix(matrix);
+  if (mask[0]) {
+    unsupported_error("vmap",
+                      "the gradient of sparse.mm with a reduction by its sparse matrix, which "
+                      "would be another one for each example. Use to_dense().");
+  }
+  const BatchedArg& first = grad.batched() ? grad : other.batched() ? other : note;
+  const int64_t size = first.value.size(*first.bdim);
+  if (size == 0) return {Batched{}, Batched{at::zeros_like(expanded(other, 0)), 0}};
+  const at::Tensor rows = note.logical_dim() == 2 ? side_by_side(note, size) : note.value;
+  const auto [unused, result] = ReduceBackward::call(matrix.value, side_by_side(grad, size),
+                                                     side_by_side(other, size), reduce, rows, mask);
+  return {Batched{}, apart(result, size)};
+}
+
 // The row of an operator for which `Function` works, in front of autograd and behind it.
 template <class Op, auto Function>
 RuleEntry made_of_others() {
@@ -159,6 +237,8 @@ RuleEntry made_of_others() {
     composite<ops::to_dense, &to_dense>(),
     made_of_others<SparseCoo, &sparse_coo>(),
     made_of_others<ops::sparse_mask, &sparse_mask>(),
+    rule<Reduce, &sparse_reduce>(),
+    rule<ReduceBackward, &sparse_reduce_backward>(),
 };
 
 }  // namespace

@@ -162,3 +162,45 @@ def test_pullbacks_of_a_sparse_result():
     xs, cots = real(3, 4, 4), real(3, 4, 4)
     got = vmap(lambda x, c: vjp(lambda x: x.to_sparse().to_dense(), x)[1](c)[0])(xs, cots)
     close(got, cots)
+
+
+# --- products with a reduction ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reduce", ["sum", "mean", "amax", "amin"])
+@pytest.mark.parametrize("size", [0, 1, 3])
+def test_products_with_a_reduction(reduce, size):
+    a = torch.randn(4, 5, dtype=f64).relu().to_sparse_csr()
+    xs, w = torch.randn(size, 5, 2, dtype=f64), torch.randn(4, 2, dtype=f64)
+
+    def f(x):
+        return torch.sparse.mm(a, x, reduce)
+
+    loss = lambda x: (f(x) * w).sum()
+    mapped, grads = torchlift.vmap(f)(xs), torchlift.vmap(torchlift.grad(loss))(xs)
+    assert mapped.shape == (size, 4, 2) and grads.shape == xs.shape
+    outside = torchlift.grad(lambda xs: torchlift.vmap(loss)(xs).sum())(xs)
+    for i in range(size):
+        x = xs[i].clone().requires_grad_()
+        torch.testing.assert_close(mapped[i], f(xs[i]))
+        (expected,) = torch.autograd.grad(loss(x), x)
+        torch.testing.assert_close(grads[i], expected)
+        torch.testing.assert_close(outside[i], expected)
+    pairs = torch.randn(2, size, 5, 2, dtype=f64)
+    twice = torchlift.vmap(torchlift.vmap(torchlift.grad(loss)))(pairs)
+    for i in range(2):
+        torch.testing.assert_close(twice[i], torchlift.vmap(torchlift.grad(loss))(pairs[i]))
+
+
+def test_products_with_a_reduction_in_a_trace():
+    a, x = torch.randn(4, 5).relu().to_sparse_csr(), torch.randn(5, 2)
+    for reduce in ("sum", "mean"):
+        f = torchlift.grad(lambda x: torch.sparse.mm(a, x, reduce).sin().sum())
+        torch.testing.assert_close(torchlift.trace(f)(x)(x), f(x))
+    for reduce in ("amax", "amin"):
+        f = lambda x: torch.sparse.mm(a, x, reduce).sum()
+        torch.testing.assert_close(torchlift.trace(f)(x)(x), f(x))
+        with pytest.raises(torchlift.UnsupportedError, match="sparse.mm with the reduction amax or amin"):
+            torchlift.trace(torchlift.grad(f))(x)
+        with pytest.raises(torchlift.UnsupportedError, match="sparse.mm with the reduction amax or amin"):
+            torchlift.trace(torchlift.vmap(torchlift.grad(f)))(x[None])
