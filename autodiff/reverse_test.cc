@@ -7,7 +7,9 @@
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include <cstdint>
 #include <stdexcept>
+#include <vector>
 
 #include "core/level.h"
 #include "core/lifted_tensor.h"
@@ -30,6 +32,23 @@ TEST(ReverseScope, PullsBackAsOftenAsAsked) {
   EXPECT_CLOSE(pullback({{}, at::ones_like(x)})[0], 2 * x);
   EXPECT_CLOSE(pullback({at::ones_like(x), at::ones_like(x)})[0], x.cos() + 2 * x);
   EXPECT_CLOSE(pullback({{}, {}})[0], 0 * x);
+}
+
+TEST(ReverseScope, PullsBackToSomeOfThePrimals) {
+  const at::Tensor x = randn({3}), y = randn({3}), z = randn({3});
+  ReverseScope scope;
+  const at::Tensor p = scope.primal(x), q = scope.primal(y);
+  scope.primal(z);
+  const at::Tensor product = p * q;
+  const at::Tensor unused = p.exp();
+  const Pullback pullback = scope.finish({product * p});
+  const std::vector<at::Tensor> grads = pullback.of_primals({2, 0}, {at::ones_like(x)});
+  ASSERT_EQ(grads.size(), 2);
+  EXPECT_CLOSE(grads[0], 0 * z);
+  EXPECT_CLOSE(grads[1], 2 * x * y);
+  EXPECT_TRUE(pullback.of_primals({}, {at::ones_like(x)}).empty());
+  const auto node = [](const at::Tensor& t) { return t.grad_fn().get(); };
+  EXPECT_EQ(pullback.uses({node(product), node(unused)}), (std::vector<int64_t>{2, 1, 0, 1, 0}));
 }
 
 TEST(ReverseScope, NothingOutsideSeesTheGraph) {

@@ -35,14 +35,13 @@ PyObject* attribute(PyObject* attributes, PyObject* name) {
 
 std::optional<ModuleTree> ModuleTree::of(PyObject* module, const Inputs& inputs) {
   ModuleTree tree;
-  std::unordered_map<PyObject*, bool> seen;
+  Seen seen;
   if (!tree.add(module, inputs, seen)) return std::nullopt;
   return tree;
 }
 
-bool ModuleTree::add(PyObject* module, const Inputs& inputs,
-                     std::unordered_map<PyObject*, bool>& seen) {
-  if (!seen.emplace(module, true).second) return true;
+bool ModuleTree::add(PyObject* module, const Inputs& inputs, Seen& seen) {
+  if (!seen.insert(module).second) return true;
   PyObject* attributes = attributes_of(module);
   if (attributes == nullptr) return false;
   PyObject* training = attribute(attributes, training_name());
@@ -71,8 +70,7 @@ bool ModuleTree::add(PyObject* module, const Inputs& inputs,
   return true;
 }
 
-bool ModuleTree::add_tensors(Registry& registry, const Inputs& inputs,
-                             std::unordered_map<PyObject*, bool>& seen) {
+bool ModuleTree::add_tensors(Registry& registry, const Inputs& inputs, Seen& seen) {
   PyObject *key, *value;
   Py_ssize_t position = 0;
   while (PyDict_Next(registry.dict.ptr(), &position, &key, &value)) {
@@ -84,7 +82,7 @@ bool ModuleTree::add_tensors(Registry& registry, const Inputs& inputs,
       const auto input = inputs.find(value);
       if (input == inputs.end()) return false;
       entry.input = input->second;
-      entry.first = seen.emplace(value, true).second;
+      entry.first = seen.insert(value).second;
       entry.facts = TensorFacts::of(tensor_of(value));
       inputs_ += entry.first ? 1 : 0;
     }

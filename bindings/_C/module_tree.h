@@ -10,6 +10,7 @@
 
 #include <optional>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "bindings/_C/py_util.h"
@@ -52,9 +53,10 @@ class ModuleTree {
     std::vector<Registry> registries;
   };
 
-  bool add(PyObject* module, const Inputs& inputs, std::unordered_map<PyObject*, bool>& seen);
-  bool add_tensors(Registry& registry, const Inputs& inputs,
-                   std::unordered_map<PyObject*, bool>& seen);
+  using Seen = std::unordered_set<PyObject*>;  // modules and tensors
+
+  bool add(PyObject* module, const Inputs& inputs, Seen& seen);
+  bool add_tensors(Registry& registry, const Inputs& inputs, Seen& seen);
   static bool take(const Registry& registry, std::vector<at::Tensor>& inputs, bool tracked_differ);
 
   std::vector<Part> parts_;

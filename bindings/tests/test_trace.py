@@ -819,3 +819,17 @@ def test_numbers_that_depend_on_a_dynamic_dim_as_operands(f, least, tmp_path):
     if least > 0:
         with pytest.raises(TransformError, match="size 0"):
             traced(torch.randn(0, 3))
+
+
+def test_a_number_of_the_other_sign_is_another_constant(tmp_path):
+    f, x = lambda x, zero: x / zero, torch.ones(2)
+    traced = trace(f)(x, 0.0)
+    assert traced(x, 0.0).equal(f(x, 0.0))
+    with pytest.raises(TransformError, match=r"got .* where the function was traced with 0.0"):
+        traced(x, -0.0)
+    torchlift.save(f, tmp_path / "f.tlc", x, 0.0)
+    loaded = torchlift.load(tmp_path / "f.tlc")
+    assert loaded(x, 0.0).equal(f(x, 0.0))
+    with pytest.raises(TransformError):
+        loaded(x, -0.0)
+    assert trace(f)(x, float("nan"))(x, float("nan")).isnan().all()

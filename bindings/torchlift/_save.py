@@ -12,6 +12,7 @@ from torchlift._errors import TransformError, UnsupportedError
 from torchlift._names import describe, function_name, parameters_of
 from torchlift._native import check_backend, compiled_package
 from torchlift._shapes import ShapeDtype, tensors_for
+from torchlift._signature import same_leaf
 from torchlift._trace import trace_call
 
 _CONSTANTS = (bool, int, float, complex, str)
@@ -77,7 +78,7 @@ class Loaded:
             tensors.append(value)
         elif kind == "none" and value is None:
             return
-        elif kind == "constant" and type(value) is type(content) and value == content:
+        elif kind == "constant" and same_leaf(value, content):
             return
         elif kind in ("tuple", "list") and isinstance(value, (tuple, list)):
             self._children(list(value), content, [f"{path}[{i}]" for i in range(len(content))], tensors)

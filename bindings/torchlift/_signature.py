@@ -13,8 +13,6 @@ def leaf_key(transform: str, leaf: Any) -> Any:
     """Of a leaf of the arguments."""
     if isinstance(leaf, torch.Tensor):
         return (leaf.dtype, leaf.shape, leaf.stride(), leaf.device)
-    if type(leaf) in (float, complex):
-        return (type(leaf), repr(leaf))  # -0.0 equals 0.0, and nan not even itself
     try:
         hash(leaf)
     except TypeError:
@@ -23,7 +21,18 @@ def leaf_key(transform: str, leaf: Any) -> Any:
             f"it cannot be known whether it is the same in the next call. Pass tensors, numbers or "
             f"strings, or let the function capture it."
         ) from None
-    return (type(leaf), leaf)
+    return (type(leaf), exact(leaf))
+
+
+def exact(leaf: Any) -> Any:
+    """What equals that of another leaf of this type only where the graph is the same: -0.0 equals 0.0,
+    and nan not even itself."""
+    return repr(leaf) if type(leaf) in (float, complex) else leaf
+
+
+def same_leaf(a: Any, b: Any) -> bool:
+    """Whether a graph that was traced with the one, which is no tensor, is that of the other."""
+    return type(a) is type(b) and (a is b or bool(exact(a) == exact(b)))
 
 
 def mode_key() -> "tuple[Any, ...]":

@@ -18,6 +18,7 @@ from torchlift import _C, _pytree
 from torchlift._errors import TransformError, UnsupportedError
 from torchlift._names import NOT_USERS, describe, function_name, parameters_of, wraps
 from torchlift._shapes import device_hints, tensors_for
+from torchlift._signature import same_leaf
 
 
 class Traced:
@@ -71,7 +72,7 @@ class Traced:
         for leaf, constant in zip(leaves, self._constants):
             if constant is None and isinstance(leaf, torch.Tensor):
                 tensors.append(leaf)
-            elif constant is None or not _same_constant(leaf, constant[0]):
+            elif constant is None or not same_leaf(leaf, constant[0]):
                 raise TransformError(
                     f"[trace] got {describe(leaf)} where the function was traced with "
                     f"{'a tensor' if constant is None else repr(constant[0])}. Trace it anew."
@@ -209,7 +210,7 @@ def _same_result(a: "list[Any]", b: "list[Any]") -> bool:
     if a[1] != b[1]:
         return False
     return all(
-        x is y if x is None or y is None else _same_constant(x[0], y[0]) for x, y in zip(a[0], b[0])
+        x is y if x is None or y is None else same_leaf(x[0], y[0]) for x, y in zip(a[0], b[0])
     )
 
 
@@ -276,10 +277,6 @@ def _leaf_name(func: Callable[..., Any], path: "tuple[Any, ...]") -> str:
     name = "_".join(str(entry) for entry in rest)
     name = "".join(c if c.isalnum() and c.isascii() else "_" for c in name)
     return name if name and not name[0].isdigit() else f"x{name}"
-
-
-def _same_constant(a: Any, b: Any) -> bool:
-    return type(a) is type(b) and (a is b or bool(a == b))
 
 
 def trace_leaves(
