@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "compile/passes/blocked_groups.h"
+#include "compile/passes/channels_last.h"
 #include "compile/passes/memory_plan.h"
 #include "compile/passes/schedule.h"
 
@@ -18,6 +19,7 @@ bool is_static(const Graph& graph) { return graph.symbols.empty(); }
 Program Executable::prepared(Graph graph, OptimizeReport* report) {
   *report = optimize(graph);
   RunPlan plan;
+  plan.chosen = channels_last(graph);
   if (is_static(graph)) {
     schedule_for_memory(graph);
     // Where layouts are assumed, each result is looked at by itself: NOTE [assumed layouts].

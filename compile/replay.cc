@@ -77,6 +77,7 @@ struct Step {
   std::vector<Variable> variables;
   std::vector<Result> results;
   std::vector<ValueId> dead;  // values nobody reads after this step
+  bool settled = false;       // results may have other strides than their types: see there
   std::string control_flow;
   std::vector<Program> subprograms;
 };
@@ -205,7 +206,8 @@ at::Tensor laid_out(const at::Tensor& t, at::IntArrayRef strides) {
 // by them, and passes rely on them. So each result of such a graph is compared with its type when
 // it runs: a result with other strides is copied into those that were assumed, one of another shape
 // or dtype is an error. That holds after passes, too: what they did with a value relies on the type
-// of values that are left, or on no types at all.
+// of values that are left, or on no types at all. A pass that chooses layouts (RunPlan::chosen) has
+// the results of single nodes looked at in the same way.
 
 // `got`, with the strides of its type.
 at::Tensor as_assumed(at::Tensor got, at::ScalarType dtype, const InputLayout& layout, bool is_view,
@@ -243,7 +245,7 @@ struct Program::Plan {
   bool tracked_constants = false;
   bool writes_inputs = false;
   std::vector<InputLayout> fixed_layouts;  // where no dim is dynamic
-  std::vector<InputLayout> fixed_results;  // of all values, the same, where layouts are assumed
+  std::vector<InputLayout> fixed_results;  // of all values, the same, where steps are settled
 
   Plan(Graph given, const RunPlan& plan) : graph(std::move(given)) {
     verify(graph);
@@ -253,11 +255,12 @@ struct Program::Plan {
       write_over(graph.nodes[static_cast<size_t>(index)], argument, &step);
     }
     find_dead();
+    find_settled(plan.chosen);
     for (const BlockedGroup& group : plan.blocked) blocked.push_back(steps_of(group));
     writes_inputs = finds_writes();
     if (graph.symbols.empty()) {
       fixed_layouts = layouts({});
-      if (graph.layouts_assumed) {
+      if (graph.layouts_assumed || !plan.chosen.empty()) {
         for (const Value& value : graph.values) fixed_results.push_back(layout_of(value.type, {}));
       }
     }
@@ -276,6 +279,7 @@ struct Program::Plan {
               .variables = {},
               .results = node.results,
               .dead = {},
+              .settled = false,
               .control_flow = node.is_control_flow() ? node.op : "",
               .subprograms = {}};
     for (size_t i = 0; i < node.args.size(); ++i) {
@@ -341,6 +345,17 @@ struct Program::Plan {
     for (size_t i = steps.size(); i-- > 0;) {
       for (const ValueId id : results_of(graph.nodes[i])) note(id, &steps[i].dead);
       for (const ValueId id : arguments_of(graph.nodes[i])) note(id, &steps[i].dead);
+    }
+  }
+
+  // All of them where layouts are assumed.
+  void find_settled(const std::vector<ValueId>& chosen) {
+    std::vector<bool> is_chosen(graph.values.size(), graph.layouts_assumed);
+    for (const ValueId id : chosen) is_chosen.at(static_cast<size_t>(id)) = true;
+    for (size_t i = 0; i < steps.size(); ++i) {
+      for (const ValueId id : results_of(graph.nodes[i])) {
+        steps[i].settled = steps[i].settled || is_chosen[static_cast<size_t>(id)];
+      }
     }
   }
 
@@ -493,7 +508,7 @@ struct Program::Plan {
       } else {
         run_control_flow(step, exclusive, &slots);
       }
-      if (graph.layouts_assumed) settle_layouts(i, sizes, &slots);
+      if (step.settled) settle_layouts(i, sizes, &slots);
       drop_dead(step, &slots);
     }
     std::vector<at::Tensor> outputs;

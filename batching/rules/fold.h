@@ -9,6 +9,9 @@
 //   N.
 //                                           Tensors of 3 dims (no N) are taken too: the batch dim
 //                                           is N
+//   planes_row<at::_ops::avg_pool2d, 4>()   as fold_row, of operators that also treat the channels
+//                                           apart (dim 1): the batch dim joins N or C, whichever
+//                                           it stands before
 //   leading_row<at::_ops::linalg_det, 2>()  any number of leading dims before the last 2, which
 //   broadcast
 //                                           between tensors: the batch dim is one more
@@ -44,6 +47,12 @@ decltype(auto) as_schema(const From& arg) {
   }
 }
 
+// Some kernels (adaptive_max_pool3d_backward...) read an index tensor from its first element on,
+// whatever its strides say: an expanded one would send them out of its memory.
+inline at::Tensor for_kernel(const at::Tensor& t) {
+  return at::isIntegralType(t.scalar_type(), /*includeBool=*/false) ? t.contiguous() : t;
+}
+
 // The batch dim joins dim 0 of a tensor of `rank` dims, or is dim 0 of one with a dim less.
 struct IntoFirst {
   int64_t batch;
@@ -56,15 +65,27 @@ struct IntoFirst {
                 rank - 1, " or ", rank, " dimensions, but got shape ",
                 at::IntArrayRef(logical_sizes(arg)));
     const at::Tensor value = expanded(arg, batch);
-    const at::Tensor folded = logical == rank ? value.flatten(0, 1) : value;
-    // Some kernels (adaptive_max_pool3d_backward...) read an index tensor from its first element
-    // on, whatever its strides say: an expanded one would send them out of its memory.
-    return at::isIntegralType(folded.scalar_type(), /*includeBool=*/false) ? folded.contiguous()
-                                                                           : folded;
+    return for_kernel(logical == rank ? value.flatten(0, 1) : value);
   }
   Batched out(const at::Tensor& result) const {
     if (!result.defined()) return {};
     return {n < 0 ? result : result.unflatten(0, at::IntArrayRef{batch, n}), 0};
+  }
+};
+
+// The batch dim joins dim 1 of a tensor of `rank` dims.
+struct IntoSecond {
+  int64_t batch;
+  int64_t rank;
+
+  at::Tensor in(const BatchedArg& arg, const char* op) const {
+    TORCH_CHECK(arg.logical_dim() == rank, "[vmap] ", op, ": expected a tensor of ", rank,
+                " dimensions, but got shape ", at::IntArrayRef(logical_sizes(arg)));
+    return for_kernel(merge_dim(expanded(arg, batch), 0, 1));
+  }
+  Batched out(const at::Tensor& result) const {
+    if (!result.defined()) return {};
+    return {split_dim(result, 1, batch), 1};
   }
 };
 
@@ -140,6 +161,40 @@ struct Fold<Op, Rank, R(A...)> {
   }
 };
 
+// The largest tensor argument decides: it is the one whose copy would cost most.
+template <class First, class... Rest>
+const BatchedArg* largest_tensor(const BatchedArg* largest, const First& first,
+                                 const Rest&... rest) {
+  if constexpr (std::is_same_v<First, BatchedArg>) {
+    if (first.bdim.has_value() &&
+        (largest == nullptr || first.value.numel() > largest->value.numel())) {
+      largest = &first;
+    }
+  }
+  if constexpr (sizeof...(Rest) == 0) {
+    return largest;
+  } else {
+    return largest_tensor(largest, rest...);
+  }
+}
+
+template <class Op, int64_t Rank, class Schema = typename Op::schema>
+struct Planes;
+
+template <class Op, int64_t Rank, class R, class... A>
+struct Planes<Op, Rank, R(A...)> {
+  template <class... L>
+  auto operator()(const Level& level, const L&... args) const {
+    const BatchedArg* largest = largest_tensor(nullptr, args...);
+    const bool before_channels =
+        first_tensor(args...).logical_dim() == Rank && largest != nullptr && largest->bdim == 1;
+    // A batch of no examples would leave no channels, which kernels refuse.
+    if (!before_channels || level.size() == 0) return Fold<Op, Rank>()(level, args...);
+    const IntoSecond how{level.size(), Rank};
+    return restore(how, Op::call(prepare<IntoSecond, A>(how, Op::name, args)...));
+  }
+};
+
 template <class Op, int64_t LeastRank, class Schema = typename Op::schema>
 struct Leading;
 
@@ -153,9 +208,9 @@ struct Leading<Op, LeastRank, R(A...)> {
 };
 
 // A function of exactly the types that the plumbing passes, since it asks for the type of the rule.
-template <class Op, int64_t Rank, class... L>
+template <class How, class... L>
 auto fold_rule(const Level& level, L... args) {
-  return Fold<Op, Rank>{}(level, args...);
+  return How{}(level, args...);
 }
 
 template <class T>
@@ -173,21 +228,24 @@ struct LoweredType {
                                      at::OptionalIntArrayRef, Plain>>>>>;
 };
 
-template <class Op, int64_t Rank, class Schema = typename Op::schema>
+template <class Op, class How, class Schema = typename Op::schema>
 struct FoldRow;
 
-template <class Op, int64_t Rank, class R, class... A>
-struct FoldRow<Op, Rank, R(A...)> {
-  static RuleEntry make() {
-    return rule<Op, &fold_rule<Op, Rank, typename LoweredType<A>::type...>>();
-  }
+template <class Op, class How, class R, class... A>
+struct FoldRow<Op, How, R(A...)> {
+  static RuleEntry make() { return rule<Op, &fold_rule<How, typename LoweredType<A>::type...>>(); }
 };
 
 }  // namespace fold_internal
 
 template <class Op, int64_t Rank>
 RuleEntry fold_row() {
-  return fold_internal::FoldRow<Op, Rank>::make();
+  return fold_internal::FoldRow<Op, fold_internal::Fold<Op, Rank>>::make();
+}
+
+template <class Op, int64_t Rank>
+RuleEntry planes_row() {
+  return fold_internal::FoldRow<Op, fold_internal::Planes<Op, Rank>>::make();
 }
 
 template <class Op, int64_t LeastRank>

@@ -33,7 +33,6 @@
 
 #include "batching/rules/fold.h"
 #include "core/dispatch.h"
-#include "core/recorder.h"
 #include "core/registry.h"
 
 namespace torchlift {
@@ -84,18 +83,17 @@ std::tuple<Batched, Batched> fractional_pool(const Level& level, BatchedArg self
 // all leading dims, the batch dim too, are planes alike, any 32 planes that follow each other in
 // memory can be taken for the channels of one image. On float tensors of CNNs (26 x 26 and 11 x 11,
 // windows of 2 and 3) that is 2.4 to 4 times as fast, the copies to and from that layout included,
-// from about 8,000 numbers on; results and indices are the same.
+// from about 8,000 numbers on; results and indices are the same. Where operators are written down,
+// the layout is not chosen here: compile/passes/channels_last.h does, for the whole graph.
 constexpr int64_t kWorthCopies = 8192;
 constexpr int64_t kVectorBytes = 128;
 
 // How many planes to take at a time: 8, 16 or 32; 0 where the kernel is better called as it is.
-// What a trace writes down may run with other batch sizes: there the channels alone decide.
 int64_t planes_at_a_time(const at::Tensor& x) {
-  const bool recorded = is_recorded(x);
-  const bool taken = x.is_cpu() && x.is_contiguous() && (recorded || x.numel() >= kWorthCopies) &&
+  const bool taken = x.is_cpu() && x.is_contiguous() && x.numel() >= kWorthCopies &&
                      (x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble);
-  if (!taken || (is_lifted(x) && !recorded) || is_tracked(x)) return 0;
-  const int64_t planes = recorded ? x.size(-3) : x.numel() / (x.size(-1) * x.size(-2));
+  if (!taken || is_lifted(x) || is_tracked(x)) return 0;
+  const int64_t planes = x.numel() / (x.size(-1) * x.size(-2));
   int64_t count = kVectorBytes / static_cast<int64_t>(x.element_size());
   while (count >= 8 && planes % count != 0) count /= 2;
   return count >= 8 ? count : 0;
@@ -111,8 +109,8 @@ std::tuple<Batched, Batched> max_pool2d(const Level& level, BatchedArg self,
   const bool leads = self.bdim < x.dim() - 2;
   const int64_t channels = known_rank && leads ? planes_at_a_time(x) : 0;
   if (channels == 0) {
-    return fold_internal::Fold<Op, 4>()(level, self, kernel_size, stride, padding, dilation,
-                                        ceil_mode);
+    return fold_internal::Planes<Op, 4>()(level, self, kernel_size, stride, padding, dilation,
+                                          ceil_mode);
   }
   const auto [out, indices] = Op::call(
       x.view({-1, channels, x.size(-2), x.size(-1)}).contiguous(c10::MemoryFormat::ChannelsLast),
@@ -125,23 +123,23 @@ std::tuple<Batched, Batched> max_pool2d(const Level& level, BatchedArg self,
 
 [[maybe_unused]] const RuleSet kRules{
     rule<ops::max_pool2d_with_indices, &max_pool2d>(),
-    fold_row<ops::max_pool2d_with_indices_backward, 4>(),
-    fold_row<ops::max_pool3d_with_indices, 5>(),
-    fold_row<ops::max_pool3d_with_indices_backward, 5>(),
-    fold_row<ops::avg_pool2d, 4>(),
-    fold_row<ops::avg_pool2d_backward, 4>(),
-    fold_row<ops::avg_pool3d, 5>(),
-    fold_row<ops::avg_pool3d_backward, 5>(),
-    fold_row<ops::_adaptive_avg_pool2d, 4>(),
-    fold_row<ops::_adaptive_avg_pool2d_backward, 4>(),
-    fold_row<ops::_adaptive_avg_pool3d, 5>(),
-    fold_row<ops::_adaptive_avg_pool3d_backward, 5>(),
-    fold_row<ops::adaptive_max_pool2d, 4>(),
-    fold_row<ops::adaptive_max_pool2d_backward, 4>(),
-    fold_row<ops::adaptive_max_pool3d, 5>(),
-    fold_row<ops::adaptive_max_pool3d_backward, 5>(),
-    fold_row<ops::max_unpool2d, 4>(),
-    fold_row<ops::max_unpool3d, 5>(),
+    planes_row<ops::max_pool2d_with_indices_backward, 4>(),
+    planes_row<ops::max_pool3d_with_indices, 5>(),
+    planes_row<ops::max_pool3d_with_indices_backward, 5>(),
+    planes_row<ops::avg_pool2d, 4>(),
+    planes_row<ops::avg_pool2d_backward, 4>(),
+    planes_row<ops::avg_pool3d, 5>(),
+    planes_row<ops::avg_pool3d_backward, 5>(),
+    planes_row<ops::_adaptive_avg_pool2d, 4>(),
+    planes_row<ops::_adaptive_avg_pool2d_backward, 4>(),
+    planes_row<ops::_adaptive_avg_pool3d, 5>(),
+    planes_row<ops::_adaptive_avg_pool3d_backward, 5>(),
+    planes_row<ops::adaptive_max_pool2d, 4>(),
+    planes_row<ops::adaptive_max_pool2d_backward, 4>(),
+    planes_row<ops::adaptive_max_pool3d, 5>(),
+    planes_row<ops::adaptive_max_pool3d_backward, 5>(),
+    planes_row<ops::max_unpool2d, 4>(),
+    planes_row<ops::max_unpool3d, 5>(),
     composite<ops::max_pool1d, &max_pool1d>(),
     composite<ops::max_pool2d, &at::compositeimplicitautograd::max_pool2d>(),
 };
