@@ -24,7 +24,7 @@ bool has_slow_kernels() {
 // A vector of AVX-512.
 constexpr int64_t kVectorBytes = 64;
 // From how many rows, terms of a sum and multiplications on the copy is worth its while. Measured.
-constexpr int64_t kManyRows = 32;
+constexpr int64_t kManyRows = 16;
 constexpr int64_t kManyTerms = 32;
 constexpr int64_t kMuchWork = int64_t{1} << 17;
 

@@ -122,6 +122,18 @@ bool is_reduction(const Node& node) {
   return is_one_of(node.op, kOps);
 }
 
+// Products take a matrix whose rows, or columns, are in one piece.
+bool is_product(const Node& node) {
+  constexpr std::array<std::string_view, 2> kOps = {"aten::mm", "aten::bmm"};
+  return is_one_of(node.op, kOps) && node.overload.empty();
+}
+
+bool is_matrix_for_products(const TensorType& type) {
+  const SizeExpr &row = type.strides.end()[-2], &column = type.strides.end()[-1];
+  const SizeExpr &rows = type.sizes.end()[-2], &columns = type.sizes.end()[-1];
+  return (column == 1 && row == columns) || (row == 1 && column == rows);
+}
+
 // Its result has strides of its own, whatever those of its argument.
 bool asks_for_a_format(const Node& node) {
   const Argument* format = find_argument(node, "memory_format");
@@ -225,6 +237,8 @@ class Relayout {
       put(std::move(node), follows);
     } else if (is_metadata_view(node) || is_reduction(node)) {
       visit_inferred(std::move(node));
+    } else if (is_product(node)) {
+      visit_product(std::move(node));
     } else if (keeps_layout(node)) {
       visit_pointwise(std::move(node));
     } else {
@@ -275,6 +289,13 @@ class Relayout {
         if (id == kNoValue || !inferred[r][k].type.has_value()) continue;
         set_strides(id, inferred[r][k].type->strides, /*view=*/is_metadata_view(node));
       }
+    }
+    nodes_.push_back(std::move(node));
+  }
+
+  void visit_product(Node node) {
+    for (const ValueId id : arguments_of(node)) {
+      if (!is_matrix_for_products(graph_.type(id))) return keep(std::move(node));
     }
     nodes_.push_back(std::move(node));
   }
