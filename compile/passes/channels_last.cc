@@ -116,7 +116,7 @@ bool reads_no_layout(const Node& node) {
   return is_one_of(node.op, kOps);
 }
 
-// Takes any strides, and gives a result for which they do not matter much.
+// Reads its argument in any layout.
 bool is_reduction(const Node& node) {
   constexpr std::array<std::string_view, 3> kOps = {"aten::sum", "aten::mean", "aten::amax"};
   return is_one_of(node.op, kOps);
@@ -235,8 +235,12 @@ class Relayout {
       // It follows the image that was pooled, and copies the others if need be.
       const bool follows = is_channels_last(*type_of_argument(graph_, node, 1));
       put(std::move(node), follows);
-    } else if (is_metadata_view(node) || is_reduction(node)) {
-      visit_inferred(std::move(node));
+    } else if (is_metadata_view(node)) {
+      visit_view(std::move(node));
+    } else if (is_reduction(node)) {
+      // Its result is small beside what it reads, and keeps its strides, whatever the kernel gives.
+      for (const ValueId id : results_of(node)) chosen_.push_back(id);
+      nodes_.push_back(std::move(node));
     } else if (is_product(node)) {
       visit_product(std::move(node));
     } else if (keeps_layout(node)) {
@@ -275,20 +279,12 @@ class Relayout {
     return !numel.is_constant() || *numel.constant() >= kWorthCopies;
   }
 
-  // A view, or what is small beside its argument: what the operator makes of such strides.
-  void visit_inferred(Node node) {
-    std::vector<std::vector<Inferred>> inferred;
+  void visit_view(Node node) {
+    const ValueId id = node.results[0].ids[0];
     try {
-      inferred = infer(graph_, node);
-    } catch (const UnsupportedError&) {  // no view of such memory
+      set_strides(id, infer(graph_, node).at(0).at(0).type.value().strides, /*view=*/true);
+    } catch (const UnsupportedError&) {  // There is no such view of this memory.
       return keep(std::move(node));
-    }
-    for (size_t r = 0; r < inferred.size(); ++r) {
-      for (size_t k = 0; k < inferred[r].size(); ++k) {
-        const ValueId id = node.results[r].ids.at(k);
-        if (id == kNoValue || !inferred[r][k].type.has_value()) continue;
-        set_strides(id, inferred[r][k].type->strides, /*view=*/is_metadata_view(node));
-      }
     }
     nodes_.push_back(std::move(node));
   }

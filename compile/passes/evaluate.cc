@@ -6,6 +6,7 @@
 #include <ATen/core/stack.h>
 #include <ATen/ops/empty_strided.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
+#include <c10/util/accumulate.h>
 
 #include <algorithm>
 #include <array>
@@ -105,6 +106,9 @@ c10::OperatorHandle operator_of(const Node& node) {
 
 // --- inference -----------------------------------------------------------------------------------
 
+// Of arguments on which an operator may be run to see what it gives.
+constexpr int64_t kFewNumbers = 4096;
+
 // Sizes of the dynamic dims to try. Multiples of 12, so that halves and quarters of them are sizes,
 // and none below what the graph is right for.
 constexpr size_t kPoints = 3;
@@ -176,7 +180,15 @@ class Inference {
     return t;
   }
 
+  // By numbers where these are few, as a meta kernel may be a Python one, whose first call imports
+  // torch's compiler (a second). Where zeros will not do (an index into nothing), meta may.
   Sample sample(const std::vector<int64_t>& point) const {
+    if (is_small(point)) {
+      try {
+        return sample_on(point, /*meta=*/false);
+      } catch (const std::exception&) {
+      }
+    }
     try {
       // Asked first, as an exception takes milliseconds.
       if (op_.hasComputedKernelForDispatchKey(c10::DispatchKey::Meta)) {
@@ -193,6 +205,17 @@ class Inference {
     } catch (const std::exception& error) {
       fail(error.what());
     }
+  }
+
+  bool is_small(const std::vector<int64_t>& point) const {
+    if (effects_of(node_).draws) return false;
+    int64_t numel = 0;
+    for (const ValueId id : arguments_of(node_)) {
+      const TensorType& type = graph_.type(id);
+      if (!type.device.is_cpu() || type.layout != c10::kStrided) return false;
+      numel += c10::multiply_integers(type.concrete_sizes(point));
+    }
+    return numel > 0 && numel <= kFewNumbers;
   }
 
   Sample sample_on(const std::vector<int64_t>& point, bool meta) const {
