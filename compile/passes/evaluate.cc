@@ -107,7 +107,7 @@ c10::OperatorHandle operator_of(const Node& node) {
 // --- inference -----------------------------------------------------------------------------------
 
 // Of arguments on which an operator may be run to see what it gives.
-constexpr int64_t kFewNumbers = 4096;
+constexpr int64_t kFewNumbers = int64_t{1} << 17;
 
 // Sizes of the dynamic dims to try. Multiples of 12, so that halves and quarters of them are sizes,
 // and none below what the graph is right for.
