@@ -11,6 +11,7 @@
 #include <cmath>
 #include <exception>
 #include <map>
+#include <memory>
 #include <numeric>
 #include <optional>
 #include <utility>
@@ -187,6 +188,9 @@ class Generalizer {
     for (size_t id = 0; id < first.values.size(); ++id) generalize_type(id, result);
     for (size_t n = 0; n < first.nodes.size(); ++n) {
       for (size_t a = 0; a < first.nodes[n].args.size(); ++a) generalize_argument(n, a, result);
+      for (size_t g = 0; g < first.nodes[n].subgraphs.size(); ++g) {
+        generalize_subgraph(n, g, result);
+      }
     }
     generalize_constants(result);
     return result;
@@ -211,12 +215,6 @@ class Generalizer {
     const Graph& first = graphs_[0];
     const size_t sample = static_cast<size_t>(&graph - graphs_.data());
     for (size_t n = 0; n < std::min(first.nodes.size(), graph.nodes.size()); ++n) {
-      if (first.nodes[n].is_control_flow()) {
-        unsupported_error("trace", first.nodes[n].op,
-                          ": a graph with dynamic dims cannot hold the graphs of a branch or a "
-                          "loop. Trace it without dynamic dims (jit keeps a graph for each size), "
-                          "or choose by torch.where.");
-      }
       if (first.nodes[n].full_name() != graph.nodes[n].full_name() ||
           results_of(first.nodes[n]) != results_of(graph.nodes[n])) {
         specialises(c10::str("operator ", n, " is ", first.nodes[n].full_name(), " for ", at(0),
@@ -264,6 +262,14 @@ class Generalizer {
       type.strides[d] =
           fit([&](const Graph& g) { return *g.values[id].type.strides[d].constant(); }, where);
     }
+  }
+
+  // Its numbers are expressions in the symbols of the graph around.
+  void generalize_subgraph(size_t n, size_t g, Graph& result) const {
+    std::vector<Graph> graphs;
+    for (const Graph& graph : graphs_) graphs.push_back(*graph.nodes[n].subgraphs[g]);
+    result.nodes[n].subgraphs[g] =
+        std::make_shared<const Graph>(Generalizer(std::move(graphs), fitter_, names_).run());
   }
 
   // --- arguments ---------------------------------------------------------------------------------
@@ -533,8 +539,60 @@ bool agrees(const Graph& general, const Graph& graph, const Sizes& sizes) {
         if (!(*ref == std::get<ValueRef>(b.args[i]))) return false;
       }
     }
+    for (size_t g = 0; g < a.subgraphs.size(); ++g) {
+      if (!agrees(*a.subgraphs[g], *b.subgraphs[g], sizes)) return false;
+    }
   }
   return general.outputs == graph.outputs;
+}
+
+// --- symbols of subgraphs ------------------------------------------------------------------------
+
+// The input of a graph, and its dim, that has the size of a symbol.
+std::optional<Symbol> place_of(const Graph& graph, int32_t symbol) {
+  for (size_t i = 0; i < graph.inputs.size(); ++i) {
+    const std::vector<SizeExpr>& sizes = graph.type(graph.inputs[i]).sizes;
+    const auto found = std::find(sizes.begin(), sizes.end(), SizeExpr::symbol(symbol));
+    if (found == sizes.end()) continue;
+    return Symbol{.name = "",
+                  .input = static_cast<int32_t>(i),
+                  .dim = static_cast<int32_t>(found - sizes.begin()),
+                  .least = 0};
+  }
+  return std::nullopt;
+}
+
+// One more operand of the node, which its subgraphs take as their last input.
+void pass_operand(const Graph& graph, ValueId id, Node* node, std::vector<Graph>* subgraphs) {
+  std::get<std::vector<ValueRef>>(node->args.back()).push_back({id});
+  for (Graph& subgraph : *subgraphs) subgraph.add_input(graph.type(id), graph.value(id).name);
+}
+
+// Subgraphs have the symbols of the graph around, each the size of one of their own inputs. Where
+// none has it, they are given the input that does.
+void give_symbols_to_subgraphs(Graph& graph) {
+  for (Node& node : graph.nodes) {
+    std::vector<Graph> subgraphs;
+    for (const auto& subgraph : node.subgraphs) subgraphs.push_back(*subgraph);
+    for (size_t s = 0; s < graph.symbols.size(); ++s) {
+      const auto symbol = static_cast<int32_t>(s);
+      const bool everywhere =
+          std::all_of(subgraphs.begin(), subgraphs.end(),
+                      [&](const Graph& each) { return place_of(each, symbol).has_value(); });
+      if (!everywhere) {
+        const auto input = static_cast<size_t>(graph.symbols[s].input);
+        pass_operand(graph, graph.inputs[input], &node, &subgraphs);
+      }
+      for (Graph& each : subgraphs) {
+        each.symbols.push_back(place_of(each, symbol).value());
+        each.symbols.back().name = graph.symbols[s].name;
+      }
+    }
+    for (size_t g = 0; g < subgraphs.size(); ++g) {
+      give_symbols_to_subgraphs(subgraphs[g]);
+      node.subgraphs[g] = std::make_shared<const Graph>(std::move(subgraphs[g]));
+    }
+  }
 }
 
 // The least size of all dims, 0 to 2, that the graph is right for.
@@ -568,6 +626,7 @@ Graph trace_dynamic(const TraceFunction& traced, const std::vector<at::Tensor>& 
   }
   const int64_t least = least_size(graph, traced, examples, dims);
   for (Symbol& symbol : graph.symbols) symbol.least = least;
+  give_symbols_to_subgraphs(graph);
   verify(graph);
   return graph;
 }

@@ -18,6 +18,9 @@
 // comes by its numbers, rules and derivative formulas work on plain ints, and what does specialise
 // shows as a difference: it is an error that names the operator.
 //
+// The graphs of branches and loops are compared in the same way; each has the dynamic dims of the
+// graph around as sizes of its own inputs.
+//
 // Sizes of 0 and 1 are tried, too: if the graph is not the same there, it refuses them when run.
 
 #include <ATen/core/Tensor.h>

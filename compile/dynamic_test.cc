@@ -6,11 +6,14 @@
 
 #include <functional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "autodiff/grad.h"
 #include "autodiff/jacobian.h"
+#include "batching/control_flow.h"
 #include "batching/vmap.h"
+#include "compile/executable.h"
 #include "compile/replay.h"
 #include "compile/trace.h"
 #include "core/error.h"
@@ -113,6 +116,96 @@ TEST(DynamicTest, SizesThatItIsNotRightForAreRefused) {
   const Program program(trace_dynamic(traced(f), {at::rand({4, 3})}, kBatch));
   EXPECT_THROW(program.run({at::rand({1, 3})}), TransformError);
   program.run({at::rand({2, 3})});
+}
+
+// As expect_any_size, and with all passes; the graph has a node of that name.
+void expect_any_size_of(const char* node, const Function& f, std::vector<int64_t> sizes) {
+  const Graph graph = expect_any_size(f, sizes);
+  EXPECT_THAT(graph.str(), HasSubstr(node));
+  const Executable executable(graph);
+  for (const int64_t n : sizes) {
+    for (const Tensor& x : {at::rand({n, 3}, at::kDouble), -at::rand({n, 3}, at::kDouble)}) {
+      EXPECT_CLOSE(executable.run({x})[0], f({x}));
+    }
+  }
+}
+
+TEST(DynamicTest, BranchesHaveTheSizesOfTheirOperands) {
+  const auto is_positive = [](const Tensor& x) { return x.sum().gt(0); };
+  expect_any_size_of("cond",
+                     [&](const Tensors& in) {
+                       return cond(
+                           is_positive(in[0]), [](const Tensor& x) { return x.view({-1}).sin(); },
+                           [](const Tensor& x) { return x.t().reshape({-1}) / x.size(0); }, in[0]);
+                     },
+                     {2, 3, 5});
+  // The size is no dim of what the branches read, and so is that of an input passed for it.
+  expect_any_size_of(
+      "cond",
+      [&](const Tensors& in) {
+        const Tensor total = in[0].sum();
+        const int64_t n = in[0].size(0);
+        const auto spread = [n](const Tensor& t) { return at::full({n}, 2.0, t.options()) * t; };
+        return cond(
+            total.gt(0), spread,
+            [&](const Tensor& t) {
+              return cond(
+                  t.lt(-3), spread, [n](const Tensor& u) { return u.expand({n}) / n; }, t);
+            },
+            total);
+      },
+      {2, 3, 5});
+}
+
+TEST(DynamicTest, LoopsTakeAnySize) {
+  expect_any_size_of("while_loop",
+                     [](const Tensors& in) {
+                       const Tensor a = in[0].abs() + 1;
+                       return while_loop(
+                           [&](const Tensor& x) { return (x * x - a).abs().max().gt(1e-9); },
+                           [&](const Tensor& x) { return (x + a / x) / 2; }, at::ones_like(a));
+                     },
+                     {1, 2, 5});
+  // By example, each as long as it takes.
+  expect_any_size_of("while_loop",
+                     [](const Tensors& in) {
+                       return vmap([](const Tensor& row) {
+                         return while_loop([](const Tensor& x) { return x.abs().sum().gt(0.1); },
+                                           [](const Tensor& x) { return x / 2; }, row);
+                       })(in[0]);
+                     },
+                     {2, 5});
+}
+
+TEST(DynamicTest, ScansOfAnyLength) {
+  const Function sums = [](const Tensors& in) {
+    const auto step = [](const Tensor& sum, const Tensor& row) {
+      return std::pair(sum + row, sum * row);
+    };
+    const auto [last, all] = scan(step, at::zeros({3}, at::kDouble), in[0]);
+    return all + last;
+  };
+  expect_any_size_of("scan", sums, {2, 5});
+  // Along the other dim, with rows of any size.
+  expect_any_size_of("scan",
+                     [&](const Tensors& in) {
+                       return sums({in[0].t().expand({3, -1}).t()});
+                     },
+                     {2, 5});
+}
+
+TEST(DynamicTest, WhatSpecialisesInABranchIsNamed) {
+  const Function f = [](const Tensors& in) {
+    return cond(
+        in[0].sum().gt(0), [](const Tensor& x) { return x.size(0) > 5 ? x.sin() : x.cos(); },
+        [](const Tensor& x) { return x + 1; }, in[0]);
+  };
+  try {
+    trace_dynamic(traced(f), {at::rand({4, 3})}, kBatch);
+    FAIL() << "no error";
+  } catch (const UnsupportedError& error) {
+    EXPECT_THAT(error.what_without_backtrace(), HasSubstr("aten::cos for n = 4, and aten::sin"));
+  }
 }
 
 TEST(DynamicTest, ChecksItsDims) {

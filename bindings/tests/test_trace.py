@@ -471,10 +471,26 @@ class TestControlFlow:
         with pytest.raises((TransformError, UnsupportedError), match=message):
             trace(f)(torch.tensor(2.0, dtype=torch.float64))
 
-    def test_dynamic_dims(self):
-        f = lambda x: torchlift.cond(x.sum() > 0, torch.sin, torch.cos, x)  # noqa: E731
-        with pytest.raises(UnsupportedError, match="dynamic dims cannot hold"):
-            trace(f, dynamic={"x": {0: "n"}})(data(3))
+    @pytest.mark.parametrize(
+        "f",
+        [
+            lambda x: torchlift.cond(x.sum() > 0, torch.sin, lambda x: x.view(-1).cos().view(x.shape), x),
+            vmap(lambda row: newton(row.square().sum() + 1)),
+            vmap(grad(lambda row: torchlift.cond(row.sum() > 0, torch.sin, torch.exp, row).sum())),
+            lambda x: torchlift.scan(lambda h, row: (h + row, h * row), torch.zeros(2, dtype=x.dtype), x),
+        ],
+    )
+    def test_dynamic_dims(self, f, tmp_path):
+        x = data(4, 2)
+        torchlift.save(f, tmp_path / "any.tlc", x, dynamic={0: {0: "n"}})
+        traced = trace(f, dynamic={0: {0: "n"}})(x)
+        loaded = torchlift.load(tmp_path / "any.tlc")
+        jitted = torchlift.jit(f, dynamic={0: {0: "n"}})
+        for n in (2, 3, 7):
+            for given in (data(n, 2), -data(n, 2).abs()):
+                for program in (traced, loaded, jitted):
+                    assert_close(program(given), f(given))
+        assert jitted.cache_info().misses == 1
 
 
 # --- modules ---------------------------------------------------------------------------------------
