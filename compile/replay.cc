@@ -14,6 +14,7 @@
 
 #include "batching/control_flow.h"
 #include "batching/rules/narrow_products.h"
+#include "batching/rules/narrow_softmax.h"
 #include "compile/graph.h"
 #include "compile/seed_scope.h"
 #include "compile/wrapped_number.h"
@@ -52,17 +53,35 @@ void multiply_and_add(Stack* stack) {
   stack->assign({std::move(result)});
 }
 
+template <at::Tensor (*softmax)(const at::Tensor&, int64_t, bool)>
+void normalize(Stack* stack) {
+  at::Tensor result = softmax((*stack)[0].toTensor(), (*stack)[1].toInt(), (*stack)[2].toBool());
+  stack->assign({std::move(result)});
+}
+
+template <at::Tensor (*backward)(const at::Tensor&, const at::Tensor&, int64_t, at::ScalarType)>
+void normalize_backward(Stack* stack) {
+  at::Tensor result = backward((*stack)[0].toTensor(), (*stack)[1].toTensor(), (*stack)[2].toInt(),
+                               (*stack)[3].toScalarType());
+  stack->assign({std::move(result)});
+}
+
 // Takes the arguments of an operator from the stack and leaves its result there.
 using Kernel = void (*)(Stack* stack);
 
-// Products of matrices, the quicker way round (batching/rules/narrow_products.h): the rules of
-// vmap choose it on values, and a graph has the operators as they were called.
+// Products of matrices the quicker way round (batching/rules/narrow_products.h), softmax over few
+// numbers (narrow_softmax.h): the rules of vmap choose by values, and a graph has the operators as
+// they were called.
 Kernel kernel_of(const Node& node) {
-  static const auto* const all =
-      new std::unordered_map<std::string, Kernel>{{"aten::mm", &multiply},
-                                                  {"aten::bmm", &multiply},
-                                                  {"aten::addmm", &multiply_and_add},
-                                                  {"aten::baddbmm", &multiply_and_add}};
+  static const auto* const all = new std::unordered_map<std::string, Kernel>{
+      {"aten::mm", &multiply},
+      {"aten::bmm", &multiply},
+      {"aten::addmm", &multiply_and_add},
+      {"aten::baddbmm", &multiply_and_add},
+      {"aten::_softmax", &normalize<&softmax_along>},
+      {"aten::_log_softmax", &normalize<&log_softmax_along>},
+      {"aten::_softmax_backward_data", &normalize_backward<&softmax_backward_along>},
+      {"aten::_log_softmax_backward_data", &normalize_backward<&log_softmax_backward_along>}};
   const auto found = all->find(node.full_name());
   return found == all->end() ? nullptr : found->second;
 }

@@ -40,8 +40,8 @@ struct RunPlan {
   std::vector<std::pair<int32_t, ValueId>> in_place;
   // Nodes that run block by block (compile/passes/blocked_groups.h).
   std::vector<BlockedGroup> blocked;
-  // Values whose strides a pass chose (compile/passes/channels_last.h): where a kernel gives others,
-  // its result is copied.
+  // Values whose strides a pass chose (compile/passes/channels_last.h): where a kernel gives
+  // others, its result is copied.
   std::vector<ValueId> chosen;
 };
 

@@ -20,27 +20,41 @@
 #include <limits>
 #include <type_traits>
 
+#include "batching/rules/narrow_softmax.h"
 #include "batching/rules/reduction.h"
 
 namespace torchlift {
 namespace {
 namespace ops = at::_ops;
 
+using Kernel = at::Tensor (*)(const at::Tensor& x, int64_t dim, bool half_to_float);
+using BackwardKernel = at::Tensor (*)(const at::Tensor& grad, const at::Tensor& output, int64_t dim,
+                                      at::ScalarType input_dtype);
+
+template <Kernel kernel>
+Batched softmax_rule(BatchedArg self, int64_t dim, bool half_to_float) {
+  if (self.logical_dim() > 0) {
+    return {kernel(self.value, physical_dim(self, dim), half_to_float), self.bdim};
+  }
+  wrap_dim(dim, 0);
+  return {kernel(self.value.unsqueeze(-1), 1, half_to_float).squeeze(-1), 0};
+}
+
 // grad and output have the same logical shape. ...N, ...N -> ...N along dim.
-template <class Op>
+template <BackwardKernel kernel>
 Batched softmax_backward(BatchedArg grad, BatchedArg output, int64_t dim,
                          at::ScalarType input_dtype) {
   if (grad.bdim == output.bdim && grad.value.dim() > 1) {
-    return {Op::call(grad.value, output.value, physical_dim(grad, dim), input_dtype), grad.bdim};
+    return {kernel(grad.value, output.value, physical_dim(grad, dim), input_dtype), grad.bdim};
   }
   const int64_t size = batch_size_of({&grad, &output});
   const at::Tensor g = expanded(grad, size);
   const at::Tensor out = expanded(output, size);
   if (g.dim() == 1) {
-    const at::Tensor result = Op::call(g.unsqueeze(-1), out.unsqueeze(-1), 1, input_dtype);
+    const at::Tensor result = kernel(g.unsqueeze(-1), out.unsqueeze(-1), 1, input_dtype);
     return {result.squeeze(-1), 0};
   }
-  return {Op::call(g, out, wrap_dim(dim, g.dim() - 1) + 1, input_dtype), 0};
+  return {kernel(g, out, wrap_dim(dim, g.dim() - 1) + 1, input_dtype), 0};
 }
 
 // The kernel takes its mask in three fixed layouts that have no room for a batch dim, so the rule
@@ -80,16 +94,17 @@ Batched masked_softmax_backward(BatchedArg grad, BatchedArg output, BatchedArg m
   return {d_input.masked_fill(m, 0), 0};
 }
 
-[[maybe_unused]] const RuleSet kRules{
-    along_dim_rows<ops::_softmax, ops::_log_softmax, ops::_safe_softmax>()};
+[[maybe_unused]] const RuleSet kRules{along_dim_rows<ops::_safe_softmax>()};
 
 // The overload set has one function or two, with the version of torch.
 template <class Op>
 using SchemaOf = std::add_pointer_t<typename Op::schema>;
 
-[[maybe_unused]] const RuleSet kBackward{
-    rule<ops::_softmax_backward_data, &softmax_backward<ops::_softmax_backward_data>>(),
-    rule<ops::_log_softmax_backward_data, &softmax_backward<ops::_log_softmax_backward_data>>(),
+[[maybe_unused]] const RuleSet kKernels{
+    rule<ops::_softmax, &softmax_rule<&softmax_along>>(),
+    rule<ops::_log_softmax, &softmax_rule<&log_softmax_along>>(),
+    rule<ops::_softmax_backward_data, &softmax_backward<&softmax_backward_along>>(),
+    rule<ops::_log_softmax_backward_data, &softmax_backward<&log_softmax_backward_along>>(),
     rule<ops::_masked_softmax, &masked_softmax>(),
     rule<ops::_masked_softmax_backward, &masked_softmax_backward>(),
     composite<ops::softmax_int,
