@@ -12,6 +12,8 @@
 //   planes_row<at::_ops::avg_pool2d, 4>()   as fold_row, of operators that also treat the channels
 //                                           apart (dim 1): the batch dim joins N or C, whichever
 //                                           it stands before
+//   planes_of_shape_row<...>()              the same for gradients of such, which read the shape of
+//                                           their second argument, no more
 //   leading_row<at::_ops::linalg_det, 2>()  any number of leading dims before the last 2, which
 //   broadcast
 //                                           between tensors: the batch dim is one more
@@ -20,6 +22,7 @@
 // leading dim.
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 #include <c10/core/SymIntArrayRef.h>
 
 #include <algorithm>
@@ -195,6 +198,23 @@ struct Planes<Op, Rank, R(A...)> {
   }
 };
 
+// Of an operator that reads no more of its second argument, self, than the shape: the gradients of
+// pools. One without a batch dim is not repeated, but stands for its examples without memory.
+template <class Op, int64_t Rank>
+struct PlanesOfShape {
+  template <class... L>
+  auto operator()(const Level& level, const BatchedArg& grad, const BatchedArg& self,
+                  const L&... rest) const {
+    if (self.bdim.has_value() || !grad.bdim.has_value()) {
+      return Planes<Op, Rank>()(level, grad, self, rest...);
+    }
+    c10::SmallVector<int64_t, 6> sizes(self.value.sizes());
+    sizes.insert(sizes.begin() + *grad.bdim, level.size());
+    const at::Tensor shape = at::empty({}, self.value.options()).expand(sizes);
+    return Planes<Op, Rank>()(level, grad, BatchedArg{shape, grad.bdim}, rest...);
+  }
+};
+
 template <class Op, int64_t LeastRank, class Schema = typename Op::schema>
 struct Leading;
 
@@ -246,6 +266,11 @@ RuleEntry fold_row() {
 template <class Op, int64_t Rank>
 RuleEntry planes_row() {
   return fold_internal::FoldRow<Op, fold_internal::Planes<Op, Rank>>::make();
+}
+
+template <class Op, int64_t Rank>
+RuleEntry planes_of_shape_row() {
+  return fold_internal::FoldRow<Op, fold_internal::PlanesOfShape<Op, Rank>>::make();
 }
 
 template <class Op, int64_t LeastRank>
