@@ -23,9 +23,12 @@ using Strides = std::vector<SizeExpr>;
 
 size_t index(ValueId id) { return static_cast<size_t>(id); }
 
-// What a vector of a kernel holds at least, and from how many numbers on a copy is worth it.
+// What a vector of a kernel holds at least, and from how many numbers on a pool is worth a copy.
 constexpr int64_t kFewestChannels = 8;
 constexpr int64_t kWorthCopies = 8192;
+// How many numbers may be copied for each that a pool reads. A pool takes three to five times as
+// long for a number as a copy.
+constexpr int64_t kCopiesWorthAPool = 2;
 
 bool is_cpu_tensor(const TensorType& type) {
   return type.device.is_cpu() && type.layout == c10::kStrided;
@@ -95,9 +98,33 @@ bool is_max_pool(const Graph& graph, const Node& node) {
   return channels.has_value() && *channels >= kFewestChannels;
 }
 
-bool is_max_pool_backward(const Graph& graph, const Node& node) {
-  return node.op == "aten::max_pool2d_with_indices_backward" && node.overload.empty() &&
-         is_image(type_of_argument(graph, node, 1));
+// The image whose layout the images have that the node gives, by its place among the arguments: of
+// operators whose kernels take any layout, and copy other images into this one's if need be.
+std::optional<size_t> leading_image(const Graph& graph, const Node& node) {
+  struct Row {
+    std::string_view op;
+    size_t image;
+  };
+  constexpr std::array<Row, 14> kRows = {{{"aten::max_pool2d_with_indices_backward", 1},
+                                          {"aten::avg_pool2d", 0},
+                                          {"aten::avg_pool2d_backward", 1},
+                                          {"aten::_adaptive_avg_pool2d", 0},
+                                          {"aten::_adaptive_avg_pool2d_backward", 1},
+                                          {"aten::native_batch_norm", 0},
+                                          {"aten::native_batch_norm_backward", 1},
+                                          {"aten::native_group_norm", 0},
+                                          {"aten::native_group_norm_backward", 1},
+                                          {"aten::upsample_nearest2d", 0},
+                                          {"aten::upsample_nearest2d_backward", 0},
+                                          {"aten::upsample_bilinear2d", 0},
+                                          {"aten::upsample_bilinear2d_backward", 0},
+                                          {"aten::constant_pad_nd", 0}}};
+  for (const Row& row : kRows) {
+    if (node.op != row.op || !node.overload.empty()) continue;
+    return is_image(type_of_argument(graph, node, row.image)) ? std::optional(row.image)
+                                                              : std::nullopt;
+  }
+  return std::nullopt;
 }
 
 // Its result has other strides where its argument has; what it holds is the same.
@@ -180,12 +207,17 @@ class Sources {
       const Node& node = graph_.nodes[index(producer)];
       if (is_convolution(graph_, node)) {
         found_[index(id)] = true;
-      } else if (!node.is_control_flow() && (is_metadata_view(node) || keeps_layout(node))) {
+      } else if (passes_on(node)) {
         for (const ValueId argument : arguments_of(node)) {
           if (has_same_planes(argument, id)) open.push_back(argument);
         }
       }
     }
+  }
+
+  bool passes_on(const Node& node) const {
+    return !node.is_control_flow() && (is_metadata_view(node) || keeps_layout(node) ||
+                                       leading_image(graph_, node).has_value());
   }
 
   bool has_same_planes(ValueId a, ValueId b) const {
@@ -218,6 +250,7 @@ class Relayout {
     for (ValueId& id : graph_.outputs) {
       if (id != kNoValue) id = plain(id);
     }
+    if (copied_ > kCopiesWorthAPool * pooled_) return std::nullopt;
     graph_.nodes = std::move(nodes_);
     return std::pair(std::move(graph_), std::move(chosen_));
   }
@@ -231,10 +264,9 @@ class Relayout {
       nodes_.push_back(std::move(node));
     } else if (is_convolution_backward(graph_, node)) {
       visit_convolution_backward(std::move(node));
-    } else if (is_max_pool_backward(graph_, node)) {
-      // It follows the image that was pooled, and copies the others if need be.
-      const bool follows = is_channels_last(*type_of_argument(graph_, node, 1));
-      put(std::move(node), follows);
+    } else if (const auto image = leading_image(graph_, node)) {
+      const bool relaid = is_channels_last(*type_of_argument(graph_, node, *image));
+      put(std::move(node), relaid);
     } else if (is_metadata_view(node)) {
       visit_view(std::move(node));
     } else if (is_reduction(node)) {
@@ -269,7 +301,9 @@ class Relayout {
     if (!is_channels_last(graph_.type(image.id))) {
       if (!is_worth_a_copy(graph_.type(image.id))) return keep(std::move(node));
       image.id = copy(image.id);
+      copied_ += some_numel(graph_.type(image.id));
     }
+    pooled_ += some_numel(graph_.type(image.id));
     put(std::move(node), true);
   }
 
@@ -277,6 +311,14 @@ class Relayout {
     SizeExpr numel = 1;
     for (const SizeExpr& size : type.sizes) numel = numel * size;
     return !numel.is_constant() || *numel.constant() >= kWorthCopies;
+  }
+
+  // With some size for dims that are dynamic.
+  static int64_t some_numel(const TensorType& type) {
+    const std::vector<int64_t> some(kMostSymbols, kSomeSize);
+    int64_t numel = 1;
+    for (const SizeExpr& size : type.sizes) numel *= size.evaluate(some);
+    return numel;
   }
 
   void visit_view(Node node) {
@@ -384,6 +426,7 @@ class Relayout {
     if (plain_[index(id)] == kNoValue) {
       const ValueId made = laid_out(id, original_[index(id)]);
       plain_[index(id)] = made;
+      copied_ += some_numel(graph_.type(id));
     }
     return plain_[index(id)];
   }
@@ -441,6 +484,8 @@ class Relayout {
   std::vector<ValueId> plain_;     // the same, with the original strides; kNoValue: not made yet
   std::vector<ValueId> copies_;    // the same, channels-last
   std::vector<ValueId> chosen_;
+  int64_t copied_ = 0;  // numbers that are copied from one layout into the other
+  int64_t pooled_ = 0;  // and that max pools read
 };
 
 // Whether there is something to gain, and nobody looks at memory past the strides of a tensor.

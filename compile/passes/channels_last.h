@@ -13,7 +13,8 @@
 // it; pointwise operators and views pass it on, convolutions after the pool keep it, and so do the
 // gradients on the way back. So nothing large is copied on such a way: only weights are. Where an
 // operator stands in the way, what it reads is copied back to the layout that it had, and where
-// nothing but a copy gives a pool such memory, a copy is made, which still is quicker. Outputs have
+// nothing but a copy gives a pool such memory, a copy is made, which still is quicker. Where copies
+// would be more than pools save, the graph stays as it is. Outputs have
 // the layout that they had, but that those with gaps in their memory are contiguous then.
 
 #include <vector>

@@ -151,6 +151,26 @@ TEST(ChannelsLastTest, WhatStandsInTheWayReadsTheOldLayout) {
   check(relaid(f, w, x));
 }
 
+TEST(ChannelsLastTest, NormsPadsAndOtherPoolsKeepTheLayout) {
+  const Tensor w = at::randint(-2, 3, {16, 3, 3, 3}, at::kFloat);
+  const Tensor mean = at::zeros({16}), var = at::ones({16}), scale = at::ones({16});
+  const auto f = [&](const Tensor& w, const Tensor& x) {
+    Tensor h = at::conv2d(x, w, {}, 1, 1);
+    h = at::batch_norm(h, scale, {}, mean, var, /*training=*/false, 0.1, 0, false);
+    h = at::constant_pad_nd(at::max_pool2d(h.relu(), 2), {1, 0, 0, 1});
+    h = at::avg_pool2d(at::upsample_nearest2d(h, at::IntArrayRef{28, 28}), 2);
+    return at::adaptive_avg_pool2d(h, {2, 7}).square();
+  };
+  const Tensor x = at::randint(-2, 3, {2, 3, 24, 24}, at::kFloat);
+  const Pair pair = relaid(f, w, x);
+  check(pair);
+  EXPECT_LE(largest_copy(pair.after), 2 * 16 * 2 * 7) << pair.after.str();  // the result
+  const auto total = [&](const Tensor& w, const Tensor& x) { return f(w, x).sum(); };
+  const Pair gradient = relaid(grad(total), w, x);
+  check(gradient);
+  EXPECT_LE(largest_copy(gradient.after), x.numel()) << gradient.after.str();
+}
+
 TEST(ChannelsLastTest, ImagesThatNoConvolutionMakesAreCopied) {
   for (const auto dtype : {at::kFloat, at::kDouble}) {
     const auto f = [](const Tensor& x) { return at::max_pool2d(x.exp(), {3, 2}, {2, 1}, 1); };
@@ -168,6 +188,14 @@ TEST(ChannelsLastTest, LeavesAloneWhatGainsNothing) {
   EXPECT_TRUE(relaid(pool, at::randn({2, 16, 24, 24}).to(at::kBFloat16)).chosen.empty());
   EXPECT_TRUE(
       relaid([](const Tensor& x) { return x.relu(); }, at::randn({2, 16, 24, 24})).chosen.empty());
+  const auto in_the_way = [&](const Tensor& x, const Tensor& w) {
+    const Tensor h = at::conv2d(x, w).view({2, 3, 16, 48, 48});
+    Tensor sum = pool(h[0].narrow(0, 1, 1));
+    for (int64_t i = 0; i < 3; ++i) sum = sum + h.cumsum(i).mean();
+    return sum;
+  };
+  EXPECT_TRUE(
+      relaid(in_the_way, at::randn({2, 3, 50, 50}), at::randn({48, 3, 3, 3})).chosen.empty());
   const auto strided = [&](const Tensor& x) { return pool(x) + x.as_strided({1}, {1}, 0); };
   EXPECT_TRUE(relaid(strided, at::randn({2, 16, 24, 24})).chosen.empty());
 }
