@@ -390,19 +390,34 @@ TEST(GhostNorms, TransformsInTheForwardPass) {
             kNothing);
 }
 
-// Somebody else's values of the parameters.
+// Calls a module with values that it computes of its parameters.
+struct OuterImpl : nn::Module {
+  using State = std::function<ModuleState(const OwnImpl& inner)>;
+
+  explicit OuterImpl(State s) : state(std::move(s)) {
+    inner = register_module("inner",
+                            std::make_shared<OwnImpl>([](const OwnImpl& own, const at::Tensor& x) {
+                              return x.matmul(own.w).matmul(own.v);
+                            }));
+  }
+  at::Tensor forward(const at::Tensor& x) { return functional_call(inner, state(*inner), x); }
+
+  State state;
+  std::shared_ptr<OwnImpl> inner;
+};
+
 TEST(GhostNorms, FunctionalCallsInTheForwardPass) {
-  const auto inner = std::make_shared<OwnImpl>(
-      [](const OwnImpl& own, const at::Tensor& x) { return x.matmul(own.w).matmul(own.v); });
-  struct Outer : nn::Module {
-    explicit Outer(const std::shared_ptr<OwnImpl>& m) : inner(register_module("inner", m)) {}
-    at::Tensor forward(const at::Tensor& x) {
-      const ModuleState exchanged{{"w", inner->v * 1}, {"v", inner->w.t()}};
-      return functional_call(inner, exchanged, x);
-    }
-    std::shared_ptr<OwnImpl> inner;
+  const auto check = [](const OuterImpl::State& state) {
+    return check_norms(std::make_shared<OuterImpl>(state), randn({5, 4}), targets(5));
   };
-  EXPECT_EQ(check_norms(std::make_shared<Outer>(inner), randn({5, 4}), targets(5)), kNothing);
+  EXPECT_EQ(check([](const OwnImpl& own) {
+              return ModuleState{{"w", own.w * own.b}};
+            }),
+            Names{"inner.v"});
+  EXPECT_EQ(check([](const OwnImpl& own) {
+              return ModuleState{{"w", own.v * 1}, {"v", own.w.t()}};
+            }),
+            kNothing);
 }
 
 TEST(GhostNorms, Autocast) {
