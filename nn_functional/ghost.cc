@@ -18,11 +18,11 @@
 #include <map>
 #include <memory>
 #include <typeinfo>
-#include <unordered_map>
 #include <utility>
 
 #include "autodiff/grad.h"
 #include "autodiff/reverse.h"
+#include "autodiff/sole_path.h"
 #include "core/autograd_node.h"
 #include "core/grad_mode.h"
 #include "core/level.h"
@@ -74,6 +74,8 @@ struct GhostNormBackward final : public Node {
   std::shared_ptr<Layer> layer;
   SavedVariable input;  // checks, as autograd would, that nobody writes into it meanwhile
 };
+
+bool is_ghost_norm(const Node& node) { return typeid(node) == typeid(GhostNormBackward); }
 
 // t without its graph in its domain.
 at::Tensor without_graph(const at::Tensor& t) {
@@ -195,53 +197,8 @@ class LayerObserver : public OperatorObserver {
   std::map<const c10::TensorImpl*, Parameter> parameters_;  // and their transposes
 };
 
-// --- the graph of the forward pass ---------------------------------------------------------------
-
-class Graph {
- public:
-  explicit Graph(const at::Tensor& output) {
-    if (!output.requires_grad()) return;
-    root_ = torch::autograd::impl::gradient_edge(output);
-    std::vector<const Node*> todo{root_.function.get()};
-    takers_.emplace(todo.back(), Takers());
-    while (!todo.empty()) {
-      const Node* node = todo.back();
-      todo.pop_back();
-      for (const Edge& edge : node->next_edges()) {
-        if (edge.function == nullptr) continue;
-        const auto [found, is_new] = takers_.try_emplace(edge.function.get());
-        ++found->second.count;
-        found->second.last = node;
-        if (is_new) todo.push_back(edge.function.get());
-      }
-    }
-  }
-
-  bool contains(const Edge& edge) const { return takers_.count(edge.function.get()) > 0; }
-
-  // The node of ours through which every path from the edge's node to the output goes, if each node
-  // up to it is taken once; or null.
-  const GhostNormBackward* node_above(const Edge& edge) const {
-    const Node* node = edge.function.get();
-    while (true) {
-      const auto found = takers_.find(node);
-      if (found == takers_.end() || found->second.count != 1) return nullptr;
-      node = found->second.last;
-      if (typeid(*node) == typeid(GhostNormBackward)) {
-        return static_cast<const GhostNormBackward*>(node);
-      }
-    }
-  }
-
- private:
-  struct Takers {
-    int64_t count = 0;
-    const Node* last = nullptr;
-  };
-
-  Edge root_;
-  std::unordered_map<const Node*, Takers> takers_;
-};
+// --- the backward pass
+// ----------------------------------------------------------------------------
 
 // What is to be done with the parameters.
 struct Plan {
@@ -251,15 +208,15 @@ struct Plan {
 };
 
 // The loss depends on none of the parameters that are in neither list.
-Plan plan_for(const Graph& graph, const ModuleState& tracked, const at::Tensor& number) {
+Plan plan_for(const SolePaths& paths, const ModuleState& tracked, const at::Tensor& number) {
   const Edge of_number = torch::autograd::impl::gradient_edge(number);
   Plan plan;
   size_t index = 0;
   for (const auto& [name, t] : tracked) {
     const size_t own_index = index++;
     const Edge edge = torch::autograd::impl::gradient_edge(t);
-    if (!graph.contains(edge)) continue;
-    const GhostNormBackward* node = graph.node_above(edge);
+    if (!paths.contains(edge)) continue;
+    const auto* node = static_cast<const GhostNormBackward*>(paths.above(edge, is_ghost_norm));
     const bool is_ours = node != nullptr && node->next_edge(1) == of_number;
     if (is_ours && node->layer->weight == name) {
       node->layer->of_weight = true;
@@ -294,7 +251,7 @@ SquaredNorm squared_norm_of_gradient(const StateSlots& slots, const ModuleState&
   }();
   autodiff_internal::check_loss(kTransform, value);
   const Pullback pullback = scope.finish({value});
-  Plan plan = plan_for(Graph(value), tracked, number);
+  Plan plan = plan_for(SolePaths(value), tracked, number);
   plan.made.push_back(tracked.size());
   std::vector<at::Tensor> grads =
       pullback.of_primals(plan.made, {at::ones({}, value.options())}, /*free_graph=*/true);

@@ -356,6 +356,22 @@ TEST(GhostNorms, GradientsInTheForwardPass) {
               return energy(own, torch::tanh(x.matmul(own.v)));
             }),
             Names{"v"});
+  // The graph takes the weight once, for a transpose, and that twice.
+  EXPECT_EQ(check_way([](const OwnImpl& own, const at::Tensor& x) {
+              return grad([&](const at::Tensor& v) {
+                return torch::addmm(own.b, v, own.w.t()).pow(3).sum();
+              })(x);
+            }),
+            Names{"b"});
+  // The call's input is differentiated by somebody else alone.
+  EXPECT_EQ(check_way([](const OwnImpl& own, const at::Tensor& x) {
+              const auto f = [&](const at::Tensor& v) {
+                return std::pair(v.sin().sum(), v.matmul(own.w));
+              };
+              const auto [g, h] = grad(f, kHasAux)(x);
+              return g * h;
+            }),
+            Names{"w"});
   // The gradient of a linear function takes the weight once, and not in the call that was seen.
   EXPECT_EQ(check_way([](const OwnImpl& own, const at::Tensor& x) {
               return grad([&](const at::Tensor& v) { return v.matmul(own.w).sum(); })(x) + x;
