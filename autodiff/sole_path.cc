@@ -1,5 +1,7 @@
 #include "autodiff/sole_path.h"
 
+#include <torch/csrc/autograd/edge.h>
+#include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/variable.h>
 
 #include <vector>
@@ -11,8 +13,8 @@ using torch::autograd::Node;
 
 SolePaths::SolePaths(const at::Tensor& output) {
   if (!output.requires_grad()) return;
-  root_ = torch::autograd::impl::gradient_edge(output);
-  std::vector<const Node*> todo{root_.function.get()};
+  root_ = std::make_unique<Edge>(torch::autograd::impl::gradient_edge(output));
+  std::vector<const Node*> todo{node_of(*root_)};
   takers_.emplace(todo.back(), Takers());
   while (!todo.empty()) {
     const Node* node = todo.back();
@@ -25,6 +27,17 @@ SolePaths::SolePaths(const at::Tensor& output) {
       if (is_new) todo.push_back(edge.function.get());
     }
   }
+}
+
+SolePaths::~SolePaths() = default;
+
+bool SolePaths::contains(const Edge& edge) const { return takers_.count(node_of(edge)) > 0; }
+
+const Node* SolePaths::node_of(const Edge& edge) { return edge.function.get(); }
+
+const Node* SolePaths::only_taker(const Node* node) const {
+  const auto found = takers_.find(node);
+  return found != takers_.end() && found->second.count == 1 ? found->second.last : nullptr;
 }
 
 }  // namespace torchlift

@@ -13,11 +13,15 @@
 // view that a formula of a second derivative has saved) may itself be taken twice.
 
 #include <ATen/core/Tensor.h>
-#include <torch/csrc/autograd/edge.h>
-#include <torch/csrc/autograd/function.h>
 
 #include <cstdint>
+#include <memory>
 #include <unordered_map>
+
+namespace torch::autograd {
+struct Edge;
+struct Node;
+}  // namespace torch::autograd
 
 namespace torchlift {
 
@@ -25,23 +29,20 @@ namespace torchlift {
 class SolePaths {
  public:
   explicit SolePaths(const at::Tensor& output);
+  ~SolePaths();
+  SolePaths(const SolePaths&) = delete;
+  SolePaths& operator=(const SolePaths&) = delete;
 
-  bool contains(const torch::autograd::Edge& edge) const {
-    return takers_.count(edge.function.get()) > 0;
-  }
+  bool contains(const torch::autograd::Edge& edge) const;
 
   // The first node above the edge's own that is_wanted(node) accepts, if the edge's own and each
   // node on the way is taken once: then every path from there to the output goes through it. Null
   // otherwise.
   template <class F>
   const torch::autograd::Node* above(const torch::autograd::Edge& edge, const F& is_wanted) const {
-    const torch::autograd::Node* node = edge.function.get();
-    while (true) {
-      const auto found = takers_.find(node);
-      if (found == takers_.end() || found->second.count != 1) return nullptr;
-      node = found->second.last;
-      if (is_wanted(*node)) return node;
-    }
+    const torch::autograd::Node* node = only_taker(node_of(edge));
+    while (node != nullptr && !is_wanted(*node)) node = only_taker(node);
+    return node;
   }
 
  private:
@@ -51,7 +52,11 @@ class SolePaths {
     const torch::autograd::Node* last = nullptr;
   };
 
-  torch::autograd::Edge root_;  // held: the node of a leaf belongs to nobody else
+  static const torch::autograd::Node* node_of(const torch::autograd::Edge& edge);
+  // Null unless there is one, which takes one result once.
+  const torch::autograd::Node* only_taker(const torch::autograd::Node* node) const;
+
+  std::unique_ptr<torch::autograd::Edge> root_;  // held: the node of a leaf belongs to nobody else
   std::unordered_map<const torch::autograd::Node*, Takers> takers_;
 };
 
