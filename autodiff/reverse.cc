@@ -55,7 +55,7 @@ bool takes_no_shortcut(const std::string& name) {
       "TBackward0", "TanhBackward0", "TransposeBackward0", "UnsafeViewBackward0",
       "UnsqueezeBackward0", "ViewBackward0", "_LogSoftmaxBackward0", "FwPrimalBackward0",
       "torch::autograd::AccumulateGrad", "Identity", "torch::autograd::Identity",
-      "GatherRowsBackward", "ScatterRowsBackward", "StatisticsBackward"};
+      "GatherRowsBackward", "ScatterRowsBackward", "StatisticsBackward", "GhostNormBackward"};
   // clang-format on
   return known->count(name) > 0;
 }

@@ -10,97 +10,50 @@
 // of its output and its input a, over positions t. Its squared norm is sum_{t,s}
 // (g_t.g_s)(a_t.a_s), which needs no matrix of the weight's size (Goodfellow 2015,
 // arXiv:1510.01799; for sequences Li et al. 2021, arXiv:2110.05679). Convolutions are the same over
-// unfolded patches; for embeddings a_t.a_s is whether two indices agree; the weight of a norm layer
-// is small enough to be made.
+// unfolded patches; for embeddings a_t.a_s is whether two indices agree.
+//
+// Where the two matrices of positions by positions would be larger than the gradient, as in a
+// convolution with few channels, and for parameters that are used otherwise (those of norm layers,
+// say), the gradient is made: autograd does that best.
 //
 // libtorch's modules have no hooks. But their parameters are substituted where operators take them
 // (NOTE [substitution] in nn_functional/substitution.h), and there an observer sees which operator
-// uses which parameter: GhostPlan is what it saw for one example. A parameter that a single
-// operator uses, once, in a way there is a formula for, is a constant from then on; a tensor of
-// zeros, a nudge, is added to that operator's output, and its gradient is g. All other parameters
-// are differentiated along with the nudges. So modules written by anybody are covered, as far as
-// they call these operators.
+// uses which parameter. So modules written by anybody are covered, as far as they call these
+// operators. The result of such an operator gets a node of ours in the graph, which passes g on in
+// the backward pass, and computes the norm there: no more than one layer's g and a are needed at a
+// time.
+//
+// Which parameters are covered, the graph of the forward pass tells: those from which every path to
+// the loss goes through that node. It is so where each node from the parameter to ours is taken
+// once by a single other one. (Weights that are tied or used twice, also as one transpose or one
+// cast of autocast, fork on the way; calls whose result is dropped, or that are part of a gradient
+// taken in the forward pass or of a checkpoint, have no node in the graph.) The backward pass is
+// then asked for the gradients of all other parameters alone; and for that of a number, which
+// each of our nodes claims to depend on, so that it comes by them all.
 
 #include <ATen/core/Tensor.h>
 
-#include <map>
-#include <memory>
+#include <functional>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "nn_functional/module_state.h"
-#include "nn_functional/substitution.h"
 
 namespace torchlift::ghost_internal {
 
-// One call of an operator whose parameters' gradients have a formula (in ghost.cc).
-struct Site;
-
-class GhostPlan {
- public:
-  // params: those to take the norm over. Only the module's tensors of these names are looked at.
-  GhostPlan(const StateSlots& slots, const ModuleState& params);
-
-  // Sees one example: while it lives, on this thread. Random generators are as before afterwards.
-  class Probe;
-
-  // {the parameters to differentiate, those that sites cover}.
-  std::pair<ModuleState, ModuleState> split(const ModuleState& params) const;
-  // A tensor of zeros for each site.
-  std::vector<at::Tensor> nudges() const;
-  // The squared norm of the gradient by all parameters, from the gradients of those that were
-  // differentiated and of the nudges, and the inputs of the sites.
-  at::Tensor squared_norm(const ModuleState& grads, const std::vector<at::Tensor>& nudge_grads,
-                          const std::vector<at::Tensor>& inputs) const;
-
-  // The names of the parameters whose gradients are never made.
-  std::vector<std::string> covered() const;
-
- private:
-  friend class GhostRun;
-
-  std::map<const c10::TensorImpl*, std::string> names_;  // of the module's own parameters
-  std::shared_ptr<std::vector<Site>> sites_;
+struct SquaredNorm {
+  at::Tensor value;                  // of shape []
+  std::vector<std::string> covered;  // names of the parameters whose gradients were not made
 };
 
-// Fills the plan while one example runs.
-class GhostPlan::Probe : public OperatorObserver {
- public:
-  Probe(GhostPlan& plan, at::Device device);
-  ~Probe() override;
-  Probe(const Probe&) = delete;
-  Probe& operator=(const Probe&) = delete;
-
-  void call(const c10::OperatorHandle& op, torch::jit::Stack* stack) override;
-  // To be called when the example has run without an exception.
-  void finish();
-
- private:
-  GhostPlan& plan_;
-  std::map<const c10::TensorImpl*, at::Tensor> transposed_;  // alive, so that addresses stay theirs
-  std::map<const c10::TensorImpl*, std::string> names_;      // of parameters and their transposes
-  std::map<std::string, int> uses_;  // of parameters; large where no formula
-  std::vector<std::pair<at::Device, at::Tensor>> generators_;
-  ObserverScope scope_;
-};
-
-// Adds the nudges while the function runs.
-class GhostRun : public OperatorObserver {
- public:
-  GhostRun(const GhostPlan& plan, const std::vector<at::Tensor>& nudges);
-  void call(const c10::OperatorHandle& op, torch::jit::Stack* stack) override;
-  // Of the sites.
-  const std::vector<at::Tensor>& inputs() const { return inputs_; }
-
- private:
-  const GhostPlan& plan_;
-  const std::vector<at::Tensor>& nudges_;
-  std::map<const c10::TensorImpl*, at::Tensor> transposed_;
-  std::map<const c10::TensorImpl*, std::string> names_;
-  std::vector<at::Tensor> inputs_;
-  ObserverScope scope_;
-};
+// The squared norm of the gradient of `loss` by params, some of the parameters of the module that
+// the slots belong to. loss(params) calls the module with them, for one example, and returns a
+// number; it is called once.
+//
+// Throws TransformError, in the name of per_sample_grad_norms, if that is no real floating-point
+// tensor of shape [].
+SquaredNorm squared_norm_of_gradient(const StateSlots& slots, const ModuleState& params,
+                                     const std::function<at::Tensor(const ModuleState&)>& loss);
 
 }  // namespace torchlift::ghost_internal
 

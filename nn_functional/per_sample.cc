@@ -96,7 +96,10 @@ void set_grads(const StateSlots& slots, const ModuleState& grads) {
 at::Tensor grad_norms(const ModuleState& grads) {
   if (grads.empty()) transform_error("grad_norms", "got no gradients.");
   std::vector<at::Tensor> squares;
-  for (const auto& [name, g] : grads) squares.push_back(g.unsqueeze(-1).flatten(1).square().sum(1));
+  for (const auto& [name, g] : grads) {
+    const at::Tensor by_row = g.unsqueeze(-1).flatten(1);
+    squares.push_back((by_row.is_complex() ? by_row.abs() : by_row).square().sum(1));
+  }
   return at::stack(squares).sum(0).sqrt();
 }
 

@@ -20,7 +20,6 @@
 
 #include <ATen/core/Generator.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/core/grad_mode.h>
 
 #include <cstdint>
 #include <optional>
@@ -141,48 +140,27 @@ class PerSampleGradNorms {
     if (example_count("per_sample_grad_norms", inputs) == 0) {
       return params.begin()->second.new_zeros({0});
     }
-    ghost_internal::GhostPlan plan(slots, params);
-    probe(plan, std::tie(params, rest), inputs, targets...);
     const auto square = [&](const ModuleState& p, const ModuleState& r, const at::Tensor& x,
-                            const Targets&... y) { return square_of_one(plan, p, r, x, y...); };
+                            const Targets&... y) {
+      return ghost_internal::squared_norm_of_gradient(
+                 slots, p,
+                 [&](const ModuleState& tracked) { return loss_(std::tie(tracked, r), x, y...); })
+          .value;
+    };
     const VmapOptions options = over_examples(options_, targets...);
     return vmap(square, options)(params, rest, inputs, targets...).sqrt();
   }
 
  private:
-  using Leaves = std::vector<at::Tensor>;
-
-  template <class States, class... Targets>
-  void probe(ghost_internal::GhostPlan& plan, const States& states, const at::Tensor& inputs,
-             const Targets&... targets) const {
-    const c10::AutoGradMode no_grad(false);
-    ghost_internal::GhostPlan::Probe probe(plan, inputs.device());
-    loss_(states, inputs.select(0, 0), targets.select(0, 0)...);
-    probe.finish();
-  }
-
-  template <class... Targets>
-  at::Tensor square_of_one(const ghost_internal::GhostPlan& plan, const ModuleState& params,
-                           const ModuleState& rest, const at::Tensor& x,
-                           const Targets&... targets) const {
-    const std::pair<ModuleState, ModuleState> parts = plan.split(params);
-    const auto loss = [&](const std::pair<ModuleState, Leaves>& tracked) {
-      ghost_internal::GhostRun run(plan, tracked.second);
-      at::Tensor value = loss_(std::tie(tracked.first, parts.second, rest), x, targets...);
-      return std::pair(std::move(value), run.inputs());
-    };
-    const auto found = grad(loss, kHasAux)(std::pair(parts.first, plan.nudges()));
-    return plan.squared_norm(found.first.first, found.first.second, found.second);
-  }
-
   per_sample_internal::LossOfOne<Impl, Loss> loss_;
   PerSampleOptions options_;
 };
 
-// The norm of each example's gradient, [examples]. For linear layers, convolutions, embeddings and
-// norm layers it comes from the layer's input and the gradient of its output, without the gradient
-// of its weight ("ghost norms": nn_functional/ghost.h). Parameters that are used otherwise, or more
-// than once, have their gradients made, one chunk of examples at a time.
+// The norm of each example's gradient, [examples]. For linear layers, convolutions and embeddings
+// it comes from the layer's input and the gradient of its output, without the gradient of its
+// weight
+// ("ghost norms": nn_functional/ghost.h), where that takes less memory. Parameters that are used
+// otherwise, or more than once, have their gradients made, one chunk of examples at a time.
 template <class M, class Loss>
 auto per_sample_grad_norms(M&& module, Loss loss, PerSampleOptions options = {}) {
   return PerSampleGradNorms(functional(module), std::move(loss), options);

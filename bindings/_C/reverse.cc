@@ -3,14 +3,20 @@
 #include <ATen/ops/ones.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/edge.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/variable.h>
 
 #include <algorithm>
 #include <optional>
+#include <string>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
 #include "autodiff/reverse.h"
+#include "autodiff/sole_path.h"
+#include "core/autograd_node.h"
 #include "core/grad_mode.h"
 #include "core/lifted_tensor.h"
 
@@ -243,12 +249,53 @@ GraphNode node_of(const at::Tensor& t) {
   return {torch::autograd::impl::gradient_edge(t).function};
 }
 
-// uses(nodes: list[GraphNode]) -> list[int]
-std::vector<int64_t> uses(const Pullback& pullback, const std::vector<GraphNode>& nodes) {
-  std::vector<const torch::autograd::Node*> pointers;
-  pointers.reserve(nodes.size());
-  for (const GraphNode& each : nodes) pointers.push_back(each.node.get());
-  return pullback.uses(pointers);
+// See behind_node. (Known by this name not to look at GradMode, in autodiff/reverse.cc.)
+struct GhostNormBackward final : public torch::autograd::Node {
+  torch::autograd::variable_list apply(torch::autograd::variable_list&& grads) override {
+    return {std::move(grads[0]), at::Tensor()};
+  }
+  std::string name() const override { return "GhostNormBackward"; }
+};
+
+// behind_node(output, number): the output as the result of one more node, which passes gradients on
+// and claims to depend on the number. Hooks see all of the output's gradient, and are called where
+// only the number's is asked for. None for an output with a tangent, which has derivatives besides.
+py::object behind_node(const py::handle& output, const py::handle& number) {
+  const at::Tensor& given = tensor_of(output.ptr());
+  if (given._fw_grad(/*level=*/0).defined()) return py::none();
+  auto node = make_node<GhostNormBackward>();
+  node->add_next_edge(torch::autograd::impl::gradient_edge(given));
+  node->add_next_edge(torch::autograd::impl::gradient_edge(tensor_of(number.ptr())));
+  const LiftedTensorImpl* impl = as_lifted(given);
+  at::Tensor result =
+      impl != nullptr ? lift_alias(impl->value(), impl->bdim(), impl->level_ptr()) : given.detach();
+  torch::autograd::set_history(result, node);
+  note_nodes();
+  return wrap(result);
+}
+
+// sole_paths(output, tensors, nodes: list[GraphNode]) -> list[int | None]: for each tensor the
+// number of the node through which all of its gradient passes, or -1; None if the output does not
+// depend on it
+std::vector<std::optional<int64_t>> sole_paths(const py::handle& output, const py::handle& tensors,
+                                               const std::vector<GraphNode>& nodes) {
+  std::unordered_map<const torch::autograd::Node*, int64_t> numbers;
+  for (const GraphNode& each : nodes) {
+    numbers.emplace(each.node.get(), static_cast<int64_t>(numbers.size()));
+  }
+  const SolePaths paths(tensor_of(output.ptr()));
+  std::vector<std::optional<int64_t>> found;
+  for (const at::Tensor& t : tensors_of(tensors.ptr())) {
+    const torch::autograd::Edge edge = torch::autograd::impl::gradient_edge(t);
+    if (!paths.contains(edge)) {
+      found.emplace_back(std::nullopt);
+      continue;
+    }
+    const auto* node =
+        paths.above(edge, [&](const torch::autograd::Node& n) { return numbers.count(&n) > 0; });
+    found.emplace_back(node == nullptr ? -1 : numbers.at(node));
+  }
+  return found;
 }
 
 }  // namespace
@@ -335,8 +382,9 @@ void define_pullback(py::module_& m) {
   }));
   py::class_<Pullback>(m, "Pullback")
       .def("pull", &pull, py::arg("cotangents"), py::arg("free_graph"),
-           py::arg("numbers") = py::none())
-      .def("uses", &uses, py::arg("nodes"));
+           py::arg("numbers") = py::none());
+  m.def("behind_node", &behind_node);
+  m.def("sole_paths", &sole_paths);
 }
 
 }  // namespace torchlift::python

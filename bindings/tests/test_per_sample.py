@@ -1,12 +1,15 @@
 """Per-sample gradients, ghost norms, clipping, DP-SGD: against a loop over the examples."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import torchlift
-from torchlift import TransformError, _ghost
+from torchlift import TransformError, UnsupportedError, _ghost
 
 close = torch.testing.assert_close
 
@@ -172,8 +175,13 @@ def test_which_layers_have_their_gradients_made(name, monkeypatch):
     model, xs, ys, fallback = make(name, 2)
     fallback = [*fallback, *(n for n, m in model.named_modules() if "Norm" in type(m).__name__)]
     covered = []
-    find = _ghost._covered
-    monkeypatch.setattr(_ghost, "_covered", lambda *args: covered.append(find(*args)) or covered[-1])
+    find = _ghost._plan
+
+    def plan(*args):
+        covered.append(find(*args)[0])
+        return covered[0], find(*args)[1]
+
+    monkeypatch.setattr(_ghost, "_plan", plan)
     torchlift.per_sample_grad_norms(model, F.cross_entropy)(xs, ys)
     made = [n for n, p in model.named_parameters() if p.requires_grad and n not in covered[0]]
     assert all(any(n.startswith(part) for part in fallback) for n in made), made
@@ -232,6 +240,97 @@ def test_weights_that_are_used_elsewhere(way):
         rows.append(sum(g.square().sum() for g in grads if g is not None).sqrt())
     norms = torchlift.per_sample_grad_norms(model, F.cross_entropy)(xs, ys)
     close(norms, torch.stack(rows), rtol=1e-7, atol=1e-9)
+
+
+class Inside(nn.Module):
+    """A layer that is called in a transform of the forward pass, or by autocast."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.a, self.b, self.way = nn.Linear(4, 4), nn.Linear(4, 4), way
+
+    def forward(self, x):
+        if self.way == "gradient":
+            return torchlift.grad(lambda v: self.a(v).pow(3).sum())(x) + self.b(x)
+        if self.way == "gradient of a linear function":
+            return torchlift.grad(lambda v: self.a(v).sum())(x) + self.b(x)
+        if self.way == "beside a gradient":
+            g, h = torchlift.grad(lambda v: (v.sin().sum(), self.a(v)), has_aux=True)(x)
+            return g * h
+        if self.way == "tangent":
+            return torchlift.jvp(lambda v: self.a(v).sin(), (x,), (self.b(x),))[1]
+        if self.way == "vmap":
+            return torchlift.vmap(self.a)(torch.stack([x, x.sin()])).sum(0) + self.b(x)
+        if self.way == "branches":
+            return torchlift.cond(x.sum() > 0, lambda h: self.a(h), lambda h: self.b(h), x)
+        assert self.way == "checkpoint"
+        return torchlift.checkpoint(lambda v: self.a(v).sin(), self.b(x))
+
+
+@pytest.mark.parametrize(
+    "way",
+    ["gradient", "gradient of a linear function", "beside a gradient", "tangent", "vmap", "branches", "checkpoint"],
+)
+def test_layers_inside_of_transforms(way):
+    model, xs, ys = Inside(way).double(), torch.randn(6, 4).double(), torch.randint(0, 4, (6,))
+    want = norms_of(torchlift.per_sample_grad(model, F.cross_entropy)(xs, ys))
+    close(torchlift.per_sample_grad_norms(model, F.cross_entropy)(xs, ys), want)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_casts_that_autocast_shares(first):
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x):
+            with torch.autocast("cpu"):
+                one = self.layer(x) if first else F.linear(x.sin(), self.layer.weight)
+                other = F.linear(x.sin(), self.layer.weight) if first else self.layer(x)
+                return (one + other).double()
+
+    model, xs, ys = Twice(), torch.randn(6, 4), torch.randint(0, 4, (6,))
+    want = norms_of(torchlift.per_sample_grad(model, F.cross_entropy)(xs, ys))
+    close(torchlift.per_sample_grad_norms(model, F.cross_entropy)(xs, ys), want, rtol=0.02, atol=0.02)
+
+
+def test_an_input_that_is_written_into():
+    class Writes(nn.Sequential):
+        def forward(self, x):
+            h = x * 1
+            y = self[0](h)
+            h.add_(1)
+            return y
+
+    model, xs, ys = Writes(nn.Linear(4, 4)), torch.randn(6, 4), torch.randint(0, 4, (6,))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torchlift.per_sample_grad(model, F.cross_entropy)(xs, ys)
+    with pytest.raises(UnsupportedError, match=r"input of the layer '0', of shape \[1, 4\], was modified by an in-place"):
+        torchlift.per_sample_grad_norms(model, F.cross_entropy)(xs, ys)
+
+
+def test_calls_leave_nothing_behind():
+    """The node of a layer's output holds the hook, which must not hold the node."""
+    model, xs, ys, _ = make("mlp", 3)
+    held = []
+    build = _ghost._Call
+
+    def call(*args):
+        made = build(*args)
+        held.append(weakref.ref(made))
+        return made
+
+    def fails(out, y):
+        raise KeyError("no loss")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_ghost, "_Call", call)
+        torchlift.per_sample_grad_norms(model, F.cross_entropy)(xs, ys)
+        with pytest.raises(KeyError):
+            torchlift.per_sample_grad_norms(model, fails)(xs, ys)
+    gc.collect()
+    assert len(held) == 4 and not any(each() for each in held)
 
 
 def test_a_module_that_does_something_else_in_the_next_call():

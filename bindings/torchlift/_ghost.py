@@ -13,9 +13,10 @@ The work is done for one example and mapped over by vmap, so that nobody needs t
 input is the batch. A hook on the layer's output sees g in the backward pass and computes the norm there, so
 that no more than one layer's g and a are needed at a time.
 
-Which layers these are, the graph of the forward pass tells: those that were called once, whose output it
-contains, and whose parameters it takes in that one place. The backward pass is then asked for the gradients
-of all other parameters alone.
+Which layers these are, the graph of the forward pass tells: those that were called once, and through whose
+output every path from their parameters to the loss goes. (That the graph takes a weight once is not enough: its
+transpose or its cast may be taken again, as by the formula of a second derivative, or under autocast.) The backward pass is then asked for the gradients of
+all other parameters alone.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from torchlift import _C
+from torchlift._errors import UnsupportedError
 
 Formula = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
@@ -124,17 +126,40 @@ def _is_worth_it(layer: nn.Module, output: torch.Size) -> bool:
 class _Call:
     """A call of a layer that has a formula, in the graph of the forward pass."""
 
-    def __init__(self, layer: nn.Module, a: Tensor, node: _C.GraphNode) -> None:
-        self.layer, self.node = layer, node
-        self.inputs = [a]
-        self.norm_is_wanted = True
+    def __init__(self, name: str, layer: nn.Module, a: Tensor, node: _C.GraphNode) -> None:
+        self.name, self.layer = name, layer
+        self.inputs = [(a, _version(a))]
+        # The node holds the hook, which holds this: let go of it when it has been looked at.
+        self.node: "_C.GraphNode | None" = node
+        # Not before the backward pass: a gradient that f itself takes calls the hook, too.
+        self.norm_is_wanted = False
+
+    def take_input(self) -> Tensor:
+        ((a, version),) = self.inputs
+        self.inputs.clear()  # a is free from here on
+        if _version(a) != version:
+            raise UnsupportedError(
+                f"[per_sample_grad_norms] the input of the layer '{self.name}', of shape {list(a.shape)}, was modified "
+                "by an in-place operation after the layer ran, and the gradient of the layer's weight needs it. Use the "
+                "out-of-place operation, or give the layer a clone()."
+            )
+        return a
+
+    def forget(self) -> None:
+        self.norm_is_wanted = False
+        self.inputs.clear()
+        self.node = None
+
+
+def _version(t: Tensor) -> int:
+    return 0 if t.is_inference() else t._version
 
 
 class _Recorder:
     """Forward hooks on layers that have a formula, whose calls in the backward pass append to `squares`.
 
-    tracked: a number that is differentiated. Added to the output of a layer, it makes autograd compute the
-    gradient there, where the layer's input is not differentiated.
+    tracked: a number that is differentiated. The outputs of the layers claim to depend on it, so that the
+    backward pass comes by them, whatever else is asked of it.
     """
 
     def __init__(self, layers: "dict[str, nn.Module]", tracked: Tensor) -> None:
@@ -149,32 +174,41 @@ class _Recorder:
         ]
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, error: Any, *_: Any) -> None:
         for handle in self.handles:
             handle.remove()
+        if error is not None:
+            for calls in self.calls.values():
+                self.forget(calls)
 
     def _hook(self, name: str) -> Any:
         def hook(layer: nn.Module, args: Any, output: Tensor) -> "Tensor | None":
             if threading.get_ident() != self.thread:
                 return None  # Somebody else's call of the module.
             calls = self.calls.setdefault(name, [])
-            if not args or not output.requires_grad or not _is_worth_it(layer, output.shape):
+            if not args or not self._is_recorded(output) or not _is_worth_it(layer, output.shape):
                 calls.append(None)
                 return None
-            if not args[0].requires_grad:
-                output = output + self.tracked
-            call = _Call(layer, args[0], _C.GraphNode(output))
+            behind = _C.behind_node(output, self.tracked)
+            if behind is None:
+                calls.append(None)
+                return None
+            call = _Call(name, layer, args[0], _C.GraphNode(behind))
             calls.append(call)
-            output.register_hook(lambda g: self._add(call, g))
-            return output
+            behind.register_hook(lambda g: self._add(call, g))
+            return behind
 
         return hook
+
+    def _is_recorded(self, output: Tensor) -> bool:
+        """For all examples: not in an inner vmap, nor in a branch that some of them take."""
+        return output.requires_grad and _C.level_of(output) == _C.level_of(self.tracked)
 
     def _add(self, call: _Call, g: Tensor) -> None:
         if call.norm_is_wanted:
             formula = _formula(call.layer)
             assert formula is not None
-            self.squares.append(formula(call.layer, call.inputs.pop(), g))  # a is free from here on
+            self.squares.append(formula(call.layer, call.take_input(), g))
 
     def single_calls(self) -> "dict[str, _Call]":
         """Of the layers that were called once. Those of others are forgotten."""
@@ -190,8 +224,7 @@ class _Recorder:
     def forget(calls: "Iterable[_Call | None]") -> None:
         for call in calls:
             if call is not None:
-                call.norm_is_wanted = False
-                call.inputs.clear()
+                call.forget()
 
 
 def _tied(module: nn.Module) -> "set[int]":
@@ -219,22 +252,24 @@ def _parameters_of(name: str, layer: nn.Module) -> "list[str]":
     return [f"{name}.{p}" if name else p for p, _ in layer.named_parameters()]
 
 
-def _covered(pullback: Any, names: "list[str]", recorder: _Recorder) -> "set[str]":
-    """The parameters whose gradients the recorder's hooks take the norms of."""
+def _plan(
+    loss: Tensor, params: "dict[str, Tensor]", recorder: _Recorder
+) -> "tuple[set[str], set[str]]":
+    """{the parameters whose gradients the recorder's hooks take the norms of, those whose gradients are to be made}."""
     single = recorder.single_calls()
-    uses = pullback.uses([call.node for call in single.values()])
-    of_parameter = dict(zip(names, uses))
-    in_graph = dict(zip(single, uses[len(uses) - len(single) :]))
+    nodes = [call.node for call in single.values() if call.node is not None]
+    passes = dict(zip(params, _C.sole_paths(loss, list(params.values()), nodes)))
+    made = {name for name, number in passes.items() if number is not None}
     covered: "set[str]" = set()
-    for name, call in single.items():
-        own = _parameters_of(name, call.layer)
-        # Once at most; and where once, by this call, which the graph contains.
-        count = max(of_parameter.get(p, 0) for p in own)
-        if count == 0 or (count == 1 and in_graph[name] > 0):
+    for number, (name, call) in enumerate(single.items()):
+        call.node = None
+        own = [p for p in _parameters_of(name, call.layer) if passes.get(p) is not None]
+        if own and all(passes[p] == number for p in own):
+            call.norm_is_wanted = True
             covered.update(own)
         else:
-            recorder.forget([call])
-    return covered
+            call.forget()
+    return covered, made - covered
 
 
 def squared_norm_of_one(module: nn.Module, f: Any) -> "Callable[..., Tensor]":
@@ -245,19 +280,22 @@ def squared_norm_of_one(module: nn.Module, f: Any) -> "Callable[..., Tensor]":
         names = list(params)
         like = next(iter(params.values()))
         recorders: "list[_Recorder]" = []
+        plans: "list[tuple[set[str], set[str]]]" = []
 
         def run(values: "list[Tensor]") -> "list[Tensor]":
             *given, tracked = values
+            named = dict(zip(names, given))
             with _Recorder(layers, tracked) as recorder:
                 recorders.append(recorder)
-                return [f(dict(zip(names, given)), rest, *example)]
+                loss = f(named, rest, *example)
+            plans.append(_plan(loss, named, recorder))
+            return [loss]
 
         zero = torch.zeros((), device=like.device)
         (loss,), pullback = _C.vjp_leaves(run, [*params.values(), zero])
-        (recorder,) = recorders
-        covered = _covered(pullback, names, recorder)
-        made = [i for i, name in enumerate(names) if name not in covered]
-        grads = pullback.pull([torch.ones_like(loss)], True, [*made, len(names)])
+        (recorder,), ((_, made),) = recorders, plans
+        numbers = [i for i, name in enumerate(names) if name in made]
+        grads = pullback.pull([torch.ones_like(loss)], True, [*numbers, len(names)])
         squares = recorder.squares + [g.square().sum() for g in grads[:-1]]
         return torch.stack(squares).sum() if squares else like.new_zeros(())
 
