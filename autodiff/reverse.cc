@@ -299,29 +299,6 @@ class EngineScope {
   c10::SmallVector<std::pair<Level*, OuterGradMode>, 4> saved_;
 };
 
-// f(edge) for each edge of the graph of the tensors, those that lead into it too.
-template <class F>
-void for_each_edge(const std::vector<at::Tensor>& tensors, const F& f) {
-  std::vector<torch::autograd::Edge> roots;  // held: the node of a leaf belongs to nobody else
-  ska::flat_hash_set<Node*> seen;
-  std::vector<Node*> todo;
-  const auto follow = [&](const torch::autograd::Edge& edge) {
-    if (edge.function == nullptr) return;
-    f(edge);
-    if (seen.insert(edge.function.get()).second) todo.push_back(edge.function.get());
-  };
-  for (const at::Tensor& t : tensors) {
-    if (!t.defined() || !t.requires_grad()) continue;
-    roots.push_back(torch::autograd::impl::gradient_edge(t));
-    follow(roots.back());
-  }
-  while (!todo.empty()) {
-    const Node* node = todo.back();
-    todo.pop_back();
-    for (const torch::autograd::Edge& edge : node->next_edges()) follow(edge);
-  }
-}
-
 }  // namespace
 
 const std::vector<at::Tensor>& Pullback::outputs() const { return state_->seen_outputs; }
@@ -338,23 +315,6 @@ std::vector<at::Tensor> Pullback::of_primals(const std::vector<size_t>& numbers,
   primals.reserve(numbers.size());
   for (const size_t number : numbers) primals.push_back(state_->primals.at(number));
   return pulled(*state_, primals, std::move(cotangents), free_graph);
-}
-
-std::vector<int64_t> Pullback::uses(const std::vector<const Node*>& nodes) const {
-  ska::flat_hash_map<const Node*, int64_t> taken;
-  for_each_edge(state_->outputs,
-                [&](const torch::autograd::Edge& edge) { ++taken[edge.function.get()]; });
-  std::vector<int64_t> counts;
-  counts.reserve(state_->primals.size() + nodes.size());
-  const auto add = [&](const Node* node) {
-    const auto found = taken.find(node);
-    counts.push_back(found == taken.end() ? 0 : found->second);
-  };
-  for (const at::Tensor& primal : state_->primals) {
-    add(torch::autograd::impl::gradient_edge(primal).function.get());
-  }
-  for (const Node* node : nodes) add(node);
-  return counts;
 }
 
 std::vector<at::Tensor> Pullback::pulled(const State& state, const std::vector<at::Tensor>& primals,

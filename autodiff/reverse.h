@@ -27,10 +27,6 @@
 #include "core/grad_mode.h"
 #include "core/level.h"
 
-namespace torch::autograd {
-struct Node;
-}
-
 namespace torchlift {
 
 // What is left of a differentiation when f has run. Copyable; copies share the graph.
@@ -52,10 +48,6 @@ class Pullback {
   std::vector<at::Tensor> of_primals(const std::vector<size_t>& numbers,
                                      std::vector<at::Tensor> cotangents,
                                      bool free_graph = false) const;
-
-  // How often the outputs' graph takes each primal as an argument of an operator; then, how often
-  // it takes a result of each of these nodes.
-  std::vector<int64_t> uses(const std::vector<const torch::autograd::Node*>& nodes = {}) const;
 
  private:
   friend class ReverseScope;
