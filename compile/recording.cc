@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "core/error.h"
+#include "core/lifted_tensor.h"
 
 namespace torchlift::compile {
 
@@ -115,6 +116,35 @@ ValueId Recording::view_of_owner(Frame& frame, const at::Tensor& inner) {
   frame.graph.nodes.push_back(std::move(node));
   know_in(frame, inner, id);
   return id;
+}
+
+void Recording::note_unwritten(const char* op, const at::Tensor& t) {
+  at::Tensor part = t;
+  while (true) {
+    if (part.is_inference()) {
+      unsupported_error(transform_, op,
+                        ": in a graph it copies, as its place is computed from the inputs, and in "
+                        "inference mode nothing tells whether the tensor is written to later. Use "
+                        "torch.no_grad(), or index_select.");
+    }
+    const c10::VariableVersion& counter = part.unsafeGetTensorImpl()->version_counter();
+    unwritten_.push_back({counter, counter.current_version(), op, source()});
+    const LiftedTensorImpl* impl = as_lifted(part);
+    if (impl == nullptr) return;
+    part = at::Tensor(impl->value());
+  }
+}
+
+void Recording::check_unwritten() const {
+  for (const Unwritten& each : unwritten_) {
+    if (each.counter.current_version() == each.version) continue;
+    unsupported_error(transform_, each.op,
+                      ": its place is computed from the inputs, so the graph copies where it would "
+                      "give a view; but its argument, or its result, was written to in place "
+                      "afterwards, which a view would show. Write out of place, or by index_copy "
+                      "and index_add, or into x.clone().",
+                      each.source.empty() ? "" : " (" + each.source + ")");
+  }
 }
 
 }  // namespace torchlift::compile

@@ -13,8 +13,10 @@
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/StorageImpl.h>
+#include <c10/core/TensorImpl.h>
 #include <c10/util/intrusive_ptr.h>
 
+#include <cstdint>
 #include <functional>
 #include <string>
 #include <unordered_map>
@@ -73,6 +75,12 @@ class Recording {
   ValueId add_value(const at::Tensor& real, const std::string& name);
   void note_spread(ValueId id) { top().spread.insert(id); }
 
+  // For a copy in the place of a view (Recorder::note_copy_for_view): neither it nor its base,
+  // which may be tensors of any level, is to be written to from now on.
+  void note_unwritten(const char* op, const at::Tensor& t);
+  // Throws if one was.
+  void check_unwritten() const;
+
  private:
   friend class FrameScope;
 
@@ -92,6 +100,13 @@ class Recording {
   Frame root_;
   std::vector<Frame*> frames_;
   std::unordered_map<const c10::TensorImpl*, ValueId> constants_;  // of the root
+
+  struct Unwritten {
+    c10::VariableVersion counter;
+    uint32_t version;
+    std::string op, source;
+  };
+  std::vector<Unwritten> unwritten_;
 };
 
 // Operators are written into `frame` while it lives. A frame may be gone on with later.
