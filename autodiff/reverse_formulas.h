@@ -18,6 +18,10 @@
 //    where the loss does not use them.
 //  - index_put with a mask that differs between examples: the gradient of the values is read at the
 //    places of the mask, as many as it has. Here it is made of where.
+//  - scatter_reduce and index_reduce by "prod" ask whether there are two zeros at a place whenever
+//  a
+//    graph of their gradient is made, which is no question for vmap or a trace. Here the second
+//    derivative asks (autodiff/reverse_products.cc).
 //
 // Forward mode has the same formulas in autodiff/forward_formulas.cc and forward_linalg.cc, so that
 // both modes agree.
