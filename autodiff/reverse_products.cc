@@ -78,8 +78,9 @@ struct Index {
 struct DifferentiableWhereBackward final : public torch::autograd::Node {
   variable_list apply(variable_list&& grads) override {
     check_all(right.unpack(),
-              "scatter_reduce(): Double backward is unsupported for src when >1 zeros in src are "
-              "scattered to the same position in self");
+              "scatter_reduce() and index_reduce(): Double backward is unsupported for src when >1 "
+              "zeros in src are scattered to the same position in self. A jvp of a jvp has no such "
+              "limit.");
     return std::move(grads);
   }
   std::string name() const override { return "DifferentiableWhereBackward"; }

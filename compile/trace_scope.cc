@@ -8,7 +8,6 @@
 #include <ATen/core/stack.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/full.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <algorithm>
@@ -67,7 +66,10 @@ class Call {
     const size_t count = op_.schema().arguments().size();
     args_.assign(stack->end() - static_cast<int64_t>(count), stack->end());
     torch::jit::drop(*stack, count);
-    if (op_.schema().name() == "aten::index") place_constant_masks();
+    if (op_.schema().name() == "aten::index" && args_[1].isOptionalTensorList()) {
+      place_constant_masks();
+    }
+    if (trains_statistics()) own_statistics();
     refuse();
     for (size_t i = 0; i < count; ++i) stack->push_back(take(i));
     const WriteScopes writing(op_, args_);
@@ -168,6 +170,32 @@ class Call {
         "a mask as an index.");
   }
 
+  // --- batch norms -------------------------------------------------------------------------------
+  //
+  // In training they write running statistics, which the schemas of these do not say. Those that
+  // the function makes are values of the graph from then on, not constants that keep what a run
+  // wrote.
+
+  // Of (input, weight, bias, running_mean, running_var, training...).
+  bool trains_statistics() const {
+    const std::string& op = op_.schema().name();
+    return (op == "aten::native_batch_norm" || op == "aten::cudnn_batch_norm" ||
+            op == "aten::miopen_batch_norm") &&
+           args_[5].toBool();
+  }
+
+  void own_statistics() {
+    for (const size_t i : {3, 4}) {
+      if (!args_[i].isTensor() || !args_[i].toTensor().defined()) continue;
+      const at::Tensor& t = args_[i].toTensor();
+      const LiftedTensorImpl* impl = as_lifted(t);
+      if (impl != nullptr && &impl->level() == level_.get() && !impl->bdim()) {
+        promote(op_.schema().name().c_str(), t, level_);
+      }
+      recording_.note_silent_write(t);
+    }
+  }
+
   // --- masks that are constants ------------------------------------------------------------------
   //
   // What is computed from constants alone is computed once: x[mask], where mask does not depend on
@@ -193,9 +221,8 @@ class Call {
   bool is_constant_mask(const at::Tensor& t) const {
     if (!t.defined() || !is_mask(t) || t.dim() == 0) return false;
     const LiftedTensorImpl* impl = as_lifted(t);
-    const bool own = impl != nullptr && &impl->level() == level_.get();
-    if (own && (impl->bdim() || is_lifted(impl->value()))) return false;
-    return own || impl == nullptr;
+    if (impl == nullptr) return true;
+    return &impl->level() == level_.get() && !impl->bdim() && !is_lifted(impl->value());
   }
 
   static bool is_mask(const at::Tensor& t) {
@@ -264,6 +291,7 @@ class Call {
     const LiftedTensorImpl* impl = as_lifted(t);
     const bool own = impl != nullptr && &impl->level() == level_.get();
     if (written) {
+      recording_.forget_dead_copies();
       if (!own) throw_write_to_unbatched(op_.schema().name().c_str(), t, *level_);
       if (!impl->bdim()) promote(op_.schema().name().c_str(), t, level_);
       impl = as_lifted(t);
@@ -429,8 +457,7 @@ void widened_ctc_loss(const OperatorHandle& op, const LevelPtr& level, Recording
               log_probs.sizes(), " and ", targets.sizes());
   const int64_t steps = log_probs.size(0), count = log_probs.size(1), longest = targets.size(-1);
   const auto with = [&](size_t i, at::IntArrayRef sizes, int64_t value, int64_t dim) {
-    const at::Tensor more = at::full(sizes, value, innermost(args[i].toTensor()).options());
-    stack->emplace_back(at::cat({tensor(i), more}, dim));
+    stack->emplace_back(at::cat({tensor(i), tensor(i).new_full(sizes, value)}, dim));
   };
   with(0, {steps, 1, log_probs.size(2)}, 0, 1);
   if (targets.dim() == 1) with(1, {longest}, 0, 0);
@@ -456,6 +483,12 @@ class TraceRecorder final : public Recorder {
 
   bool run(const OperatorHandle& op, const LevelPtr& level, Stack* stack) const override {
     if (AssumedAnswers::open() && answer(op, stack)) return true;
+    if (op.schema().name() == "aten::_use_cudnn_ctc_loss") {
+      // Which takes some lengths only, and may not take those of the next run.
+      torch::jit::drop(*stack, op.schema().arguments().size());
+      stack->emplace_back(false);
+      return true;
+    }
     if (is_ctc_loss_of_tensors(op)) {
       widened_ctc_loss(op, level, *recording_, stack);
       return true;
@@ -482,8 +515,7 @@ class TraceRecorder final : public Recorder {
 
   void note_copy_for_view(const char* op, const at::Tensor& base,
                           const at::Tensor& copy) const override {
-    recording_->note_unwritten(op, base);
-    recording_->note_unwritten(op, copy);
+    recording_->note_copy_for_view(op, base, copy);
   }
 
   at::Tensor spread(const at::Tensor& value, int64_t /*size*/) const override {
@@ -582,7 +614,7 @@ at::Tensor TraceScope::input(const at::Tensor& x, const std::string& name,
 }
 
 Graph TraceScope::finish(const std::vector<at::Tensor>& outputs) {
-  recording_->check_unwritten();
+  recording_->check_copies();
   for (const at::Tensor& output : outputs) {
     if (!output.defined()) {
       recording_->graph().outputs.push_back(kNoValue);

@@ -59,7 +59,9 @@ void check_all(const at::Tensor& condition, const char* message) {
   const at::Tensor plain = innermost(condition);
   if (plain.numel() == 0) return;
   if (has_numbers(plain)) TORCH_CHECK(plain.all().item<bool>(), message);
-  if (recorded_by(condition) != nullptr) at::_assert_async(condition.all(), message);
+  if (recorded_by(condition) != nullptr) {
+    at::_assert_async(condition.dim() == 0 ? condition : condition.all(), message);
+  }
 }
 
 void note_copy_for_view(const char* op, const at::Tensor& base, const at::Tensor& copy,
@@ -91,7 +93,8 @@ std::optional<bool> AssumedAnswers::answer(const at::Tensor& each) {
     TORCH_CHECK((all == expected && !differ) || scope.others_ == Others::kAllowed, scope.message_);
     if (differ) return std::nullopt;
   }
-  at::_assert_async((all ? each : each.logical_not()).all(), scope.message_);
+  const at::Tensor same = all ? each : each.logical_not();
+  at::_assert_async(same.dim() == 0 ? same : same.all(), scope.message_);
   return all;
 }
 

@@ -268,8 +268,23 @@ def test_a_captured_tensor_that_is_written_to_after_a_part_was_taken():
         table.add_(1)
         return part
 
-    with pytest.raises(UnsupportedError, match="written to in place afterwards"):
-        trace(f)(torch.tensor(1))
+    mean, var = torch.zeros(3), torch.ones(3)
+
+    def normalized(x, start):
+        part = mean.narrow(0, start, 2)
+        torch.nn.functional.batch_norm(x, mean, var, training=True)
+        return part
+
+    def made(x, start):
+        mean = x.mean(0)
+        part = mean.narrow(0, start, 2)
+        torch.nn.functional.batch_norm(x, mean, torch.ones(3), training=True)
+        return part
+
+    args = [torch.randn(4, 3), torch.tensor(1)]
+    for g, args in ((f, args[1:]), (normalized, args), (made, args)):
+        with pytest.raises(UnsupportedError, match="written to in place afterwards"):
+            trace(g)(*args)
 
 
 def test_writes_before_a_part_is_taken(tmp_path):
@@ -285,6 +300,34 @@ def test_writes_before_a_part_is_taken(tmp_path):
         x = data(6, 2)
         assert_close(jitted(x, torch.tensor(start)), f(x, torch.tensor(start)))
     assert jitted.cache_info().hits == 2
+
+
+def test_writes_after_the_part_was_read(tmp_path):
+    def f(x, start):
+        y = x.clone()
+        total = y.narrow(0, start, 2).sum()
+        y.mul_(2)
+        total = total + vmap(lambda column: column.narrow(0, start, 1) * 3, 1)(y).sum()
+        y.add_(total)
+        return y.narrow(0, start, 1)
+
+    runs = Runs(f, [data(6, 2), torch.tensor(0)], tmp_path)
+    runs.check(f, data(6, 2), torch.tensor(3))
+
+
+def test_narrow_in_branches_and_loops(tmp_path):
+    def loop(x, n):
+        step = lambda i, total: total + x.narrow(0, i, 1).sin()  # noqa: E731
+        return torchlift.fori_loop(torch.zeros((), dtype=torch.int64), n, step, x[:1] * 0)
+
+    def branch(x, i):
+        y = x.clone()
+        part = torchlift.cond(i > 2, lambda y: y.narrow(0, i, 1), lambda y: y.narrow(0, i + 1, 1) * 2, y)
+        return part + 1
+
+    for f in (loop, branch):
+        runs = Runs(f, [data(6, 2), torch.tensor(1)], tmp_path)
+        runs.check(f, data(6, 2), torch.tensor(4))
 
 
 def test_narrow_in_inference_mode():
