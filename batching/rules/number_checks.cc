@@ -70,9 +70,8 @@ Tensor cov(const Tensor& self, int64_t correction, const OptionalTensor& fweight
   if (is_recorded(aweights)) expected.push_back(true);
   if (!expected.empty()) expected.push_back(true);
   const AssumedAnswers answers(
-      "cov: the weights are of another kind than those that the function was traced with: "
-      "negative, "
-      "of the sum zero, or with degrees of freedom that are (or are not) above zero.",
+      "cov: the weights are of another kind than those that the function was traced with: they are "
+      "negative, or their sum is zero, or the degrees of freedom are, or are not, above zero.",
       std::move(expected));
   const Tensor result = at::compositeimplicitautograd::cov(self, correction, checkable(fweights),
                                                            checkable(aweights));

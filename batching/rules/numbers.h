@@ -43,7 +43,7 @@ void check_all(const at::Tensor& condition, const char* message);
 
 // For an operator that gives a view, but a copy where the place is computed from inputs of a trace:
 // tells the trace of `place`, which throws when it ends if the base or the copy was written to
-// after this (Recorder::note_copy_for_view in core/recorder.h).
+// while the copy lived (Recorder::note_copy_for_view in core/recorder.h).
 void note_copy_for_view(const char* op, const at::Tensor& base, const at::Tensor& copy,
                         const at::Tensor& place);
 
