@@ -1,10 +1,6 @@
 #include "autodiff/reverse_formulas.h"
 
 #include <ATen/core/Tensor.h>
-#include <ATen/core/dispatch/CppSignature.h>
-#include <ATen/core/dispatch/Dispatcher.h>
-#include <ATen/core/grad_mode.h>
-#include <ATen/core/stack.h>
 #include <ATen/ops/_batch_norm_with_update_ops.h>
 #include <ATen/ops/_native_batch_norm_legit_ops.h>
 #include <ATen/ops/batch_norm_backward_ops.h>
@@ -15,7 +11,7 @@
 #include <ATen/ops/native_layer_norm_backward_ops.h>
 #include <ATen/ops/native_layer_norm_ops.h>
 #include <ATen/ops/where.h>
-#include <c10/core/CompileTimeFunctionPointer.h>
+#include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/saved_variable.h>
@@ -23,7 +19,6 @@
 
 #include <array>
 #include <cstdint>
-#include <memory>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -31,8 +26,9 @@
 #include <utility>
 #include <vector>
 
+#include "autodiff/reverse_kernels.h"
+#include "batching/rules/numbers.h"
 #include "core/autograd_node.h"
-#include "core/keys.h"
 #include "core/lifted_tensor.h"
 #include "core/tensor_operators.h"
 
@@ -41,35 +37,15 @@ namespace {
 
 namespace ops = at::_ops;
 using at::Tensor;
-using c10::DispatchKey;
 using c10::DispatchKeySet;
+using reverse_internal::alias_of;
+using reverse_internal::is_recorded;
+using reverse_internal::Original;
+using reverse_internal::replace_autograd;
 using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 
 thread_local int64_t open_count = 0;
-
-bool is_recorded(const Tensor& t) {
-  return open_count > 0 && c10::GradMode::is_enabled() && t.requires_grad();
-}
-
-// Autograd's kernel of an operator, once ours has taken its place.
-template <class Op>
-struct Original {
-  static inline c10::KernelFunction kernel;
-
-  template <class... A>
-  static decltype(auto) call(DispatchKeySet keys, A&&... args) {
-    return call_as(static_cast<typename Op::schema*>(nullptr), keys, std::forward<A>(args)...);
-  }
-
- private:
-  template <class R, class... Parameters, class... A>
-  static R call_as(R (* /*schema*/)(Parameters...), DispatchKeySet keys, A&&... args) {
-    static const auto op =
-        c10::Dispatcher::singleton().findSchemaOrThrow(Op::name, Op::overload_name);
-    return kernel.call<R, Parameters...>(op, keys, std::forward<A>(args)...);
-  }
-};
 
 // --- cholesky_inverse ----------------------------------------------------------------------------
 
@@ -108,11 +84,91 @@ Tensor filled(const Tensor& mask, const Tensor& self, const Tensor& values, bool
   return at::where(mask, accumulate ? self + values : values, self);
 }
 
+// NOTE [masks in traces]
+// Where a mask is computed from the inputs of a trace, and v has an element for each of its places,
+// their number is that of v, which the graph checks. x[:, mask] = v is then
+//   x with the dims of the mask in front, y: masked_scatter(y, mask, v),
+// whose gradient has the shape of v whatever the mask holds.
+struct MaskedPlaces {
+  Tensor mask;  // [mask..., 1...], for the dims of x with those of the mask in front
+  int64_t leading = 0;
+  int64_t rank = 0;   // of the mask
+  int64_t count = 0;  // of places, in v
+
+  // x, or values that have one dim for the places, with their dims in front; and back.
+  Tensor in_front(const Tensor& t, int64_t dims) const { return moved(t, dims, /*to_front=*/true); }
+  Tensor back(const Tensor& t, int64_t dims) const { return moved(t, dims, /*to_front=*/false); }
+
+ private:
+  Tensor moved(const Tensor& t, int64_t dims, bool to_front) const {
+    std::vector<int64_t> order(dims), places(dims);
+    for (int64_t i = 0; i < dims; ++i) {
+      order[i] = i;
+      places[i] = leading + i;
+    }
+    return to_front ? t.movedim(places, order) : t.movedim(order, places);
+  }
+};
+
+std::optional<MaskedPlaces> recorded_places(const Tensor& self,
+                                            const c10::List<std::optional<Tensor>>& indices,
+                                            const Tensor& values) {
+  if (!is_recorded(values) || values.scalar_type() != self.scalar_type()) return std::nullopt;
+  MaskedPlaces all;
+  std::optional<Tensor> mask;
+  for (size_t i = 0; i < indices.size(); ++i) {
+    const std::optional<Tensor> index = indices.get(i);
+    if (!index.has_value() || !index->defined()) continue;
+    if (mask.has_value()) return std::nullopt;
+    mask = index;
+    all.leading = static_cast<int64_t>(i);
+  }
+  if (!mask.has_value() || mask->scalar_type() != at::kBool || recorded_by(*mask) == nullptr) {
+    return std::nullopt;
+  }
+  all.rank = mask->dim();
+  const int64_t trailing = self.dim() - all.leading - all.rank;
+  if (all.rank == 0 || trailing < 0) return std::nullopt;
+  if (self.sizes().slice(all.leading, all.rank) != mask->sizes()) return std::nullopt;
+  all.count = values.dim() > trailing ? values.size(values.dim() - trailing - 1) : 1;
+  all.mask = *mask;
+  for (int64_t i = 0; i < self.dim() - all.rank; ++i) all.mask = all.mask.unsqueeze(-1);
+  return all;
+}
+
+// As the operator gives it, without a graph of its places.
+Tensor scattered(const MaskedPlaces& places, const Tensor& self, const Tensor& values,
+                 bool accumulate) {
+  const Tensor base = places.in_front(self, places.rank);
+  // [leading..., places, trailing...]
+  std::vector<int64_t> sizes = self.sizes().slice(0, places.leading).vec();
+  sizes.push_back(places.count);
+  for (int64_t d = places.leading + places.rank; d < self.dim(); ++d) sizes.push_back(self.size(d));
+  Tensor result;
+  if (places.count == 1) {
+    // Perhaps one value for all places.
+    const Tensor source = places.in_front(values.expand(sizes), 1);
+    result = at::where(places.mask, accumulate ? base + source : source, base);
+  } else {
+    check_all(places.mask.sum().eq(places.count),
+              "shape mismatch: the values that are written at the places of a mask are more, or "
+              "fewer, than its places");
+    const Tensor source = places.in_front(values.expand(sizes), 1).contiguous();
+    const Tensor mask = places.mask.expand(base.sizes());
+    result = accumulate ? base + at::zeros_like(base).masked_scatter(mask, source)
+                        : base.masked_scatter(mask, source);
+  }
+  return places.back(result, places.rank);
+}
+
 Tensor index_put(DispatchKeySet keys, const Tensor& self,
                  const c10::List<std::optional<Tensor>>& indices, const Tensor& values,
                  bool accumulate) {
   if (const auto mask = mask_to_fill_by(self, indices, values)) {
     return filled(*mask, self, values, accumulate);
+  }
+  if (const auto places = recorded_places(self, indices, values)) {
+    return scattered(*places, self, values, accumulate);
   }
   return Original<ops::index_put>::call(keys, self, indices, values, accumulate);
 }
@@ -122,6 +178,9 @@ Tensor& index_put_(DispatchKeySet keys, Tensor& self,
                    bool accumulate) {
   if (const auto mask = mask_to_fill_by(self, indices, values)) {
     return self.copy_(filled(*mask, self, values, accumulate));
+  }
+  if (const auto places = recorded_places(self, indices, values)) {
+    return self.copy_(scattered(*places, self, values, accumulate));
   }
   return Original<ops::index_put_>::call(keys, self, indices, values, accumulate);
 }
@@ -156,13 +215,6 @@ variable_list StatisticsBackward::apply(variable_list&& grads) {
     grad = grad.defined() ? grad + part : part;
   }
   return {grad.to(saved.scalar_type())};
-}
-
-// Autograd keeps the statistic itself, as a constant.
-Tensor alias_of(const Tensor& statistic) {
-  const LiftedTensorImpl* impl = as_lifted(statistic);
-  return impl != nullptr ? lift_alias(impl->value(), impl->bdim(), impl->level_ptr())
-                         : statistic.detach();
 }
 
 void connect(Tensor& mean, Tensor& rstd, const Tensor& input, std::vector<int64_t> dims,
@@ -273,50 +325,6 @@ Gradients batch_norm_backward(DispatchKeySet keys, const Tensor& grad, const Ten
 
 // --- installing ----------------------------------------------------------------------------------
 
-// Registrations live as long as the process: libtorch's tables are torn down after us at exit.
-std::vector<c10::RegistrationHandleRAII>& handles() {
-  static auto* all = new std::vector<c10::RegistrationHandleRAII>();
-  return *all;
-}
-
-// Before torch 2.15 the dispatcher hands out a kernel that can only be called boxed.
-template <class Found>
-class BoxedKernel final : public c10::OperatorKernel {
- public:
-  explicit BoxedKernel(Found found) : found_(std::move(found)) {}
-  void operator()(const c10::OperatorHandle& op, DispatchKeySet keys, torch::jit::Stack* stack) {
-    found_.callBoxed(op, keys, stack);
-  }
-
- private:
-  const Found found_;
-};
-
-template <class Found>
-c10::KernelFunction kernel_of(Found found) {
-  if constexpr (requires { found.kernelFunction(); }) {
-    return found.kernelFunction();
-  } else {
-    return c10::KernelFunction::makeFromBoxedFunctor(
-        std::make_unique<BoxedKernel<Found>>(std::move(found)));
-  }
-}
-
-// libtorch registers its kernels for all of autograd, ours come before those for single backends.
-template <class Op, auto Kernel>
-void replace_autograd() {
-  auto& dispatcher = c10::Dispatcher::singleton();
-  const auto op = dispatcher.findSchemaOrThrow(Op::name, Op::overload_name);
-  Original<Op>::kernel = kernel_of(op.getComputedKernelForDispatchKey(DispatchKey::AutogradCPU));
-  for (const DispatchKey key :
-       {DispatchKey::AutogradCPU, DispatchKey::AutogradCUDA, DispatchKey::AutogradPrivateUse3}) {
-    handles().push_back(dispatcher.registerImpl(
-        op.operator_name(), key, c10::KernelFunction::makeFromUnboxedFunction(TORCH_FN(Kernel)),
-        c10::impl::CppSignature::make<typename Op::schema>(),
-        /*inferred_function_schema=*/nullptr, "torchlift"));
-  }
-}
-
 template <class Op>
 void replace_normalization() {
   replace_autograd<Op, &Normalization<Op>::call>();
@@ -334,10 +342,22 @@ bool install() {
   replace_autograd<ops::native_layer_norm_backward, &layer_norm_backward>();
   replace_autograd<ops::native_batch_norm_backward, &native_batch_norm_backward>();
   replace_autograd<ops::batch_norm_backward, &batch_norm_backward>();
+  reverse_internal::install_products();
   return true;
 }
 
 }  // namespace
+
+// Autograd keeps the tensor itself as it is.
+Tensor reverse_internal::alias_of(const Tensor& t) {
+  const LiftedTensorImpl* impl = as_lifted(t);
+  return impl != nullptr ? lift_alias(impl->value(), impl->bdim(), impl->level_ptr()) : t.detach();
+}
+
+void reverse_internal::keep(c10::RegistrationHandleRAII handle) {
+  static auto* all = new std::vector<c10::RegistrationHandleRAII>();
+  all->push_back(std::move(handle));
+}
 
 void open_reverse_formulas() {
   static const bool installed = install();

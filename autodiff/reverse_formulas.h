@@ -17,7 +17,12 @@
 //    lose a part of its gradient. Here they have a node of their own, which costs nothing more
 //    where the loss does not use them.
 //  - index_put with a mask that differs between examples: the gradient of the values is read at the
-//    places of the mask, as many as it has. Here it is made of where.
+//    places of the mask, as many as it has. Here it is made of where; for a mask that is computed
+//    from the inputs of a trace, and values for each of its places, of masked_scatter.
+//  - scatter_reduce and index_reduce by "prod" ask whether there are two zeros at a place whenever
+//  a
+//    graph of their gradient is made, which is no question for vmap or a trace. Here the second
+//    derivative asks (autodiff/reverse_products.cc).
 //
 // Forward mode has the same formulas in autodiff/forward_formulas.cc and forward_linalg.cc, so that
 // both modes agree.

@@ -10,11 +10,14 @@
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cholesky_inverse.h>
 #include <ATen/ops/eye.h>
+#include <ATen/ops/index_reduce.h>
 #include <ATen/ops/native_batch_norm.h>
 #include <ATen/ops/native_layer_norm.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/rand.h>
 #include <ATen/ops/randn.h>
+#include <ATen/ops/scatter_reduce.h>
+#include <ATen/ops/stack.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
@@ -50,6 +53,12 @@ struct Case {
 std::ostream& operator<<(std::ostream& out, const Case& c) { return out << c.name; }
 
 Tensor randn(at::IntArrayRef sizes) { return at::randn(sizes, at::kDouble); }
+
+Tensor with_a_zero(at::IntArrayRef sizes) {
+  Tensor x = randn(sizes);
+  x.flatten()[-2].zero_();
+  return x;
+}
 
 // A number that depends on all that a normalization returns.
 template <class Results>
@@ -113,6 +122,24 @@ std::vector<Case> cases() {
                      return std::get<1>(at::native_layer_norm(x, {2, 3}, {}, {}, 1e-2)).exp();
                    },
                    randn({2, 2, 3})});
+  const Tensor places = at::tensor({0, 2, 2, 0}, at::kLong);
+  const Tensor rows = at::tensor({0, 1, 0, 2, 1, 1}, at::kLong).view({2, 3});
+  for (const bool include_self : {true, false}) {
+    const std::string name = include_self ? "" : " (without self)";
+    // The start of x is reduced into by its end.
+    cases.push_back({"index_reduce" + name,
+                     [=](const Tensor& x) {
+                       return at::index_reduce(x.slice(1, 0, 3), 1, places, x.slice(1, 1, 5),
+                                               "prod", include_self);
+                     },
+                     with_a_zero({2, 5})});
+    cases.push_back({"scatter_reduce" + name,
+                     [=](const Tensor& x) {
+                       return at::scatter_reduce(x.slice(0, 0, 3), 0, rows, x.slice(0, 2, 4),
+                                                 "prod", include_self);
+                     },
+                     with_a_zero({4, 3})});
+  }
   return cases;
 }
 
@@ -253,6 +280,50 @@ TEST(ReverseFormulasOfHalfPrecision, Statistics) {
   const Tensor got = grad(loss)(x.to(at::kBFloat16));
   EXPECT_EQ(got.scalar_type(), at::kBFloat16);
   EXPECT_TRUE(at::allclose(got.to(at::kFloat), grad(loss)(x.to(at::kFloat)), 5e-2, 5e-2)) << got;
+}
+
+// A gradient has a formula, and its own derivative none.
+TEST(Products, OfSeveralZeros) {
+  const Tensor index = at::tensor({0, 1, 1}, at::kLong),
+               factors = at::tensor({2.0, 0.0, 0.0}, at::kDouble);
+  const Function f = [=](const Tensor& src) {
+    return at::scatter_reduce(at::ones({2}, at::kDouble), 0, index, src, "prod").sum();
+  };
+  expect_close(grad(f)(factors), at::tensor({1.0, 0.0, 0.0}, at::kDouble));
+  const auto message = [&](const Function& g, const Tensor& x) -> std::string {
+    try {
+      g(x);
+    } catch (const c10::Error& error) {
+      return error.what_without_backtrace();
+    }
+    return "no error";
+  };
+  const Function second = grad([=](const Tensor& src) { return grad(f)(src).sum(); });
+  EXPECT_NE(message(second, factors).find("Double backward is unsupported"), std::string::npos);
+  const Tensor batch = at::stack({factors + 1, factors});
+  EXPECT_NE(message(vmap(second), batch).find("Double backward is unsupported"), std::string::npos);
+  expect_close(vmap(second)(batch + 1), at::stack({second(factors + 2), second(factors + 1)}));
+}
+
+TEST(Products, InPlace) {
+  const Tensor index = at::tensor({0, 1, 1}, at::kLong);
+  for (const bool scatter : {false, true}) {
+    const Function in_place = [=](const Tensor& x) {
+      Tensor y = x.slice(0, 0, 2).sin();
+      return (scatter ? y.scatter_reduce_(0, index, x, "prod")
+                      : y.index_reduce_(0, index, x, "prod"))
+          .sin();
+    };
+    const Function out_of_place = [=](const Tensor& x) {
+      const Tensor y = x.slice(0, 0, 2).sin();
+      return (scatter ? y.scatter_reduce(0, index, x, "prod") : y.index_reduce(0, index, x, "prod"))
+          .sin();
+    };
+    const Tensor x = with_a_zero({3}), c = randn({2});
+    expect_close(vjp(in_place, x).second(c), vjp(out_of_place, x).second(c));
+    expect_close(vmap(gradient_of(in_place, c))(x.unsqueeze(0))[0], vjp(in_place, x).second(c));
+    check_gradient(gradient_of(in_place, c), x);
+  }
 }
 
 // x[mask] = v, with a mask for each example, against where.

@@ -130,10 +130,41 @@ Stack batch_norm(const Stack& arguments, Stack results) {
   return results;
 }
 
+// --- what looks at numbers
+// -------------------------------------------------------------------------
+
+// There is nothing to check.
+Stack assert_async(const Stack& /*arguments*/, Stack /*results*/) { return {}; }
+
+Tensor contiguous(const std::vector<int64_t>& sizes, const Tensor& like) {
+  return formatted(sizes, at::MemoryFormat::Contiguous, like);
+}
+
+// Of lengths that are integers, or of tensors of which the last target is as long as it can be:
+// NOTE [ctc losses of one size] in compile/trace_scope.cc.
+Stack ctc_loss(const Stack& arguments, Stack /*results*/) {
+  const Tensor &log_probs = arguments[0].toTensor(), &targets = arguments[1].toTensor();
+  const int64_t count = log_probs.size(1);
+  int64_t longest = targets.dim() == 1 ? targets.size(0) / 2 : targets.size(1);
+  if (arguments[3].isIntList()) {
+    longest = 0;
+    for (const int64_t each : arguments[3].toIntVector()) longest = std::max(longest, each);
+  }
+  return {contiguous({count}, log_probs),
+          contiguous({count, log_probs.size(0), 2 * longest + 1}, log_probs)};
+}
+
+Stack masked_scatter_backward(const Stack& arguments, Stack /*results*/) {
+  return {contiguous(arguments[2].toIntVector(), arguments[0].toTensor())};
+}
+
 const std::unordered_map<std::string, HollowRule>& rules() {
   static const auto* all = new std::unordered_map<std::string, HollowRule>{
       {"aten::convolution", {.complete = true, .apply = convolution}},
       {"aten::convolution_backward", {.complete = true, .apply = convolution_backward}},
+      {"aten::_assert_async", {.complete = true, .apply = assert_async}},
+      {"aten::_ctc_loss", {.complete = true, .apply = ctc_loss}},
+      {"aten::masked_scatter_backward", {.complete = true, .apply = masked_scatter_backward}},
       {"aten::native_batch_norm", {.complete = false, .apply = batch_norm}},
       {"aten::_native_batch_norm_legit", {.complete = false, .apply = batch_norm}},
   };

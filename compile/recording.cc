@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <utility>
 
+#include "batching/rules/numbers.h"
 #include "core/error.h"
+#include "core/lifted_tensor.h"
 
 namespace torchlift::compile {
 
@@ -115,6 +117,62 @@ ValueId Recording::view_of_owner(Frame& frame, const at::Tensor& inner) {
   frame.graph.nodes.push_back(std::move(node));
   know_in(frame, inner, id);
   return id;
+}
+
+void Recording::note_copy_for_view(const char* op, const at::Tensor& base, const at::Tensor& copy) {
+  CopyForView noted{.op = op,
+                    .source = source(),
+                    .memory = innermost(copy).storage().getWeakStorageImpl(),
+                    .memory_of_base = innermost(base).storage().getWeakStorageImpl(),
+                    .versions = {}};
+  for (const at::Tensor& t : {base, copy}) {
+    for (at::Tensor part = t;; part = at::Tensor(as_lifted(part)->value())) {
+      if (part.is_inference()) {
+        unsupported_error(
+            transform_, op,
+            ": in a graph it copies, as its place is computed from the inputs, and in "
+            "inference mode nothing tells whether the tensor is written to later. Use "
+            "torch.no_grad(), or index_select.");
+      }
+      const c10::VariableVersion& counter = part.unsafeGetTensorImpl()->version_counter();
+      noted.versions.emplace_back(counter, counter.current_version());
+      if (!is_lifted(part)) break;
+    }
+  }
+  copies_.push_back(std::move(noted));
+}
+
+bool Recording::CopyForView::written() const {
+  return written_silently || std::any_of(versions.begin(), versions.end(), [](const auto& each) {
+           return each.first.current_version() != each.second;
+         });
+}
+
+void Recording::forget_dead_copies() {
+  std::erase_if(copies_,
+                [](const CopyForView& each) { return each.memory.expired() && !each.written(); });
+}
+
+void Recording::note_silent_write(const at::Tensor& t) {
+  forget_dead_copies();
+  const c10::StorageImpl* written = innermost(t).storage().unsafeGetStorageImpl();
+  for (CopyForView& each : copies_) {
+    for (const auto& memory : {each.memory, each.memory_of_base}) {
+      if (memory.lock().get() == written) each.written_silently = true;
+    }
+  }
+}
+
+void Recording::check_copies() const {
+  for (const CopyForView& each : copies_) {
+    if (!each.written()) continue;
+    unsupported_error(transform_, each.op,
+                      ": its place is computed from the inputs, so the graph copies where it would "
+                      "give a view; but its argument, or its result, was written to in place "
+                      "afterwards, which a view would show. Write out of place, or by index_copy "
+                      "and index_add, or into x.clone().",
+                      each.source.empty() ? "" : " (" + each.source + ")");
+  }
 }
 
 }  // namespace torchlift::compile

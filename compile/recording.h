@@ -13,12 +13,15 @@
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/StorageImpl.h>
+#include <c10/core/TensorImpl.h>
 #include <c10/util/intrusive_ptr.h>
 
+#include <cstdint>
 #include <functional>
 #include <string>
 #include <unordered_map>
 #include <unordered_set>
+#include <utility>
 #include <vector>
 
 #include "compile/graph.h"
@@ -73,6 +76,16 @@ class Recording {
   ValueId add_value(const at::Tensor& real, const std::string& name);
   void note_spread(ValueId id) { top().spread.insert(id); }
 
+  // For a copy in the place of a view (Recorder::note_copy_for_view). The tensors may be of any
+  // level. Neither is to be written to as long as the copy lives.
+  void note_copy_for_view(const char* op, const at::Tensor& base, const at::Tensor& copy);
+  // To be called before something is written: copies that nobody has any more do not matter.
+  void forget_dead_copies();
+  // Before a write that leaves the version of t as it is.
+  void note_silent_write(const at::Tensor& t);
+  // Throws if one was written to, or its base.
+  void check_copies() const;
+
  private:
   friend class FrameScope;
 
@@ -92,6 +105,18 @@ class Recording {
   Frame root_;
   std::vector<Frame*> frames_;
   std::unordered_map<const c10::TensorImpl*, ValueId> constants_;  // of the root
+
+  struct CopyForView {
+    std::string op, source;
+    c10::weak_intrusive_ptr<c10::StorageImpl> memory, memory_of_base;
+    // Version counters of both tensors, in all levels, as they were.
+    std::vector<std::pair<c10::VariableVersion, uint32_t>> versions;
+
+    bool written_silently = false;
+
+    bool written() const;
+  };
+  std::vector<CopyForView> copies_;
 };
 
 // Operators are written into `frame` while it lives. A frame may be gone on with later.

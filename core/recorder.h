@@ -43,6 +43,12 @@ class Recorder : public Interpreter {
   virtual std::optional<std::vector<Leaves>> scan(const LevelPtr& level, const Step& step,
                                                   const Leaves& carry, const Leaves& xs,
                                                   bool reverse) const = 0;
+
+  // `copy` stands for the view of `base` that an operator would give, if its place were not
+  // computed from what is recorded. Where one of them is written to while the copy
+  // lives, the two differ, and the end of the recording throws.
+  virtual void note_copy_for_view(const char* op, const at::Tensor& base,
+                                  const at::Tensor& copy) const = 0;
 };
 
 // The recorder of a level, or null.

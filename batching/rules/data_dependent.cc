@@ -18,14 +18,16 @@
 #include <ATen/ops/searchsorted.h>
 #include <ATen/ops/tensor_split_compositeimplicitautograd_dispatch.h>
 #include <ATen/ops/tensor_split_ops.h>
+#include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
-#include <c10/core/StorageImpl.h>
 
 #include <algorithm>
+#include <optional>
 #include <utility>
 #include <vector>
 
 #include "batching/rules/dims.h"
+#include "batching/rules/numbers.h"
 #include "core/error.h"
 #include "core/registry.h"
 
@@ -60,22 +62,13 @@ namespace ops = at::_ops;
 // Composite operators check their arguments by equal(). Where every example gives the same answer,
 // that is the answer; numbers and shapes that a user may branch on are another matter (below).
 
-bool batched_anywhere(const at::Tensor& t) {
-  const LiftedTensorImpl* impl = as_lifted(t);
-  return impl != nullptr && (impl->bdim().has_value() || batched_anywhere(impl->value()));
-}
+constexpr const char* kKeepTensor =
+    "Keep the answer a tensor: (x == y).all(), or torch.isclose(x, y).all(), and choose by "
+    "torch.where.";
 
-// False in a trace by shapes alone (NOTE [tracing by shapes] in compile/trace_scope.h): then checks
-// of numbers are not made.
-bool has_numbers(const at::Tensor& plain) {
-  return plain.numel() == 0 || !plain.has_storage() ||
-         plain.storage().unsafeGetStorageImpl()->_mutable_data_ptr_no_checks().get() != nullptr;
-}
-
-at::Tensor innermost(const at::Tensor& t) {
-  at::Tensor value = t;
-  while (const LiftedTensorImpl* impl = as_lifted(value)) value = at::Tensor(impl->value());
-  return value;
+[[noreturn]] void throw_examples_differ(const char* op, const Level& level) {
+  unsupported_error("vmap", op, " gives one True or False, but its arguments are of ",
+                    level.describe(), ", and the examples differ. ", kKeepTensor);
 }
 
 // [B, ...] -> [B, numel], also for a 0-d example.
@@ -86,20 +79,24 @@ at::Tensor flat(BatchedArg self) {
 
 // The answer that `each` (one bool for each example) gives for all of them, in every level.
 bool agreed(const char* op, const Level& level, const at::Tensor& each) {
+  refuse_recorded(each, op, kKeepTensor);
   const at::Tensor answers = innermost(each);
   if (answers.numel() == 0 || answers.all().item<bool>()) return true;
   if (!answers.any().item<bool>()) return false;
-  unsupported_error("vmap", op, " gives one True or False, but its arguments are of ",
-                    level.describe(),
-                    ", and the examples differ. Keep the answer a tensor: (x == y).all(), or "
-                    "torch.isclose(x, y).all(), and choose by torch.where.");
+  throw_examples_differ(op, level);
 }
 
 bool equal_rule(const Level& level, BatchedArg self, BatchedArg other) {
   if (logical_sizes(self) != logical_sizes(other)) return false;
   const int64_t rank = self.logical_dim();
   const at::Tensor same = aligned(self, rank).eq(aligned(other, rank));
-  return agreed("aten::equal", level, flat({same, 0}).all(1));
+  const at::Tensor each = flat({same, 0}).all(1);
+  if (!AssumedAnswers::open() || recorded_by(each) == nullptr) {
+    return agreed("aten::equal", level, each);
+  }
+  const std::optional<bool> answer = AssumedAnswers::answer(each);
+  if (!answer) throw_examples_differ("aten::equal", level);
+  return *answer;
 }
 
 bool allclose_rule(const Level& level, BatchedArg self, BatchedArg other, double rtol, double atol,
@@ -143,10 +140,27 @@ std::vector<at::Tensor> tensor_split(const at::Tensor& self, const at::Tensor& w
       self, shared_numbers("tensor_split", where, kAdvice), dim);
 }
 
+// Where the start is an input of a trace, the place of the view would be that of one run. The graph
+// copies, and the trace throws if that makes a difference.
+at::Tensor copied_from(const at::Tensor& self, int64_t dim, const at::Tensor& start,
+                       int64_t length) {
+  const int64_t size = self.size(dim);
+  TORCH_CHECK(length >= 0 && length <= size, "narrow: length ", length,
+              " is no part of a dimension of size ", size, ".");
+  const at::Tensor first = at::where(start.lt(0), start.add(size), start).to(at::kLong);
+  at::Tensor copy = self.index_select(
+      dim, first.add(at::arange(length, innermost(start).options().dtype(at::kLong))));
+  note_copy_for_view("narrow", self, copy, start);
+  return copy;
+}
+
 at::Tensor narrow_from(const at::Tensor& self, int64_t dim, const at::Tensor& start,
                        c10::SymInt length) {
   TORCH_CHECK(start.dim() == 0 && at::isIntegralType(start.scalar_type(), /*includeBool=*/false),
               "start must be an 0-dim integral Tensor.");
+  if (recorded_by(start) != nullptr) {
+    return copied_from(self, dim, start, length.guard_int(__FILE__, __LINE__));
+  }
   constexpr const char* kAdvice =
       "it starts at places that differ between the examples, and no view of the batch shows those. "
       "Copy them: x.index_select(dim, start + torch.arange(length)); or pass a start that all "
@@ -186,10 +200,15 @@ at::Tensor narrow_from(const at::Tensor& self, int64_t dim, const at::Tensor& st
 
 // How many bins every example has: the largest of its numbers decides, if it is above minlength.
 int64_t number_of_bins(const Level& level, const at::Tensor& x, int64_t minlength) {
-  const at::Tensor all = innermost(x);
-  if (all.numel() == 0) return minlength;
-  TORCH_CHECK(all.min().item<int64_t>() >= 0,
-              "bincount only supports 1-d non-negative integral inputs.");
+  if (innermost(x).numel() == 0) return minlength;
+  check_all(x.ge(0), "bincount only supports 1-d non-negative integral inputs.");
+  if (recorded_by(x) != nullptr) {
+    if (minlength == 0) refuse_recorded(x, "aten::bincount", "Pass minlength, the number of bins.");
+    check_all(x.lt(minlength),
+              "[trace] bincount: a number is not below minlength, which is the number of bins in a "
+              "graph. Pass a larger one.");
+    return minlength;
+  }
   const at::Tensor largest = innermost(x.amax(1));
   const int64_t least = std::max(largest.min().item<int64_t>() + 1, minlength);
   const int64_t most = std::max(largest.max().item<int64_t>() + 1, minlength);
@@ -235,17 +254,14 @@ Batched repeat_interleave_rule(const Level& level, BatchedArg repeats,
   }
   const at::Tensor each = batch_first(repeats);
   const at::Tensor ends = each.cumsum(1);
-  const at::Tensor all = innermost(each);
-  const at::Tensor sums = innermost(each.sum(1));
-  if (sums.numel() > 0 && has_numbers(sums)) {
-    TORCH_CHECK(all.numel() == 0 || all.min().item<int64_t>() >= 0, "repeats can not be negative");
-    TORCH_CHECK(sums.eq(*output_size).all().item<bool>(),
-                "[vmap] repeat_interleave: output_size is ", *output_size,
-                ", but the repeats of some example have another sum. Give their sum, which has to "
-                "be the same for all examples.");
-  }
-  const at::Tensor places =
-      at::arange(*output_size, all.options().dtype(at::kLong)).expand({level.size(), *output_size});
+  check_all(each.ge(0), "repeats can not be negative");
+  check_all(each.sum(1).eq(*output_size),
+            c10::str("[vmap] repeat_interleave: output_size is ", *output_size,
+                     ", but the repeats of some example have another sum. Give their sum, which "
+                     "has to be the same for all examples.")
+                .c_str());
+  const at::Tensor places = at::arange(*output_size, innermost(each).options().dtype(at::kLong))
+                                .expand({level.size(), *output_size});
   const at::Tensor index = at::searchsorted(ends, places.contiguous(), /*out_int32=*/false,
                                             /*right=*/true);
   return {index.to(repeats.value.scalar_type()), 0};
@@ -269,14 +285,9 @@ void assert_async_rule(const c10::OperatorHandle& op, const LevelPtr& level,
 // One more than the largest class of every example, if it is the same for all.
 int64_t number_of_classes(const at::Tensor& self) {
   TORCH_CHECK(self.numel() > 0, "Can not infer total number of classes from empty tensor.");
+  refuse_recorded(self, "one_hot", "Give the number of classes: one_hot(x, num_classes=10).");
   const at::Tensor largest = innermost(self.flatten().amax(0));
   if (largest.numel() == 0) return 0;  // there is no example
-  if (!has_numbers(largest)) {
-    unsupported_error("trace",
-                      "one_hot: the number of classes depends on the values, which are not known: "
-                      "the function is traced by shapes alone. Give it: one_hot(x, "
-                      "num_classes=10).");
-  }
   const auto least = largest.min().item<int64_t>();
   if (least != largest.max().item<int64_t>()) {
     unsupported_error("vmap",
@@ -292,10 +303,9 @@ at::Tensor one_hot(const at::Tensor& self, int64_t num_classes) {
               "one_hot is only applicable to index tensor of type LongTensor.");
   const at::Tensor all = innermost(self);
   if (num_classes < 0) num_classes = number_of_classes(self);
-  if (all.is_cpu() && all.numel() > 0 && has_numbers(all)) {
-    TORCH_CHECK(all.min().item<int64_t>() >= 0, "Class values must be non-negative.");
-    TORCH_CHECK(all.max().item<int64_t>() < num_classes,
-                "Class values must be smaller than num_classes.");
+  if (all.is_cpu()) {
+    check_all(self.ge(0), "Class values must be non-negative.");
+    check_all(self.lt(num_classes), "Class values must be smaller than num_classes.");
   }
   const at::Tensor classes = at::arange(num_classes, all.options());
   return self.unsqueeze(-1).eq(classes).to(at::kLong);

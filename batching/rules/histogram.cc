@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "batching/rules/dims.h"
+#include "batching/rules/numbers.h"
 #include "core/lifted_tensor.h"
 #include "core/registry.h"
 
@@ -36,13 +37,6 @@ struct Outer {
   at::Tensor left, right;
 };
 
-// Whether a tensor of bools is true everywhere, in all examples of all levels.
-bool all_true(const at::Tensor& answers) {
-  at::Tensor value = answers;
-  while (const LiftedTensorImpl* impl = as_lifted(value)) value = at::Tensor(impl->value());
-  return value.all().item<bool>();
-}
-
 // `points` is [B, N]. Where all points are one, the edges are moved apart by `margin`.
 Outer outer_of_data(const at::Tensor& points, double margin) {
   if (points.size(1) == 0) {
@@ -51,9 +45,9 @@ Outer outer_of_data(const at::Tensor& points, double margin) {
   }
   const at::Tensor left = points.amin(1, /*keepdim=*/true);
   const at::Tensor right = points.amax(1, /*keepdim=*/true);
-  TORCH_CHECK(all_true(left.isfinite().logical_and(right.isfinite())),
-              "[vmap] histogram: the data of some example are not finite, so they give no range. "
-              "Give one.");
+  check_all(left.isfinite().logical_and(right.isfinite()),
+            "[vmap] histogram: the data of some example are not finite, so they give no range. "
+            "Give one.");
   const at::Tensor one = left.eq(right);
   return {at::where(one, left.sub(margin), left), at::where(one, right.add(margin), right)};
 }

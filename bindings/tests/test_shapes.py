@@ -561,7 +561,7 @@ ERRORS = {
     "one_hot": (lambda x: F.one_hot(x.long()), "the number of classes depends on the values, which are"),
     "equal": (
         lambda x: x if vmap(lambda r: r * torch.equal(r, r))(x).shape else x,
-        "the memory of a tensor was asked for that has none",
+        "aten::equal: its result depends on numbers",
     ),
 }
 

@@ -783,6 +783,20 @@ def test_batch_norms_in_training_under_vmap():
     replayed(torchlift.vmap(lambda x, m, v: F.instance_norm(x, m, v, use_input_stats=True)), images, mean, var)
 
 
+@pytest.mark.parametrize("transform", [lambda f: f, lambda f: grad(lambda x: f(x).sin().sum())])
+def test_batch_norms_that_write_statistics_which_the_function_makes(transform):
+    def f(x):
+        mean, var = torch.zeros(5, dtype=x.dtype), torch.ones(5, dtype=x.dtype)
+        y = F.batch_norm(x, mean, var, training=True).pow(3)
+        y = y * F.batch_norm(x.sin(), mean[:], var, training=True)
+        return y * mean + var
+
+    traced = check(transform(f), data(6, 5))
+    for _ in range(2):
+        x = data(6, 5)
+        assert_close(traced(x), transform(f)(x))
+
+
 def test_buffers_of_a_traced_call_are_those_of_its_inputs():
     model = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5))
     params = dict(model.named_parameters())

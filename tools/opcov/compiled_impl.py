@@ -55,7 +55,8 @@ def saved_and_loaded(graph: _C.Graph) -> _C.Graph:
 
 
 def bits(t: torch.Tensor) -> torch.Tensor:
-    return t.contiguous().flatten().view(torch.uint8)
+    # Into memory of its own: one number may have any stride, and a conjugate view no bits.
+    return torch.empty(t.numel(), dtype=t.dtype).copy_(t.flatten()).view(torch.uint8)
 
 
 def equal(a: list[Any], b: list[Any]) -> bool:
