@@ -71,8 +71,7 @@ struct Index {
   }
 };
 
-// --- the check of the second derivative
-// ------------------------------------------------------------
+// --- the check of the second derivative ----------------------------------------------------------
 
 // The gradient passes unchanged, if `right` is true everywhere.
 struct DifferentiableWhereBackward final : public torch::autograd::Node {
@@ -101,8 +100,7 @@ Tensor differentiable_where(const Tensor& right, const Tensor& t) {
   return result;
 }
 
-// --- the formula
-// -----------------------------------------------------------------------------------
+// --- the formula ---------------------------------------------------------------------------------
 
 template <class Kind>
 struct ProductBackward final : public torch::autograd::Node {
@@ -154,8 +152,7 @@ struct ProductBackward final : public torch::autograd::Node {
   }
 };
 
-// --- kernels
-// ---------------------------------------------------------------------------------------
+// --- kernels -------------------------------------------------------------------------------------
 
 template <class Kind>
 bool is_ours(const Tensor& self, const Tensor& index, const Tensor& src, std::string_view reduce) {

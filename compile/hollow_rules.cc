@@ -130,8 +130,7 @@ Stack batch_norm(const Stack& arguments, Stack results) {
   return results;
 }
 
-// --- what looks at numbers
-// -------------------------------------------------------------------------
+// --- what looks at numbers -----------------------------------------------------------------------
 
 // There is nothing to check.
 Stack assert_async(const Stack& /*arguments*/, Stack /*results*/) { return {}; }

@@ -92,8 +92,7 @@ struct OwnImpl : torch::nn::Module {
                              torch::nn::Linear(4, 2)};
 };
 
-// --- values
-// ------------------------------------------------------------------------------------------
+// --- values --------------------------------------------------------------------------------------
 
 template <class Net, class... Args>
 void check_call(Net net, const Args&... args) {
@@ -247,8 +246,7 @@ TEST_F(FunctionalCall, NothingIsLeftAfterAnException) {
   EXPECT_TRUE(torch::equal(net->forward(x), before));
 }
 
-// --- autograd
-// ------------------------------------------------------------------------------------------
+// --- autograd ------------------------------------------------------------------------------------
 
 TEST_F(FunctionalCall, GradientsGoToTheValues) {
   const auto net = std::make_shared<OwnImpl>();
@@ -298,8 +296,7 @@ TEST_F(FunctionalCall, BackwardPassOfAnotherCallIsNotSubstituted) {
   EXPECT_TRUE(close(g, net->weight.sum(0)));
 }
 
-// --- vmap
-// ------------------------------------------------------------------------------------------
+// --- vmap ----------------------------------------------------------------------------------------
 
 TEST_F(FunctionalCall, Ensemble) {
   const auto net = std::make_shared<OwnImpl>();
@@ -364,8 +361,7 @@ TEST_F(FunctionalCall, RandomOperatorsSeeTheValue) {
   EXPECT_TRUE(close(shared(torch::zeros({3})), torch::ones({3, 2})));
 }
 
-// --- buffers
-// ------------------------------------------------------------------------------------------
+// --- buffers -------------------------------------------------------------------------------------
 
 TEST_F(FunctionalCall, BuffersAreWrittenInTheState) {
   torch::nn::BatchNorm1d net(3);
@@ -425,8 +421,7 @@ TEST_F(FunctionalCall, ReturnsBuffersOfGradients) {
   EXPECT_EQ(buffers.at("1.num_batches_tracked").item<int64_t>(), 0);
 }
 
-// --- errors
-// ------------------------------------------------------------------------------------------
+// --- errors --------------------------------------------------------------------------------------
 
 TEST_F(FunctionalCall, Errors) {
   torch::nn::Linear net(3, 2);
@@ -457,8 +452,7 @@ TEST_F(FunctionalCall, Errors) {
   EXPECT_THAT(call({{"bias", torch::stack({b, b})}}), HasSubstr("map over it with vmap"));
 }
 
-// --- threads
-// ------------------------------------------------------------------------------------------
+// --- threads -------------------------------------------------------------------------------------
 
 TEST_F(FunctionalCall, OneModuleInSeveralThreads) {
   const auto net = std::make_shared<OwnImpl>();

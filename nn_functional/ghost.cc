@@ -197,8 +197,7 @@ class LayerObserver : public OperatorObserver {
   std::map<const c10::TensorImpl*, Parameter> parameters_;  // and their transposes
 };
 
-// --- the backward pass
-// ----------------------------------------------------------------------------
+// --- the backward pass ---------------------------------------------------------------------------
 
 // What is to be done with the parameters.
 struct Plan {

@@ -40,8 +40,7 @@ Row row(std::string name, Holder module, std::function<Inputs()> inputs, bool ra
           differentiated};
 }
 
-// --- inputs
-// ---------------------------------------------------------------------------------------
+// --- inputs --------------------------------------------------------------------------------------
 
 at::Tensor randn(std::vector<int64_t> sizes) { return torch::randn(sizes, torch::kDouble); }
 
@@ -79,8 +78,7 @@ std::function<Inputs()> unpool(std::vector<int64_t> sizes) {
   };
 }
 
-// --- the table
-// ------------------------------------------------------------------------------------
+// --- the table -----------------------------------------------------------------------------------
 
 std::vector<Row> activations() {
   const auto in = x({2, 5});
@@ -272,8 +270,7 @@ std::vector<Row> all_rows() {
   return rows;
 }
 
-// --- the tests
-// ------------------------------------------------------------------------------------
+// --- the tests -----------------------------------------------------------------------------------
 
 class StatelessModules : public ::testing::TestWithParam<size_t> {
  protected:

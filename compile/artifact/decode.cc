@@ -247,8 +247,7 @@ class ArgumentDecoder {
   Budget& budget_;
 };
 
-// --- what verify() does not check
-// ------------------------------------------------------------------
+// --- what verify() does not check ----------------------------------------------------------------
 
 void check_static_size(const TensorType& type, const std::string& name) {
   std::vector<int64_t> sizes;
@@ -307,8 +306,7 @@ void check_operator(const Node& node) {
   if (op.has_value()) check_enums(node, *op);
 }
 
-// --- constants
-// -------------------------------------------------------------------------------------
+// --- constants -----------------------------------------------------------------------------------
 
 class StorageLoader {
  public:
@@ -403,8 +401,7 @@ class StorageLoader {
   std::vector<at::Tensor> loaded_;
 };
 
-// --- the buffer
-// ------------------------------------------------------------------------------------
+// --- the buffer ----------------------------------------------------------------------------------
 
 class Decoder {
  public:
