@@ -3,18 +3,21 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/ivalue.h>
 #include <ATen/core/stack.h>
+#include <ATen/ops/max_pool2d_with_indices.h>
 #include <ATen/ops/stack.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <algorithm>
 #include <numeric>
 #include <string>
+#include <tuple>
 #include <unordered_map>
 #include <utility>
 
 #include "batching/control_flow.h"
 #include "batching/rules/narrow_products.h"
 #include "batching/rules/narrow_softmax.h"
+#include "batching/rules/plane_pools.h"
 #include "compile/graph.h"
 #include "compile/seed_scope.h"
 #include "compile/wrapped_number.h"
@@ -66,12 +69,26 @@ void normalize_backward(Stack* stack) {
   stack->assign({std::move(result)});
 }
 
-// Takes the arguments of an operator from the stack and leaves its result there.
+void pool(Stack* stack) {
+  const at::Tensor x = (*stack)[0].toTensor();
+  const int64_t channels = planes_at_a_time(x);
+  std::tuple<at::Tensor, at::Tensor> results;
+  const auto dims = [&](size_t i) { return (*stack)[i].toIntVector(); };
+  const bool ceil_mode = (*stack)[5].toBool();
+  if (channels == 0 || x.dim() > 4) {
+    results = at::max_pool2d_with_indices(x, dims(1), dims(2), dims(3), dims(4), ceil_mode);
+  } else {
+    results = max_pool_of_planes(x, channels, dims(1), dims(2), dims(3), dims(4), ceil_mode);
+  }
+  stack->assign({std::get<0>(std::move(results)), std::get<1>(std::move(results))});
+}
+
+// Takes the arguments of an operator from the stack and leaves its results there.
 using Kernel = void (*)(Stack* stack);
 
 // Products of matrices the quicker way round (batching/rules/narrow_products.h), softmax over few
-// numbers (narrow_softmax.h): the rules of vmap choose by values, and a graph has the operators as
-// they were called.
+// numbers (narrow_softmax.h), pools of contiguous planes (plane_pools.h): the rules of vmap choose
+// by values, and a graph has the operators as they were called.
 Kernel kernel_of(const Node& node) {
   static const auto* const all = new std::unordered_map<std::string, Kernel>{
       {"aten::mm", &multiply},
@@ -81,6 +98,7 @@ Kernel kernel_of(const Node& node) {
       {"aten::_softmax", &normalize<&softmax_along>},
       {"aten::_log_softmax", &normalize<&log_softmax_along>},
       {"aten::_softmax_backward_data", &normalize_backward<&softmax_backward_along>},
+      {"aten::max_pool2d_with_indices", &pool},
       {"aten::_log_softmax_backward_data", &normalize_backward<&log_softmax_backward_along>}};
   const auto found = all->find(node.full_name());
   return found == all->end() ? nullptr : found->second;

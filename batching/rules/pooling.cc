@@ -32,7 +32,7 @@
 #include <vector>
 
 #include "batching/rules/fold.h"
-#include "core/dispatch.h"
+#include "batching/rules/plane_pools.h"
 #include "core/registry.h"
 
 namespace torchlift {
@@ -77,28 +77,6 @@ std::tuple<Batched, Batched> fractional_pool(const Level& level, BatchedArg self
     fold_row<ops::fractional_max_pool3d_backward, 5>(),
 };
 
-// NOTE [planes as channels]
-// A max pool works on each plane (the last two dims) by itself. libtorch's kernel for contiguous
-// tensors on CPU takes number after number; that for channels last takes vectors of channels. As
-// all leading dims, the batch dim too, are planes alike, any 32 planes that follow each other in
-// memory can be taken for the channels of one image. On float tensors of CNNs (26 x 26 and 11 x 11,
-// windows of 2 and 3) that is 2.4 to 4 times as fast, the copies to and from that layout included,
-// from about 8,000 numbers on; results and indices are the same. Where operators are written down,
-// the layout is not chosen here: compile/passes/channels_last.h does, for the whole graph.
-constexpr int64_t kWorthCopies = 8192;
-constexpr int64_t kVectorBytes = 128;
-
-// How many planes to take at a time: 8, 16 or 32; 0 where the kernel is better called as it is.
-int64_t planes_at_a_time(const at::Tensor& x) {
-  const bool taken = x.is_cpu() && x.is_contiguous() && x.numel() >= kWorthCopies &&
-                     (x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble);
-  if (!taken || is_lifted(x) || is_tracked(x)) return 0;
-  const int64_t planes = x.numel() / (x.size(-1) * x.size(-2));
-  int64_t count = kVectorBytes / static_cast<int64_t>(x.element_size());
-  while (count >= 8 && planes % count != 0) count /= 2;
-  return count >= 8 ? count : 0;
-}
-
 std::tuple<Batched, Batched> max_pool2d(const Level& level, BatchedArg self,
                                         at::IntArrayRef kernel_size, at::IntArrayRef stride,
                                         at::IntArrayRef padding, at::IntArrayRef dilation,
@@ -112,13 +90,11 @@ std::tuple<Batched, Batched> max_pool2d(const Level& level, BatchedArg self,
     return fold_internal::Planes<Op, 4>()(level, self, kernel_size, stride, padding, dilation,
                                           ceil_mode);
   }
-  const auto [out, indices] = Op::call(
-      x.view({-1, channels, x.size(-2), x.size(-1)}).contiguous(c10::MemoryFormat::ChannelsLast),
-      kernel_size, stride, padding, dilation, ceil_mode);
-  std::vector<int64_t> sizes = x.sizes().vec();
-  sizes.end()[-2] = out.size(-2);
-  sizes.end()[-1] = out.size(-1);
-  return {{out.contiguous().view(sizes), self.bdim}, {indices.contiguous().view(sizes), self.bdim}};
+  // NOTE [planes as channels]. Where operators are written down, the layout is not chosen here:
+  // compile/passes/channels_last.h does, for the whole graph, and the replay.
+  const auto [values, indices] =
+      max_pool_of_planes(x, channels, kernel_size, stride, padding, dilation, ceil_mode);
+  return {{values, self.bdim}, {indices, self.bdim}};
 }
 
 [[maybe_unused]] const RuleSet kRules{

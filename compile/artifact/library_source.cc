@@ -242,13 +242,13 @@ std::string source_text(const std::string& bytes, const LibraryOptions& options,
   out << "// Made from " << comment(options.file) << " by torchlift_library: do not edit.\n\n"
       << "#include \"" << options.header_path << "\"\n\n"
       << "#include <string_view>\n#include <vector>\n\n"
-      << "#include \"compile/artifact/artifact.h\"\n#include \"compile/replay.h\"\n\n"
+      << "#include \"compile/artifact/artifact.h\"\n#include \"compile/optimized_program.h\"\n\n"
       << "namespace " << options.cpp_namespace << " {\nnamespace {\n\n"
       << "constexpr char kArtifact[] =\n";
   write_literal(bytes, out);
   out << ";\n\n"
-      << "const torchlift::compile::Program& program() {\n"
-      << "  static const torchlift::compile::Program program(\n"
+      << "const torchlift::compile::OptimizedProgram& program() {\n"
+      << "  static const torchlift::compile::OptimizedProgram program(\n"
       << "      torchlift::compile::parse_artifact(\n"
       << "          std::string_view(kArtifact, sizeof(kArtifact) - 1), \"";
   for (const char c : comment(options.file)) out << (c == '"' ? '\'' : c);

@@ -27,6 +27,7 @@
 
 #include "compile/artifact/artifact.h"
 #include "compile/graph.h"
+#include "compile/optimized_program.h"
 #include "compile/replay.h"
 
 namespace torchlift::compile {
@@ -61,7 +62,7 @@ class LoadedProgram {
  private:
   struct Native;
 
-  Program program_;
+  OptimizedProgram program_;
   std::string backend_ = "eager";
   std::shared_ptr<const Native> native_;
 };

@@ -1,0 +1,80 @@
+#include "compile/optimized_program.h"
+
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include <thread>
+#include <vector>
+
+#include "autodiff/grad.h"
+#include "batching/vmap.h"
+#include "compile/trace.h"
+#include "core/testing.h"
+
+namespace torchlift::compile {
+namespace {
+
+using at::Tensor;
+using Tensors = std::vector<Tensor>;
+
+Tensor f(const Tensor& x, const Tensor& w) { return (x.sin() * 1 + x.sin()).matmul(w).relu(); }
+
+TEST(OptimizedProgram, GivesWhatTheGraphGives) {
+  const Tensor x = at::rand({4, 3}, at::kDouble), w = at::rand({3, 2}, at::kDouble);
+  const OptimizedProgram program(torchlift::trace(&f, x, w));
+  const size_t nodes = program.graph().nodes.size();
+  for (int i = 0; i < 2; ++i) {
+    const Tensor other = at::rand({4, 3}, at::kDouble);
+    EXPECT_CLOSE(program.run({other, w})[0], f(other, w));
+  }
+  EXPECT_EQ(program.graph().nodes.size(), nodes) << "the graph stays as it was given";
+}
+
+TEST(OptimizedProgram, UnderTransforms) {
+  const Tensor x = at::rand({5, 4, 3}, at::kDouble), w = at::rand({3, 2}, at::kDouble);
+  const OptimizedProgram program(torchlift::trace(&f, x[0], w));
+  program.run({x[0], w});
+  const auto run = [&](const Tensor& each) { return program.run({each, w})[0]; };
+  EXPECT_CLOSE(vmap(run)(x), f(x, w));
+  const auto total = [&](const Tensor& each) { return run(each).sum(); };
+  EXPECT_CLOSE(grad(total)(x[0]), grad([&](const Tensor& each) { return f(each, w).sum(); })(x[0]));
+}
+
+TEST(OptimizedProgram, WhatIsWrittenIntoInputsIsThere) {
+  const auto g = [](const Tensor& x) { return x.add_(1).sum(); };
+  const Tensor x = at::zeros({3});
+  const OptimizedProgram program(torchlift::trace(g, x.clone()));
+  EXPECT_CLOSE(program.run({x})[0], at::full({}, 3.0F));
+  EXPECT_CLOSE(x, at::ones({3}));
+}
+
+TEST(OptimizedProgram, ErrorsOfConstantsAreThoseOfTheRun) {
+  Graph graph;
+  const ValueId x = graph.add_input(type_of(at::zeros({2})), "x");
+  const ValueId matrix = graph.add_constant(at::zeros({2, 2}));
+  const ValueId inverse = graph.add_value(type_of(at::zeros({2, 2})), "inverse");
+  graph.nodes.push_back({.op = "aten::linalg_inv",
+                         .overload = "",
+                         .args = {ValueRef{matrix}},
+                         .results = {{.ids = {inverse}}},
+                         .subgraphs = {},
+                         .source = ""});
+  graph.outputs = {inverse, x};
+  const OptimizedProgram program(graph);
+  for (int i = 0; i < 2; ++i) EXPECT_THROW(program.run({at::zeros({2})}), c10::Error);
+}
+
+TEST(OptimizedProgram, FromSeveralThreads) {
+  const Tensor x = at::rand({4, 3}, at::kDouble), w = at::rand({3, 2}, at::kDouble);
+  const OptimizedProgram program(torchlift::trace(&f, x, w));
+  Tensors results(8);
+  std::vector<std::thread> threads;
+  for (Tensor& result : results) {
+    threads.emplace_back([&] { result = program.run({x, w})[0]; });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (const Tensor& result : results) EXPECT_CLOSE(result, f(x, w));
+}
+
+}  // namespace
+}  // namespace torchlift::compile
