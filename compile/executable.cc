@@ -16,14 +16,15 @@ bool is_static(const Graph& graph) { return graph.symbols.empty(); }
 
 }  // namespace
 
-Program Executable::prepared(Graph graph, OptimizeReport* report) {
+Program Executable::prepared(Graph graph, const ExecutableOptions& options,
+                             OptimizeReport* report) {
   *report = optimize(graph);
   RunPlan plan;
   plan.chosen = channels_last(graph);
   if (is_static(graph)) {
     schedule_for_memory(graph);
     // Where layouts are assumed, each result is looked at by itself: NOTE [assumed layouts].
-    if (!graph.layouts_assumed) plan.blocked = blocked_groups(graph);
+    if (options.blocks && !graph.layouts_assumed) plan.blocked = blocked_groups(graph);
     const MemoryPlan memory = memory_plan(graph);
     take_over_memory(graph, memory.in_place, &plan.blocked);
     for (const InPlace& each : memory.in_place)
@@ -32,9 +33,9 @@ Program Executable::prepared(Graph graph, OptimizeReport* report) {
   return Program(std::move(graph), plan);
 }
 
-Executable::Executable(Graph graph)
+Executable::Executable(Graph graph, const ExecutableOptions& options)
     : report_(std::make_shared<OptimizeReport>()),
-      program_(prepared(std::move(graph), report_.get())) {}
+      program_(prepared(std::move(graph), options, report_.get())) {}
 
 std::vector<at::Tensor> Executable::run(at::ArrayRef<at::Tensor> inputs,
                                         const RunOptions& options) const {

@@ -25,10 +25,16 @@
 
 namespace torchlift::compile {
 
+struct ExecutableOptions {
+  // Whether pointwise operators on large tensors run block by block. Blocks are cut by the types of
+  // values without another look: not for a graph of somebody whom one does not trust.
+  bool blocks = true;
+};
+
 class Executable {
  public:
   // Throws UnsupportedError for writes that have no functional form.
-  explicit Executable(Graph graph);
+  explicit Executable(Graph graph, const ExecutableOptions& options = {});
 
   // As Program::run.
   std::vector<at::Tensor> run(at::ArrayRef<at::Tensor> inputs,
@@ -39,7 +45,7 @@ class Executable {
   const OptimizeReport& report() const { return *report_; }
 
  private:
-  static Program prepared(Graph graph, OptimizeReport* report);
+  static Program prepared(Graph graph, const ExecutableOptions& options, OptimizeReport* report);
 
   std::shared_ptr<OptimizeReport> report_;
   Program program_;

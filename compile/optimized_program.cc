@@ -22,7 +22,7 @@ std::vector<at::Tensor> OptimizedProgram::run(at::ArrayRef<at::Tensor> inputs,
   if (program_.needs_dispatch(inputs)) return program_.run(inputs, options);
   std::call_once(optimized_->once, [&] {
     try {
-      optimized_->executable.emplace(program_.graph());
+      optimized_->executable.emplace(program_.graph(), ExecutableOptions{.blocks = false});
     } catch (const std::exception&) {
       // Writes without a functional form; or constants on which an operator throws, as it then does
       // in the run.

@@ -9,6 +9,7 @@
 //   std::vector<at::Tensor> outputs = program.run({x, w});
 //
 // Loading a file computes nothing, whatever the file holds; the passes (compile/executable.h) may.
+// What says too much or too little of its values' types does no harm: nothing is cut into blocks.
 // Where a level or autograd looks at the operators, and where a pass cannot do with the graph, it
 // runs as it is. Can be copied, and run from several threads.
 

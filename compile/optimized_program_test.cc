@@ -64,6 +64,16 @@ TEST(OptimizedProgram, ErrorsOfConstantsAreThoseOfTheRun) {
   for (int i = 0; i < 2; ++i) EXPECT_THROW(program.run({at::zeros({2})}), c10::Error);
 }
 
+TEST(OptimizedProgram, TypesThatAreWrongDoNoHarm) {
+  const auto chain = [](const Tensor& x) { return ((x.mean() + 1) * 2).exp().sin() - 1; };
+  Graph graph = torchlift::trace(chain, at::rand({8}));
+  for (Value& value : graph.values) {
+    if (value.type.dim() == 0) value.type = type_of(at::zeros({1024, 2048}));
+  }
+  const Tensor x = at::rand({8});
+  EXPECT_CLOSE(OptimizedProgram(graph).run({x})[0], chain(x));
+}
+
 TEST(OptimizedProgram, FromSeveralThreads) {
   const Tensor x = at::rand({4, 3}, at::kDouble), w = at::rand({3, 2}, at::kDouble);
   const OptimizedProgram program(torchlift::trace(&f, x, w));
