@@ -86,11 +86,15 @@ class Simplifier {
   static ValueId result(const Node& node) { return node.results[0].ids[0]; }
 
   std::optional<double> number(const Node& node, size_t i) const {
-    if (i >= node.args.size()) return std::nullopt;
+    std::optional<double> number;
+    if (i >= node.args.size()) return number;
     const ValueId id = tensor(node, i);
-    if (id == kNoValue) return real_number(node.args[i]);
-    const auto found = uniform_.find(id);
-    return found == uniform_.end() ? std::nullopt : std::optional(found->second);
+    if (id == kNoValue) {
+      number = real_number(node.args[i]);
+    } else if (const auto found = uniform_.find(id); found != uniform_.end()) {
+      number = found->second;
+    }
+    return number;
   }
 
   void note_uniform(const Node& node) {
