@@ -98,8 +98,8 @@ Kernel kernel_of(const Node& node) {
       {"aten::_softmax", &normalize<&softmax_along>},
       {"aten::_log_softmax", &normalize<&log_softmax_along>},
       {"aten::_softmax_backward_data", &normalize_backward<&softmax_backward_along>},
-      {"aten::max_pool2d_with_indices", &pool},
-      {"aten::_log_softmax_backward_data", &normalize_backward<&log_softmax_backward_along>}};
+      {"aten::_log_softmax_backward_data", &normalize_backward<&log_softmax_backward_along>},
+      {"aten::max_pool2d_with_indices", &pool}};
   const auto found = all->find(node.full_name());
   return found == all->end() ? nullptr : found->second;
 }

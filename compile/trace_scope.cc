@@ -144,10 +144,8 @@ class Call {
   void assume_rank(const at::Tensor& rank) const {
     const AssumedAnswers answers(
         "linalg.lstsq: with this driver there are residuals where all matrices have full rank, "
-        "which "
-        "they had, or had not, when the function was traced, unlike now. The driver \"gelsy\" "
-        "gives "
-        "none.",
+        "which they had, or had not, when the function was traced, unlike now. The driver "
+        "\"gelsy\" gives none.",
         {true});
     AssumedAnswers::answer(rank.eq(args_[0].toTensor().size(-1)).all());
   }

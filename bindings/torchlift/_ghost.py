@@ -15,8 +15,8 @@ that no more than one layer's g and a are needed at a time.
 
 Which layers these are, the graph of the forward pass tells: those that were called once, and through whose
 output every path from their parameters to the loss goes. (That the graph takes a weight once is not enough: its
-transpose or its cast may be taken again, as by the formula of a second derivative, or under autocast.) The backward pass is then asked for the gradients of
-all other parameters alone.
+transpose or its cast may be taken again, as by the formula of a second derivative, or under autocast.) The
+backward pass is then asked for the gradients of all other parameters alone.
 """
 
 from __future__ import annotations

@@ -15,11 +15,6 @@
 namespace torchlift::compile {
 namespace {
 
-template <size_t N>
-bool is_one_of(const std::string& op, const std::array<std::string_view, N>& ops) {
-  return std::find(ops.begin(), ops.end(), op) != ops.end();
-}
-
 // NOTE [three kinds of nodes]
 // Backward nodes depend on a tangent. Forward nodes are those that the outputs need, and those that
 // must run once: what draws random numbers, and what has no results. Both sets are given by the

@@ -21,14 +21,6 @@
 namespace torchlift::compile {
 namespace {
 
-template <size_t N>
-bool is_one_of(const std::string& op, const std::array<std::string_view, N>& ops) {
-  for (const std::string_view each : ops) {
-    if (op == each) return true;
-  }
-  return false;
-}
-
 std::optional<double> real_number(const Argument& argument) {
   const auto* value = std::get_if<c10::IValue>(&argument);
   if (value == nullptr) return std::nullopt;

@@ -66,11 +66,6 @@ bool says_channels_last(const TensorType& type) {
 
 // --- what nodes are ------------------------------------------------------------------------------
 
-template <size_t N>
-bool is_one_of(const std::string& op, const std::array<std::string_view, N>& ops) {
-  return std::find(ops.begin(), ops.end(), op) != ops.end();
-}
-
 const TensorType* type_of_argument(const Graph& graph, const Node& node, size_t i) {
   const auto* ref = std::get_if<ValueRef>(&node.args[i]);
   return ref == nullptr || ref->id == kNoValue ? nullptr : &graph.type(ref->id);
@@ -307,18 +302,20 @@ class Relayout {
     put(std::move(node), true);
   }
 
+  static SizeExpr numel(const TensorType& type) {
+    SizeExpr product = 1;
+    for (const SizeExpr& size : type.sizes) product = product * size;
+    return product;
+  }
+
   static bool is_worth_a_copy(const TensorType& type) {
-    SizeExpr numel = 1;
-    for (const SizeExpr& size : type.sizes) numel = numel * size;
-    return !numel.is_constant() || *numel.constant() >= kWorthCopies;
+    const std::optional<int64_t> count = numel(type).constant();
+    return !count.has_value() || *count >= kWorthCopies;
   }
 
   // With some size for dims that are dynamic.
   static int64_t some_numel(const TensorType& type) {
-    const std::vector<int64_t> some(kMostSymbols, kSomeSize);
-    int64_t numel = 1;
-    for (const SizeExpr& size : type.sizes) numel *= size.evaluate(some);
-    return numel;
+    return numel(type).evaluate(std::vector<int64_t>(kMostSymbols, kSomeSize));
   }
 
   void visit_view(Node node) {
@@ -424,8 +421,7 @@ class Relayout {
   ValueId plain(ValueId id) {
     if (!is_other(id)) return id;
     if (plain_[index(id)] == kNoValue) {
-      const ValueId made = laid_out(id, original_[index(id)]);
-      plain_[index(id)] = made;
+      plain_[index(id)] = laid_out(id, original_[index(id)]);
       copied_ += some_numel(graph_.type(id));
     }
     return plain_[index(id)];

@@ -213,15 +213,18 @@ TEST(ChannelsLastTest, PoolsGiveTheSameBits) {
 TEST(ChannelsLastTest, KernelsThatChooseAnotherLayoutAreCorrected) {
   // As if the convolution were computed by a kernel that gives contiguous memory.
   Pair pair = relaid(network, weights(), at::randn({5, 1, 28, 28}));
+  int64_t replaced = 0;
   for (Node& node : pair.after.nodes) {
     if (node.op != "aten::convolution") continue;
     for (const Node& clone : pair.after.nodes) {
       if (clone.op == "aten::clone" &&
           clone.results[0].ids[0] == std::get<ValueRef>(node.args[1]).id) {
         node.args[1] = clone.args[0];
+        ++replaced;
       }
     }
   }
+  ASSERT_GT(replaced, 0) << pair.after.str();
   const Tensors inputs = integer_inputs(pair.before);
   RunPlan plan;
   plan.chosen = pair.chosen;

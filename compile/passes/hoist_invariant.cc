@@ -27,14 +27,6 @@ struct ArgumentDim {
 // what lies along it.
 using DimMap = std::vector<std::vector<ArgumentDim>>;
 
-template <size_t N>
-bool is_one_of(const std::string& op, const std::array<std::string_view, N>& ops) {
-  for (const std::string_view each : ops) {
-    if (op == each) return true;
-  }
-  return false;
-}
-
 class Hoister {
  public:
   Hoister(Graph& graph, const HoistOptions& options)

@@ -13,13 +13,23 @@
 //    gets.
 //  - The random numbers: operators that draw are neither dropped nor moved nor merged.
 
+#include <algorithm>
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "compile/graph.h"
 
 namespace torchlift::compile {
+
+// Whether an operator's name ("aten::mul") is in a list of them.
+template <size_t N>
+bool is_one_of(const std::string& op, const std::array<std::string_view, N>& ops) {
+  return std::find(ops.begin(), ops.end(), op) != ops.end();
+}
 
 // Whether the node gives the same results for the same arguments, and does nothing else: it neither
 // writes nor draws, takes no generator, and its results do not depend on memory that nobody

@@ -13,14 +13,6 @@
 namespace torchlift::compile {
 namespace {
 
-template <size_t N>
-bool is_one_of(const std::string& op, const std::array<std::string_view, N>& ops) {
-  for (const std::string_view each : ops) {
-    if (op == each) return true;
-  }
-  return false;
-}
-
 // All elements in their order, under other sizes.
 bool keeps_order(const Node& node) {
   constexpr std::array<std::string_view, 9> kOps = {
