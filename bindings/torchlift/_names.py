@@ -19,8 +19,21 @@ NOT_USERS = [os.path.dirname(path) + os.sep for path in (__file__, torch.__file_
 def wraps(func: Callable[..., Any]) -> Callable[[Any], Any]:
     """functools.wraps, without copying the attributes of objects that happen to be callable."""
     if isinstance(func, types.FunctionType):
-        return functools.wraps(func)
+        return functools.partial(_named_after, func)
     return functools.wraps(func, updated=())
+
+
+def _named_after(func: types.FunctionType, wrapper: Any) -> Any:
+    """What functools.wraps does, for a function; attribute by attribute takes half of the time."""
+    wrapper.__module__ = func.__module__
+    wrapper.__name__ = func.__name__
+    wrapper.__qualname__ = func.__qualname__
+    wrapper.__doc__ = func.__doc__
+    wrapper.__annotations__ = func.__annotations__
+    if func.__dict__:
+        wrapper.__dict__.update(func.__dict__)
+    wrapper.__wrapped__ = func
+    return wrapper
 
 
 def function_name(func: Callable[..., Any]) -> str:

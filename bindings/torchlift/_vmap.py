@@ -76,16 +76,23 @@ def vmap(
     >>> torchlift.vmap(torchlift.vmap(torch.mul), in_dims=(0, None))(x, torch.ones(2)).shape
     torch.Size([3, 2])
     """
-    mapped = _Vmap(func, in_dims, out_dims, randomness, chunk_size, axis_size, memory_budget)
+    random = _check_options(func, in_dims, randomness, chunk_size, axis_size, memory_budget)
+    if isinstance(in_dims, list):
+        in_dims = tuple(in_dims)
+    # Most calls need no _Vmap, and are made of a vmap that is itself made for the one call.
+    options = (func, in_dims, out_dims, random, chunk_size, axis_size, memory_budget)
     if chunk_size is not None or memory_budget is not None or isinstance(in_dims, dict):
 
         @wraps(func)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
-            return mapped.general(args, kwargs)
+            return _Vmap(*options).general(args, kwargs)
 
         return wrapped
 
-    call, finish, random = _C.vmap_call, mapped.finish, mapped.random
+    def finish(output: Any) -> Any:
+        return _Vmap(*options).finish(output)
+
+    call = _C.vmap_call
 
     @wraps(func)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -93,9 +100,38 @@ def vmap(
             result = call(func, in_dims, out_dims, random, axis_size, finish, args)
             if result is not NotImplemented:
                 return result
-        return mapped.general(args, kwargs)
+        return _Vmap(*options).general(args, kwargs)
 
     return wrapped
+
+
+def _check_options(
+    func: Callable[..., Any],
+    in_dims: Any,
+    randomness: str,
+    chunk_size: "int | None",
+    axis_size: "int | None",
+    memory_budget: "int | None",
+) -> int:
+    """What the extension calls the randomness."""
+    if not callable(func):
+        raise TypeError(f"vmap: the first argument must be a function, got {func!r}")
+    random = _RANDOMNESS.get(randomness)
+    if random is None:
+        raise TransformError(
+            f"vmap: randomness must be 'error', 'same', 'different' or 'reproducible', got "
+            f"{randomness!r}."
+        )
+    if axis_size is not None:
+        check_size("vmap", "axis_size", axis_size, smallest=0)
+    if chunk_size is not None or memory_budget is not None:
+        check_chunks("vmap", chunk_size, memory_budget)
+    if isinstance(in_dims, torch.Tensor):
+        raise TransformError(
+            f"vmap({function_name(func)}): in_dims must be ints, None or structures of them, got a "
+            f"tensor."
+        )
+    return random
 
 
 class _Leaf:
@@ -115,27 +151,13 @@ class _Vmap:
         func: Callable[..., Any],
         in_dims: Any,
         out_dims: Any,
-        randomness: str,
+        random: int,
         chunk_size: "int | None",
         axis_size: "int | None",
-        memory_budget: "int | None" = None,
+        memory_budget: "int | None",
     ) -> None:
-        if not callable(func):
-            raise TypeError(f"vmap: the first argument must be a function, got {func!r}")
-        self.func, self.in_dims, self.out_dims = func, in_dims, out_dims
+        self.func, self.in_dims, self.out_dims, self.random = func, in_dims, out_dims, random
         self.chunk_size, self.axis_size, self.memory_budget = chunk_size, axis_size, memory_budget
-        if randomness not in _RANDOMNESS:
-            raise TransformError(
-                f"vmap: randomness must be 'error', 'same', 'different' or 'reproducible', got "
-                f"{randomness!r}."
-            )
-        check_size("vmap", "axis_size", axis_size, smallest=0)
-        check_chunks("vmap", chunk_size, memory_budget)
-        self.random = _RANDOMNESS[randomness]
-        if isinstance(in_dims, torch.Tensor):
-            self.fail((), {}, "in_dims must be ints, None or structures of them, got a tensor.")
-        if isinstance(in_dims, list):
-            self.in_dims = tuple(in_dims)
 
     # --- inputs ---------------------------------------------------------------------------------
 
