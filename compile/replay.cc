@@ -3,6 +3,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/ivalue.h>
 #include <ATen/core/stack.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/max_pool2d_with_indices.h>
 #include <ATen/ops/stack.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
@@ -18,6 +19,7 @@
 #include "batching/rules/narrow_products.h"
 #include "batching/rules/narrow_softmax.h"
 #include "batching/rules/plane_pools.h"
+#include "compile/elementary.h"
 #include "compile/graph.h"
 #include "compile/seed_scope.h"
 #include "compile/wrapped_number.h"
@@ -105,12 +107,13 @@ Kernel kernel_of(const Node& node) {
 }
 
 struct Step {
-  std::optional<c10::OperatorHandle> op;        // none: control flow
-  Kernel kernel = nullptr;                      // in its place, if there is one
-  std::optional<c10::OperatorHandle> in_place;  // the same, written over an argument
-  size_t over = 0;                              // this one
-  bool is_out = false;                          // in_place takes it once more, as the last
-  std::vector<IValue> arguments;                // with room for the variables
+  std::optional<c10::OperatorHandle> op;         // none: control flow
+  Kernel kernel = nullptr;                       // in its place, if there is one
+  const ElementaryFunction* function = nullptr;  // in place of both, where it serves
+  std::optional<c10::OperatorHandle> in_place;   // the same, written over an argument
+  size_t over = 0;                               // this one
+  bool is_out = false;                           // in_place takes it once more, as the last
+  std::vector<IValue> arguments;                 // with room for the variables
   std::vector<Variable> variables;
   std::vector<Result> results;
   std::vector<ValueId> dead;  // values nobody reads after this step
@@ -309,6 +312,7 @@ struct Program::Plan {
   static Step step_of(const Node& node) {
     Step step{.op = find_operator(node),
               .kernel = kernel_of(node),
+              .function = elementary_function(node.full_name()),
               .in_place = std::nullopt,
               .over = 0,
               .is_out = false,
@@ -576,6 +580,10 @@ struct Program::Plan {
                            Slots* slots) {
     if (each.output == kNoValue) return call(each.step, /*exclusive=*/true, symbols, stack, slots);
     const at::Tensor target = (*slots)[static_cast<size_t>(each.output)];
+    if (each.step.function != nullptr) {
+      push_arguments(each.step, symbols, *slots, stack);
+      if (each.step.function->serves(*stack)) return each.step.function->write(*stack, target);
+    }
     if (!each.out.has_value()) {
       call(each.step, /*exclusive=*/false, symbols, stack, slots);
       target.copy_((*slots)[static_cast<size_t>(each.output)]);
@@ -598,7 +606,9 @@ struct Program::Plan {
   static void call(const Step& step, bool exclusive, const std::vector<int64_t>& symbols,
                    Stack* stack, Slots* slots) {
     push_arguments(step, symbols, *slots, stack);
-    if (exclusive && step.in_place.has_value()) {
+    if (exclusive && step.function != nullptr && step.function->serves(*stack)) {
+      call_function(step, stack);
+    } else if (exclusive && step.in_place.has_value()) {
       if (step.is_out) stack->push_back((*stack)[step.over]);
       step.in_place->callBoxed(*stack);
     } else if (step.kernel != nullptr) {
@@ -607,6 +617,13 @@ struct Program::Plan {
       step.op->callBoxed(*stack);
     }
     for (size_t i = 0; i < step.results.size(); ++i) keep(step.results[i], (*stack)[i], slots);
+  }
+
+  static void call_function(const Step& step, Stack* stack) {
+    at::Tensor out = step.in_place.has_value() ? (*stack)[step.over].toTensor()
+                                               : at::empty_like((*stack)[0].toTensor());
+    step.function->write(*stack, out);
+    stack->assign({std::move(out)});
   }
 
   // See NOTE [assumed layouts].

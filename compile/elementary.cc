@@ -1,0 +1,132 @@
+#include "compile/elementary.h"
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <utility>
+
+#include "compile/vector_math.h"
+#include "core/dispatch.h"
+#include "core/lifted_tensor.h"
+
+namespace torchlift::compile {
+namespace {
+
+// As many numbers as a thread computes at least.
+constexpr int64_t kGrain = 16384;
+
+// F on vectors of kBytes; the last of them is filled up.
+template <int kBytes, class F, size_t... kInputs>
+inline __attribute__((always_inline)) void compute(const float* const* inputs, float* y,
+                                                   int64_t count, std::index_sequence<kInputs...>) {
+  using V = Floats<kBytes>;
+  constexpr auto kLanes = static_cast<int64_t>(kBytes / sizeof(float));
+  V x[sizeof...(kInputs)];
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    (std::memcpy(&x[kInputs], inputs[kInputs] + i, kBytes), ...);
+    const V result = F::of(x[kInputs]...);
+    std::memcpy(y + i, &result, kBytes);
+  }
+  if (i == count) return;
+  const size_t rest = static_cast<size_t>(count - i) * sizeof(float);
+  ((x[kInputs] = V{}, std::memcpy(&x[kInputs], inputs[kInputs] + i, rest)), ...);
+  const V result = F::of(x[kInputs]...);
+  std::memcpy(y + i, &result, rest);
+}
+
+// The same function for each kind of vector, and the one that this processor has. Fused operations
+// are needed: NOTE [coefficients] in vector_math.h.
+template <class F, size_t kArity>
+struct For {
+  static constexpr auto kAll = std::make_index_sequence<kArity>();
+
+#if defined(__x86_64__)
+  __attribute__((target("avx512f,avx512vl,avx512dq,fma,prefer-vector-width=512"))) static void
+  on_512(const float* const* inputs, float* y, int64_t count) {
+    compute<64, F>(inputs, y, count, kAll);
+  }
+  __attribute__((target("avx2,fma"))) static void on_256(const float* const* inputs, float* y,
+                                                         int64_t count) {
+    compute<32, F>(inputs, y, count, kAll);
+  }
+  static ElementaryFunction::Kernel kernel() {
+    if (__builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512vl") != 0 &&
+        __builtin_cpu_supports("avx512dq") != 0) {
+      return &on_512;
+    }
+    const bool has_256 = __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0;
+    return has_256 ? &on_256 : nullptr;
+  }
+#elif defined(__aarch64__)
+  static void on_128(const float* const* inputs, float* y, int64_t count) {
+    compute<16, F>(inputs, y, count, kAll);
+  }
+  static ElementaryFunction::Kernel kernel() { return &on_128; }
+#else
+  static ElementaryFunction::Kernel kernel() { return nullptr; }
+#endif
+};
+
+const auto& all_functions() {
+  static const auto* const functions = new std::array{
+      ElementaryFunction("aten::cos", 1, For<Cos, 1>::kernel()),
+      ElementaryFunction("aten::erf", 1, For<Erf, 1>::kernel()),
+      ElementaryFunction("aten::exp", 1, For<Exp, 1>::kernel()),
+      ElementaryFunction("aten::expm1", 1, For<Expm1, 1>::kernel()),
+      ElementaryFunction("aten::gelu", 1, For<Gelu, 1>::kernel()),
+      ElementaryFunction("aten::gelu_backward", 2, For<GeluBackward, 2>::kernel()),
+      ElementaryFunction("aten::log", 1, For<Log, 1>::kernel()),
+      ElementaryFunction("aten::sigmoid", 1, For<Sigmoid, 1>::kernel()),
+      ElementaryFunction("aten::silu", 1, For<Silu, 1>::kernel()),
+      ElementaryFunction("aten::sin", 1, For<Sin, 1>::kernel()),
+      ElementaryFunction("aten::tanh", 1, For<Tanh, 1>::kernel()),
+  };
+  return *functions;
+}
+
+bool is_served(const at::Tensor& t) {
+  return t.is_cpu() && t.scalar_type() == at::kFloat && t.layout() == c10::kStrided &&
+         !t.is_neg() && !is_lifted(t) && !is_tracked(t) && t.is_non_overlapping_and_dense();
+}
+
+}  // namespace
+
+bool ElementaryFunction::serves(const torch::jit::Stack& arguments) const {
+  const at::Tensor& first = arguments[0].toTensor();
+  if (!is_served(first)) return false;
+  for (size_t i = 1; i < arity_; ++i) {
+    const at::Tensor& other = arguments[i].toTensor();
+    if (!is_served(other) || other.sizes() != first.sizes() || other.strides() != first.strides()) {
+      return false;
+    }
+  }
+  // gelu(x, "tanh")
+  return arguments.size() == arity_ || arguments[arity_].toStringView() == "none";
+}
+
+void ElementaryFunction::write(const torch::jit::Stack& arguments, const at::Tensor& out) const {
+  std::array<const float*, 2> inputs{};
+  for (size_t i = 0; i < arity_; ++i) {
+    inputs[i] = arguments[i].toTensor().const_data_ptr<float>();
+  }
+  auto* const y = out.mutable_data_ptr<float>();
+  at::parallel_for(0, out.numel(), kGrain, [&](int64_t begin, int64_t end) {
+    std::array<const float*, 2> from{};
+    for (size_t i = 0; i < arity_; ++i) from[i] = inputs[i] + begin;
+    kernel_(from.data(), y + begin, end - begin);
+  });
+}
+
+const ElementaryFunction* elementary_function(std::string_view name) {
+  static const bool has_vectors = For<Exp, 1>::kernel() != nullptr;
+  if (!has_vectors) return nullptr;
+  const auto& all = all_functions();
+  const auto found = std::find_if(
+      all.begin(), all.end(), [&](const ElementaryFunction& each) { return each.name() == name; });
+  return found == all.end() ? nullptr : &*found;
+}
+
+}  // namespace torchlift::compile
