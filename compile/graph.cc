@@ -5,6 +5,7 @@
 #include <c10/util/StringUtil.h>
 
 #include <algorithm>
+#include <string>
 #include <unordered_map>
 #include <unordered_set>
 
@@ -133,6 +134,30 @@ std::vector<ValueId> arguments_of(const Node& node) {
       if (ref.id != kNoValue) ids.push_back(ref.id);
     });
   }
+  return ids;
+}
+
+std::vector<ValueId> numbers_read_by(const Node& node) {
+  // By the number of their argument that is looked at from outside.
+  static const auto* const kLookedAt =
+      new std::unordered_map<std::string, size_t>{{"aten::max_pool2d_with_indices_backward", 1},
+                                                  {"aten::empty_like", 0},
+                                                  {"aten::full_like", 0},
+                                                  {"aten::new_empty", 0},
+                                                  {"aten::new_full", 0},
+                                                  {"aten::new_ones", 0},
+                                                  {"aten::new_zeros", 0},
+                                                  {"aten::ones_like", 0},
+                                                  {"aten::zeros_like", 0},
+                                                  {"aten::rand_like", 0},
+                                                  {"aten::randn_like", 0}};
+  std::vector<ValueId> ids = arguments_of(node);
+  const auto found = kLookedAt->find(node.op);
+  if (found == kLookedAt->end() || found->second >= node.args.size()) return ids;
+  const auto* ref = std::get_if<ValueRef>(&node.args[found->second]);
+  if (ref == nullptr) return ids;
+  // Another argument may be the same value.
+  ids.erase(std::find(ids.begin(), ids.end(), ref->id));
   return ids;
 }
 

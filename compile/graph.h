@@ -187,6 +187,9 @@ std::optional<c10::OperatorHandle> find_operator(const Node& node);
 std::vector<ValueId> values_in(const Argument& argument);
 std::vector<ValueId> arguments_of(const Node& node);
 std::vector<ValueId> results_of(const Node& node);
+// Those of arguments_of whose numbers the node reads: of the others it looks at the shape, dtype
+// and layout alone, as zeros_like does, or the gradient of a pool at what was pooled.
+std::vector<ValueId> numbers_read_by(const Node& node);
 // Puts map[id] in the place of each value of the node's arguments; kNoValue in map: leave as is.
 void replace_arguments(Node& node, const std::vector<ValueId>& map);
 

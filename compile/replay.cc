@@ -3,9 +3,11 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/ivalue.h>
 #include <ATen/core/stack.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/max_pool2d_with_indices.h>
 #include <ATen/ops/stack.h>
+#include <c10/core/TensorImpl.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <algorithm>
@@ -116,8 +118,9 @@ struct Step {
   std::vector<IValue> arguments;                 // with room for the variables
   std::vector<Variable> variables;
   std::vector<Result> results;
-  std::vector<ValueId> dead;  // values nobody reads after this step
-  bool settled = false;       // results may have other strides than their types: see there
+  std::vector<ValueId> dead;      // values nobody reads after this step
+  std::vector<ValueId> hollowed;  // whose numbers nobody reads, but their shape
+  bool settled = false;           // results may have other strides than their types: see there
   std::string control_flow;
   std::vector<Program> subprograms;
 };
@@ -272,6 +275,14 @@ at::Tensor as_assumed(at::Tensor got, at::ScalarType dtype, const InputLayout& l
   return result;
 }
 
+// Leaves its shape and layout. See numbers_read_by in compile/graph.h.
+void drop_numbers(at::Tensor* t) {
+  if (!t->defined() || !t->is_cpu() || t->layout() != c10::kStrided) return;
+  at::Tensor shape = at::empty({0}, t->options());
+  shape.unsafeGetTensorImpl()->set_sizes_and_strides(t->sizes(), t->strides());
+  *t = std::move(shape);
+}
+
 std::string shape_str(const at::Tensor& t) {
   return c10::str(c10::toString(t.scalar_type()), t.sizes(), " on ", t.device());
 }
@@ -320,6 +331,7 @@ struct Program::Plan {
               .variables = {},
               .results = node.results,
               .dead = {},
+              .hollowed = {},
               .settled = false,
               .control_flow = node.is_control_flow() ? node.op : "",
               .subprograms = {}};
@@ -375,17 +387,35 @@ struct Program::Plan {
     return false;
   }
 
+  // From the end to the start: when a value is seen first, it is read for the last time.
   void find_dead() {
-    std::vector<bool> read(graph.values.size(), false);
-    const auto note = [&](ValueId id, std::vector<ValueId>* dead) {
-      if (id == kNoValue || read[static_cast<size_t>(id)]) return;
-      read[static_cast<size_t>(id)] = true;
-      if (dead != nullptr) dead->push_back(id);
+    std::vector<bool> read(graph.values.size(), false), numbers_read(graph.values.size(), false);
+    const auto note = [](ValueId id, std::vector<bool>* seen) {
+      const bool is_first = id != kNoValue && !(*seen)[static_cast<size_t>(id)];
+      if (is_first) (*seen)[static_cast<size_t>(id)] = true;
+      return is_first;
     };
-    for (const ValueId id : graph.outputs) note(id, nullptr);
+    for (const ValueId id : graph.outputs) {
+      note(id, &read);
+      note(id, &numbers_read);
+    }
+    // What is not made here (inputs and constants) stays in memory anyhow.
+    const Uses uses(graph);
     for (size_t i = steps.size(); i-- > 0;) {
-      for (const ValueId id : results_of(graph.nodes[i])) note(id, &steps[i].dead);
-      for (const ValueId id : arguments_of(graph.nodes[i])) note(id, &steps[i].dead);
+      std::vector<ValueId> ids = results_of(graph.nodes[i]);
+      const std::vector<ValueId> of_numbers = numbers_read_by(graph.nodes[i]);
+      ids.insert(ids.end(), of_numbers.begin(), of_numbers.end());
+      for (const ValueId id : ids) {
+        const bool is_last = note(id, &numbers_read);
+        const bool is_made = uses.producer[static_cast<size_t>(id)] >= 0;
+        if (is_last && is_made && read[static_cast<size_t>(id)]) steps[i].hollowed.push_back(id);
+      }
+      for (const ValueId id : results_of(graph.nodes[i])) {
+        if (note(id, &read)) steps[i].dead.push_back(id);
+      }
+      for (const ValueId id : arguments_of(graph.nodes[i])) {
+        if (note(id, &read)) steps[i].dead.push_back(id);
+      }
     }
   }
 
@@ -419,6 +449,7 @@ struct Program::Plan {
         step.in_place.reset();
       }
       made[static_cast<size_t>(id)] = true;
+      step.hollowed.clear();
       std::erase_if(step.dead, [&](ValueId dead) { return !made[static_cast<size_t>(dead)]; });
       result.steps.push_back(std::move(each));
     }
@@ -539,7 +570,7 @@ struct Program::Plan {
       if (exclusive && next_blocked != blocked.end() && next_blocked->group.first == i) {
         const size_t last = i + next_blocked->group.count - 1;
         run_group(*next_blocked++, sizes, &slots);
-        for (; i <= last; ++i) drop_dead(steps[i], &slots);
+        for (; i <= last; ++i) drop(steps[i], &slots);
         --i;
         continue;
       }
@@ -550,7 +581,11 @@ struct Program::Plan {
         run_control_flow(step, exclusive, &slots);
       }
       if (step.settled) settle_layouts(i, sizes, &slots);
-      drop_dead(step, &slots);
+      if (exclusive) {
+        drop(step, &slots);
+      } else {
+        drop_dead(step, &slots);
+      }
     }
     std::vector<at::Tensor> outputs;
     outputs.reserve(graph.outputs.size());
@@ -558,6 +593,11 @@ struct Program::Plan {
       outputs.push_back(id == kNoValue ? at::Tensor() : slots[static_cast<size_t>(id)]);
     }
     return outputs;
+  }
+
+  static void drop(const Step& step, Slots* slots) {
+    drop_dead(step, slots);
+    for (const ValueId id : step.hollowed) drop_numbers(&(*slots)[static_cast<size_t>(id)]);
   }
 
   static void drop_dead(const Step& step, Slots* slots) {

@@ -24,6 +24,7 @@
 #include "compile/executable.h"
 #include "compile/graph.h"
 #include "compile/passes/functionalize.h"
+#include "compile/passes/pool_before_relu.h"
 #include "compile/replay.h"
 #include "compile/size_expr.h"
 #include "compile/trace_scope.h"
@@ -316,6 +317,11 @@ void define_graph(py::module_& m) {
       .def("constants", &constants_of)
       .def("number_constants", &number_constants)
       .def("functionalize", &functionalize_graph)
+      .def("pool_before_relu",
+           [](Graph& self) {
+             return guarded_object(
+                 [&]() -> py::object { return py::int_(compile::pool_before_relu(self)); });
+           })
       .def("natively_computed", &natively_computed)
       .def("sources",
            [](const Graph& self) {

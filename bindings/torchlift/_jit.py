@@ -365,6 +365,9 @@ def _run_backend(traced: Traced, backend: Callable[..., Any]) -> Run:
     from torchlift.compile._boxed import call
 
     frame = Frame("jit", traced.graph)
+    if backend is find_backend("inductor"):
+        # It computes what a pool reads once for each window.
+        frame.graph.pool_before_relu()
     module = frame.module([value.name for value in traced.graph.inputs()])
     compiled = backend(module, traced.example_inputs())
 

@@ -19,7 +19,8 @@ int64_t aligned(int64_t bytes) {
 // NOTE [lifetimes]
 // A value that a node gives, and that is no view, is an allocation. Values that may share memory
 // are of one class (AliasClasses, made finer here by what reshape and its like do with the types at
-// hand); an allocation is alive from its node to the last reader of its class. A class that an
+// hand); an allocation is alive from its node to the last node that reads numbers of its class
+// (numbers_read_by: for the shape alone it is not kept). A class that an
 // output is of outlives the run, and one that an input or a constant is of was there before.
 class Planner {
  public:
@@ -105,7 +106,7 @@ class Planner {
     for (const ValueId id : graph_.inputs) external_[index(find(id))] = true;
     for (const Constant& constant : graph_.constants) external_[index(find(constant.id))] = true;
     for (size_t i = 0; i < graph_.nodes.size(); ++i) {
-      for (const ValueId id : arguments_of(graph_.nodes[i])) {
+      for (const ValueId id : numbers_read_by(graph_.nodes[i])) {
         last_[index(find(id))] = static_cast<int32_t>(i);
       }
       for (const ValueId id : results_of(graph_.nodes[i])) {

@@ -66,6 +66,14 @@ bool may_view(const Node& node) {
   return op.has_value() && op->hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd);
 }
 
+bool keeps_order(const Node& node) {
+  constexpr std::array<std::string_view, 9> kOps = {
+      "aten::view",      "aten::reshape", "aten::_unsafe_view",
+      "aten::unsqueeze", "aten::squeeze", "aten::flatten",
+      "aten::alias",     "aten::detach",  "aten::_reshape_alias"};
+  return is_one_of(node.op, kOps) && node.overload != "dtype";
+}
+
 void require_functional(const Graph& graph, const std::string& pass) {
   for (const Node& node : graph.nodes) {
     if (!effects_of(node).writes && !writes_silently(node)) continue;

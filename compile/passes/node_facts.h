@@ -47,6 +47,10 @@ bool is_pointwise(const Node& node);
 // though the schema does not say so.
 bool may_view(const Node& node);
 
+// Whether the result has all elements of the first argument in their order, under other sizes: view
+// and its like.
+bool keeps_order(const Node& node);
+
 // Throws TransformError, naming the pass and the operator, if a node writes into a value.
 void require_functional(const Graph& graph, const std::string& pass);
 

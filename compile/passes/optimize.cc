@@ -9,6 +9,7 @@
 #include "compile/passes/algebraic_simplification.h"
 #include "compile/passes/common_subexpressions.h"
 #include "compile/passes/dead_code.h"
+#include "compile/passes/pool_before_relu.h"
 #include "compile/passes/view_cleanup.h"
 
 namespace torchlift::compile {
@@ -39,6 +40,8 @@ const Row kPasses[] = {
      [](Graph& graph, const OptimizeOptions& options) {
        return hoist_invariant(graph, options.hoisting);
      }},
+    {"pool_before_relu", &OptimizeOptions::pool_before_relu,
+     [](Graph& graph, const OptimizeOptions&) { return pool_before_relu(graph); }},
     {"dead_code", &OptimizeOptions::dead_code,
      [](Graph& graph, const OptimizeOptions&) { return dead_code(graph); }},
 };

@@ -29,6 +29,7 @@ struct OptimizeOptions {
   bool view_cleanup = true;
   bool common_subexpressions = true;
   bool hoist_invariant = true;
+  bool pool_before_relu = true;
   bool dead_code = true;
   FoldingOptions folding;
   HoistOptions hoisting;

@@ -16,10 +16,10 @@ namespace {
 
 size_t index(int32_t id) { return static_cast<size_t>(id); }
 
-// The classes of the node's arguments, each once.
+// The classes of the arguments whose numbers the node reads, each once.
 std::vector<size_t> classes_read(const Graph& graph, const MemoryPlan& plan, size_t node) {
   std::vector<size_t> all;
-  for (const ValueId id : arguments_of(graph.nodes[node])) {
+  for (const ValueId id : numbers_read_by(graph.nodes[node])) {
     all.push_back(index(plan.class_of[index(id)]));
   }
   std::sort(all.begin(), all.end());

@@ -13,15 +13,6 @@
 namespace torchlift::compile {
 namespace {
 
-// All elements in their order, under other sizes.
-bool keeps_order(const Node& node) {
-  constexpr std::array<std::string_view, 9> kOps = {
-      "aten::view",      "aten::reshape", "aten::_unsafe_view",
-      "aten::unsqueeze", "aten::squeeze", "aten::flatten",
-      "aten::alias",     "aten::detach",  "aten::_reshape_alias"};
-  return is_one_of(node.op, kOps) && node.overload != "dtype";
-}
-
 // If the result has the type of the argument, it is the argument. Slices: one of the same sizes
 // begins at the same element.
 bool is_same_view(const Node& node) {
