@@ -24,7 +24,7 @@
 #include "compile/executable.h"
 #include "compile/graph.h"
 #include "compile/passes/functionalize.h"
-#include "compile/passes/pool_before_relu.h"
+#include "compile/passes/optimize.h"
 #include "compile/replay.h"
 #include "compile/size_expr.h"
 #include "compile/trace_scope.h"
@@ -278,6 +278,7 @@ GraphPtr natively_computed(const Graph& graph) {
   GraphPtr computed;
   guarded_object([&]() -> py::object {
     computed = std::make_shared<Graph>(compile::native_plan(graph).computed);
+    compile::optimize(*computed, compile::options_for_compilers());
     return py::none();
   });
   return computed;
@@ -317,10 +318,12 @@ void define_graph(py::module_& m) {
       .def("constants", &constants_of)
       .def("number_constants", &number_constants)
       .def("functionalize", &functionalize_graph)
-      .def("pool_before_relu",
+      .def("simplify_for_compiler",
            [](Graph& self) {
-             return guarded_object(
-                 [&]() -> py::object { return py::int_(compile::pool_before_relu(self)); });
+             return guarded_object([&]() -> py::object {
+               compile::optimize(self, compile::options_for_compilers());
+               return py::none();
+             });
            })
       .def("natively_computed", &natively_computed)
       .def("sources",

@@ -366,8 +366,7 @@ def _run_backend(traced: Traced, backend: Callable[..., Any]) -> Run:
 
     frame = Frame("jit", traced.graph)
     if backend is find_backend("inductor"):
-        # It computes what a pool reads once for each window.
-        frame.graph.pool_before_relu()
+        frame.graph.simplify_for_compiler()
     module = frame.module([value.name for value in traced.graph.inputs()])
     compiled = backend(module, traced.example_inputs())
 

@@ -10,7 +10,6 @@
 
 #include "compile/passes/dead_code.h"
 #include "compile/passes/functionalize.h"
-#include "compile/passes/pool_before_relu.h"
 #include "core/error.h"
 
 namespace torchlift::compile {
@@ -153,7 +152,6 @@ NativePlan native_plan(const Graph& graph) {
     }
     plan.updates.push_back(update.input);
   }
-  pool_before_relu(plan.computed);
   dead_code(plan.computed);
   for (size_t i = 0; i < plan.results; ++i) {
     const ValueId id = plan.finish.inputs[graph.inputs.size() + i];

@@ -110,6 +110,14 @@ class Optimizer {
 
 }  // namespace
 
+OptimizeOptions options_for_compilers() {
+  OptimizeOptions options;
+  options.constant_folding = false;
+  options.common_subexpressions = false;
+  options.hoist_invariant = false;
+  return options;
+}
+
 int64_t OptimizeReport::changes(const std::string& pass) const {
   int64_t all = 0;
   for (const PassReport& report : passes) {

@@ -43,6 +43,10 @@ struct OptimizeOptions {
 #endif
 };
 
+// For a compiler of machine code, which folds, merges and moves by itself: what it does not do is
+// left, that views and copies which come to nothing go, and pools before relu.
+OptimizeOptions options_for_compilers();
+
 struct PassReport {
   std::string pass;
   int round = 0;
