@@ -1,11 +1,13 @@
 #include "compile/elementary.h"
 
 #include <ATen/Parallel.h>
+#include <c10/util/Exception.h>
 
 #include <algorithm>
 #include <array>
 #include <cstring>
 #include <utility>
+#include <vector>
 
 #include "compile/vector_math.h"
 #include "core/dispatch.h"
@@ -37,10 +39,10 @@ inline __attribute__((always_inline)) void compute(const float* const* inputs, f
   std::memcpy(y + i, &result, rest);
 }
 
-// The same function for each kind of vector, and the one that this processor has. Fused operations
-// are needed: NOTE [coefficients] in vector_math.h.
+// F for each kind of vector. Fused operations are needed: NOTE [coefficients] in vector_math.h.
 template <class F, size_t kArity>
 struct For {
+  using Kernels = std::vector<ElementaryFunction::Kernel>;
   static constexpr auto kAll = std::make_index_sequence<kArity>();
 
 #if defined(__x86_64__)
@@ -52,37 +54,40 @@ struct For {
                                                          int64_t count) {
     compute<32, F>(inputs, y, count, kAll);
   }
-  static ElementaryFunction::Kernel kernel() {
+  static Kernels kernels() {
+    Kernels all;
     if (__builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512vl") != 0 &&
         __builtin_cpu_supports("avx512dq") != 0) {
-      return &on_512;
+      all.push_back(&on_512);
     }
-    const bool has_256 = __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0;
-    return has_256 ? &on_256 : nullptr;
+    if (__builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0) {
+      all.push_back(&on_256);
+    }
+    return all;
   }
 #elif defined(__aarch64__)
   static void on_128(const float* const* inputs, float* y, int64_t count) {
     compute<16, F>(inputs, y, count, kAll);
   }
-  static ElementaryFunction::Kernel kernel() { return &on_128; }
+  static Kernels kernels() { return {&on_128}; }
 #else
-  static ElementaryFunction::Kernel kernel() { return nullptr; }
+  static Kernels kernels() { return {}; }
 #endif
 };
 
+template <class F, size_t kArity = 1>
+ElementaryFunction function_of(std::string_view name) {
+  return {name, kArity, For<F, kArity>::kernels()};
+}
+
 const auto& all_functions() {
   static const auto* const functions = new std::array{
-      ElementaryFunction("aten::cos", 1, For<Cos, 1>::kernel()),
-      ElementaryFunction("aten::erf", 1, For<Erf, 1>::kernel()),
-      ElementaryFunction("aten::exp", 1, For<Exp, 1>::kernel()),
-      ElementaryFunction("aten::expm1", 1, For<Expm1, 1>::kernel()),
-      ElementaryFunction("aten::gelu", 1, For<Gelu, 1>::kernel()),
-      ElementaryFunction("aten::gelu_backward", 2, For<GeluBackward, 2>::kernel()),
-      ElementaryFunction("aten::log", 1, For<Log, 1>::kernel()),
-      ElementaryFunction("aten::sigmoid", 1, For<Sigmoid, 1>::kernel()),
-      ElementaryFunction("aten::silu", 1, For<Silu, 1>::kernel()),
-      ElementaryFunction("aten::sin", 1, For<Sin, 1>::kernel()),
-      ElementaryFunction("aten::tanh", 1, For<Tanh, 1>::kernel()),
+      function_of<Cos>("aten::cos"),   function_of<Erf>("aten::erf"),
+      function_of<Exp>("aten::exp"),   function_of<Expm1>("aten::expm1"),
+      function_of<Gelu>("aten::gelu"), function_of<GeluBackward, 2>("aten::gelu_backward"),
+      function_of<Log>("aten::log"),   function_of<Sigmoid>("aten::sigmoid"),
+      function_of<Silu>("aten::silu"), function_of<Sin>("aten::sin"),
+      function_of<Tanh>("aten::tanh"),
   };
   return *functions;
 }
@@ -112,20 +117,20 @@ void ElementaryFunction::write(const torch::jit::Stack& arguments, const at::Ten
   for (size_t i = 0; i < arity_; ++i) {
     inputs[i] = arguments[i].toTensor().const_data_ptr<float>();
   }
+  TORCH_INTERNAL_ASSERT(out.numel() == arguments[0].toTensor().numel());
   auto* const y = out.mutable_data_ptr<float>();
   at::parallel_for(0, out.numel(), kGrain, [&](int64_t begin, int64_t end) {
     std::array<const float*, 2> from{};
     for (size_t i = 0; i < arity_; ++i) from[i] = inputs[i] + begin;
-    kernel_(from.data(), y + begin, end - begin);
+    kernels_.front()(from.data(), y + begin, end - begin);
   });
 }
 
 const ElementaryFunction* elementary_function(std::string_view name) {
-  static const bool has_vectors = For<Exp, 1>::kernel() != nullptr;
-  if (!has_vectors) return nullptr;
   const auto& all = all_functions();
-  const auto found = std::find_if(
-      all.begin(), all.end(), [&](const ElementaryFunction& each) { return each.name() == name; });
+  const auto found = std::find_if(all.begin(), all.end(), [&](const ElementaryFunction& each) {
+    return each.name() == name && !each.kernels().empty();
+  });
   return found == all.end() ? nullptr : &*found;
 }
 

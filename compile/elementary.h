@@ -18,6 +18,8 @@
 
 #include <cstdint>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 namespace torchlift::compile {
 
@@ -27,11 +29,15 @@ class ElementaryFunction {
   // Writes y, of `count` numbers; inputs are as many. y may be one of them.
   using Kernel = void (*)(const float* const* inputs, float* y, int64_t count);
 
-  constexpr ElementaryFunction(std::string_view name, size_t arity, Kernel kernel)
-      : name_(name), arity_(arity), kernel_(kernel) {}
+  ElementaryFunction(std::string_view name, size_t arity, std::vector<Kernel> kernels)
+      : name_(name), arity_(arity), kernels_(std::move(kernels)) {}
 
   // "aten::tanh"
   std::string_view name() const { return name_; }
+
+  // Those that the processor can run: for its widest vectors, which write() uses, and narrower
+  // ones.
+  const std::vector<Kernel>& kernels() const { return kernels_; }
 
   // Whether the operator's arguments are ones for write(): dense float tensors of one layout on a
   // CPU, of which neither levels nor autograd know, and options as the function has them.
@@ -43,7 +49,7 @@ class ElementaryFunction {
  private:
   std::string_view name_;
   size_t arity_;
-  Kernel kernel_;
+  std::vector<Kernel> kernels_;
 };
 
 // The one of that name, or null: also where the processor has no vectors of the kind they need.
