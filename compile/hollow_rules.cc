@@ -140,7 +140,7 @@ Tensor contiguous(const std::vector<int64_t>& sizes, const Tensor& like) {
 }
 
 // Of lengths that are integers, or of tensors of which the last target is as long as it can be:
-// NOTE [ctc losses of one size] in compile/trace_scope.cc.
+// NOTE [ctc losses of one size] in compile/trace_rules.cc.
 Stack ctc_loss(const Stack& arguments, Stack /*results*/) {
   const Tensor &log_probs = arguments[0].toTensor(), &targets = arguments[1].toTensor();
   const int64_t count = log_probs.size(1);
