@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "batching/rules/assumptions.h"
 #include "compile/hollow.h"
 
 namespace torchlift::compile {
@@ -162,6 +163,7 @@ const std::unordered_map<std::string, HollowRule>& rules() {
       {"aten::convolution", {.complete = true, .apply = convolution}},
       {"aten::convolution_backward", {.complete = true, .apply = convolution_backward}},
       {"aten::_assert_async", {.complete = true, .apply = assert_async}},
+      {kAssumeOp, {.complete = true, .apply = assert_async}},
       {"aten::_ctc_loss", {.complete = true, .apply = ctc_loss}},
       {"aten::masked_scatter_backward", {.complete = true, .apply = masked_scatter_backward}},
       {"aten::native_batch_norm", {.complete = false, .apply = batch_norm}},

@@ -14,6 +14,7 @@
 #include <functional>
 #include <utility>
 
+#include "batching/rules/assumptions.h"
 #include "compile/hollow.h"
 #include "compile/passes/functional_variant.h"
 #include "compile/recording.h"
@@ -67,6 +68,7 @@ class Call {
     torch::jit::drop(*stack, count);
     if (trains_statistics()) own_statistics();
     refuse();
+    if (op_.schema().name() == kAssumeOp) args_.back() = recording_.take_assumption_number();
     for (size_t i = 0; i < count; ++i) stack->push_back(take(i));
     const WriteScopes writing(op_, args_);
     compute(stack);
@@ -114,11 +116,8 @@ class Call {
   }
 
   bool shape_depends_on_numbers() const {
-    const std::string& op = op_.schema().name();
-    if (op == "aten::repeat_interleave") return args_[1].isNone();  // the size of the output
-    if (op == "aten::_ctc_loss") return false;     // those that do are widened before
-    if (op == "aten::linalg_lstsq") return false;  // its rule has seen to them
-    if (op.rfind("aten::index", 0) != 0) return true;
+    if (find_trace_rule(op_) == nullptr) return true;
+    if (op_.schema().name() != "aten::index") return false;  // rules have seen to it
     bool masks = false;
     for (size_t i = 1; i < args_.size(); ++i) {
       if (!args_[i].isOptionalTensorList() && !args_[i].isTensorList()) continue;
