@@ -11,6 +11,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/nonzero_static.h>
 #include <ATen/ops/ones.h>
+#include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 #include <c10/util/Exception.h>
 
@@ -335,6 +336,10 @@ bool unique_dim(const TracedCall& call, Stack* stack) {
 
 // --- other counts --------------------------------------------------------------------------------
 
+Tensor weights_of_bins(const Tensor& weights) {
+  return weights.scalar_type() == at::kFloat ? weights : weights.to(at::kDouble);
+}
+
 // (self, weights?, minlength)
 bool bincount(const TracedCall& call, Stack* stack) {
   const c10::AutoGradMode no_grad(false);
@@ -349,10 +354,14 @@ bool bincount(const TracedCall& call, Stack* stack) {
   const int64_t bins =
       number_of_run(call, self.amax(0).add(1).clamp_min(minlength), "the number of bins",
                     "Pass minlength=, larger than all of the numbers.");
-  // With a number in the last bin at most there are so many of them.
-  args[0] = self.clamp(0, bins - 1);
-  args[2] = bins;
-  call_again(call, args, stack);
+  const Tensor place = self.to(at::kLong).clamp(0, bins - 1);
+  const bool weighted = args[1].isTensor() && args[1].toTensor().defined();
+  const Tensor added = weighted ? weights_of_bins(untracked(args[1].toTensor(), call.level))
+                                : at::ones(self.sizes(), innermost(place).options());
+  TORCH_CHECK(added.sizes() == self.sizes(),
+              "weights should be 1-d and have the same length as input");
+  const Tensor zeros = at::zeros({bins}, innermost(added).options());
+  stack->emplace_back(zeros.scatter_add(0, place, added));
   return true;
 }
 
