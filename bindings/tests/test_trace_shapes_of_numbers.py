@@ -8,6 +8,7 @@ import torch
 from torch.testing import assert_close
 
 import torchlift
+import torchlift.compile
 from torchlift import AssumptionError, ShapeDtype, UnsupportedError, grad, jit, make_fx, trace, vmap
 from torchlift._jit import _MAX_GRAPHS_OF_NUMBERS
 
@@ -519,3 +520,64 @@ def test_inductor(name):
     for given in (args, alike, others, args):
         assert_close(jitted(*given), f(*given))
     assert jitted.cache_info().misses == 2
+
+
+@pytest.mark.parametrize("partition", ["default_partition", "min_cut_rematerialization_partition"])
+def test_forward_and_backward_passes_check(partition):
+    compile = torchlift.compile
+    f = compile.aot_function(
+        lambda x: x[x > 0].sin().sum(), compile.nop, partition_fn=getattr(compile, partition)
+    )
+    for values in ((1, -1, 2), (-1, 4, 2)):
+        x = column(*values).requires_grad_()
+        f(x).backward()
+        assert_close(x.grad, torch.where(x > 0, x.cos(), 0).detach())
+    with pytest.raises(RuntimeError, match="was 2 when the function was traced"):
+        f(column(1, 2, 3).requires_grad_())
+
+
+def test_a_check_that_depends_on_tangents():
+    class Backward(torch.autograd.Function):
+        @staticmethod
+        def forward(x):
+            return x * 1
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            pass
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad.abs() * grad[grad > 0].sum()
+
+    # It is traced with cotangents of zeros, of which none is chosen.
+    f = torchlift.compile.aot_function(lambda x: Backward.apply(x), torchlift.compile.nop)
+    x = column(1, 2, 3).requires_grad_()
+    f(x).backward(column(-1, -2, -1))
+    assert_close(x.grad, column(0, 0, 0))
+    with pytest.raises(RuntimeError, match="was 0 when the function was traced"):
+        f(x).backward(column(1, -1, 2))
+
+
+def test_torchscript_which_drops_checks_is_refused():
+    with pytest.raises(UnsupportedError, match="TorchScript drops the check"):
+        jit(lambda x: x[x > 0], backend="ts")(column(1, -1))
+    with pytest.raises(UnsupportedError, match="TorchScript drops the check"):
+        torchlift.compile.aot_function(lambda x: x[x > 0], torchlift.compile.ts_compile)(column(1, -1))
+
+
+def test_export_checks():
+    module = torchlift.compile.export(lambda x: x[x > 0] * 2)(column(1, -1, 2)).module()
+    assert_close(module(column(-1, 5, 6)), column(10, 12))
+    with pytest.raises(RuntimeError, match="was 2 when the function was traced"):
+        module(column(1, 5, 6))
+
+
+def test_files_with_machine_code_check(tmp_path):
+    path = str(tmp_path / "f.tlc")
+    torchlift.save(lambda x: x[x > 0] * 2, path, column(1, -1, 2), backend="inductor")
+    loaded = torchlift.load(path, allow_native_code=True)
+    assert loaded.backend == "inductor"
+    assert_close(loaded(column(-1, 5, 6)), column(10, 12))
+    with pytest.raises(AssumptionError, match="was 2 when the function was traced, and is 3 in this run"):
+        loaded(column(1, 5, 6))
