@@ -562,8 +562,15 @@ def test_a_check_that_depends_on_tangents():
 def test_torchscript_which_drops_checks_is_refused():
     with pytest.raises(UnsupportedError, match="TorchScript drops the check"):
         jit(lambda x: x[x > 0], backend="ts")(column(1, -1))
-    with pytest.raises(UnsupportedError, match="TorchScript drops the check"):
-        torchlift.compile.aot_function(lambda x: x[x > 0], torchlift.compile.ts_compile)(column(1, -1))
+    table = torch._decomp.get_decompositions([torch.ops.aten.sin])
+    for decompositions in (None, table):
+        f = torchlift.compile.aot_function(
+            lambda x: x[x > 0].sin(), torchlift.compile.ts_compile, decompositions=decompositions
+        )
+        with pytest.raises(UnsupportedError, match="TorchScript drops the check"):
+            f(column(1, -1))
+    with torchlift.compile.pythonkey_decompose(table), pytest.raises(UnsupportedError, match="TorchScript drops"):
+        torchlift.compile.ts_compile(make_fx(lambda x: x[x > 0].sin())(column(1, -1)), [column(1, -1)])
 
 
 def test_export_checks():

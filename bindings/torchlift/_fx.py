@@ -175,7 +175,6 @@ class _Exporter:
         text = message.replace("{was}", was).replace("{is}", "another one")
         node = call(aten._assert_async.msg, (same, text))
         node.stack_trace = self.stack_trace
-        node.meta["assumption"] = True  # see ts_compile
 
     def _control_flow(
         self, name: str, args: "list[Any]", results: "list[Any]", subgraphs: "list[_C.Graph]"

@@ -67,9 +67,11 @@ def _scriptable(fx_g: GraphModule) -> GraphModule:
 
 
 def _refuse_assumptions(fx_g: GraphModule) -> None:
-    """TorchScript takes checks for dead code."""
+    """TorchScript takes checks for dead code. Those of what a trace assumes are known by their words, which
+    decompositions and other traces of the graph keep."""
     for node in fx_g.graph.nodes:
-        if "assumption" in node.meta:
+        checks = node.target is torch.ops.aten._assert_async.msg
+        if checks and "the function was traced" in str(node.args[1]):
             message = node.args[1].removeprefix("[trace] ").partition(" was ")[0]
             raise UnsupportedError(
                 f"[ts_compile] the graph is right for some numbers alone ({message}), and "
