@@ -1,6 +1,7 @@
 // Operators that are linear, or constant, or affine wherever they are differentiable.
 
 #include "autodiff/jet_rules.h"
+#include "batching/rules/assumptions.h"
 
 namespace torchlift::jet_internal {
 namespace {
@@ -301,6 +302,7 @@ const auto kPiecewise = {
     linear_rules(
         {0, 3}, {"scatter.src", "scatter_add", "index_add", "index_copy", "index_fill.int_Tensor"}),
     rules_of(Otherwise::kConstant, kConstants),
+    std::vector<JetRule>{{.name = kAssumeOp, .otherwise = Otherwise::kConstant}},
     rules_of(Otherwise::kPiecewise, kPiecewise),
 };
 

@@ -16,6 +16,7 @@
 #include <optional>
 #include <utility>
 
+#include "compile/assumptions.h"
 #include "core/error.h"
 
 namespace torchlift::compile {
@@ -611,6 +612,21 @@ int64_t least_size(const Graph& general, const TraceFunction& traced,
 
 }  // namespace
 
+namespace {
+
+// How a number of elements depends on sizes is not to be guessed from the numbers of an example.
+void refuse_shapes_of_numbers(const Graph& graph) {
+  const Node* assumption = find_assumption_of_shape(graph);
+  if (assumption == nullptr) return;
+  unsupported_error("trace", asker_of(*assumption),
+                    ": the shape of its result depends on numbers that are computed from the "
+                    "inputs, which a graph with dynamic dims does not assume. Use "
+                    "torchlift.nonzero, masked_select or unique, which take size=, or trace one "
+                    "size at a time (jit does).");
+}
+
+}  // namespace
+
 Graph trace_dynamic(const TraceFunction& traced, const std::vector<at::Tensor>& examples,
                     const std::vector<DynamicDim>& dims) {
   if (dims.empty()) return traced(examples);
@@ -618,7 +634,10 @@ Graph trace_dynamic(const TraceFunction& traced, const std::vector<at::Tensor>& 
   for (const DynamicDim& dim : dims) names.push_back(dim.name);
   const std::vector<Sizes> samples = sample_sizes(example_sizes(examples, dims));
   std::vector<Graph> graphs;
-  for (const Sizes& sizes : samples) graphs.push_back(traced(inputs_of(examples, dims, sizes)));
+  for (const Sizes& sizes : samples) {
+    graphs.push_back(traced(inputs_of(examples, dims, sizes)));
+    refuse_shapes_of_numbers(graphs.back());
+  }
   Graph graph = Generalizer(std::move(graphs), Fitter(samples), names).run();
   for (const DynamicDim& dim : dims) {
     graph.symbols.push_back(

@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "batching/rules/assumptions.h"
 #include "compile/hollow.h"
 
 namespace torchlift::compile {
@@ -140,7 +141,7 @@ Tensor contiguous(const std::vector<int64_t>& sizes, const Tensor& like) {
 }
 
 // Of lengths that are integers, or of tensors of which the last target is as long as it can be:
-// NOTE [ctc losses of one size] in compile/trace_scope.cc.
+// NOTE [ctc losses of one size] in compile/trace_rules.cc.
 Stack ctc_loss(const Stack& arguments, Stack /*results*/) {
   const Tensor &log_probs = arguments[0].toTensor(), &targets = arguments[1].toTensor();
   const int64_t count = log_probs.size(1);
@@ -162,6 +163,7 @@ const std::unordered_map<std::string, HollowRule>& rules() {
       {"aten::convolution", {.complete = true, .apply = convolution}},
       {"aten::convolution_backward", {.complete = true, .apply = convolution_backward}},
       {"aten::_assert_async", {.complete = true, .apply = assert_async}},
+      {kAssumeOp, {.complete = true, .apply = assert_async}},
       {"aten::_ctc_loss", {.complete = true, .apply = ctc_loss}},
       {"aten::masked_scatter_backward", {.complete = true, .apply = masked_scatter_backward}},
       {"aten::native_batch_norm", {.complete = false, .apply = batch_norm}},

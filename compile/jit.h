@@ -22,6 +22,15 @@
 // gradient, the function itself is called as if jit were not there, and everything nests. What is
 // to be fast goes inside: jit(grad(f)).
 //
+// NOTE [graphs for other numbers]
+// The graph of an operator whose result has a shape that depends on numbers (x[mask], nonzero,
+// unique) is right for as many elements as there were when it was traced, and checks that
+// (NOTE [assumptions] in batching/rules/assumptions.h). Where a call has another number, the run
+// stops, with nothing written and no random numbers drawn, and the graph for that number is taken,
+// or traced. kMaxGraphsOfNumbers such graphs are kept for one signature; then the calls that none
+// of them fits run the function itself, as does, from then on, what a graph that was traced with
+// the same arguments does not fit (a number that changes from step to step of a loop).
+//
 // A jit function can be copied, and called from several threads; copies share their cache.
 //
 // Throws UnsupportedError for what a graph cannot say (compile/trace.h).
@@ -29,6 +38,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/core/ivalue.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <list>
@@ -42,9 +52,11 @@
 #include <utility>
 #include <vector>
 
+#include "compile/assumptions.h"
 #include "compile/executable.h"
 #include "compile/graph.h"
 #include "compile/trace.h"
+#include "core/random_state.h"
 #include "core/tree.h"
 
 namespace torchlift {
@@ -57,11 +69,15 @@ struct JitOptions {
 struct JitCounters {
   int64_t hits = 0;
   int64_t misses = 0;
-  int64_t direct = 0;   // calls of the function itself: under a transform, or tracked by autograd
+  int64_t direct = 0;   // calls of the function itself: under a transform, tracked by autograd, or
+                        // with numbers that no graph is for (NOTE [graphs for other numbers])
   int64_t evicted = 0;  // graphs dropped since the cache was full
 };
 
 namespace compile {
+
+// See NOTE [graphs for other numbers].
+inline constexpr size_t kMaxGraphsOfNumbers = 16;
 
 // What of a tensor a graph depends on.
 struct TensorSignature {
@@ -119,31 +135,63 @@ std::string structure_change(const Args& before, const Args& now) {
 template <class Args, class R>
 class JitCache {
  public:
-  struct Entry {
+  struct Key {
     std::vector<TensorSignature> tensors;
     Args arguments;  // their structure and constants
+  };
+  struct Entry {
+    Key key;
+    Answers answers;  // that the program assumes
     Executable program;
     R result;
   };
 
+  // The graphs of a signature.
+  struct Found {
+    std::vector<std::shared_ptr<const Entry>> entries;  // the one used last comes first
+    bool may_trace = true;
+  };
+
   explicit JitCache(size_t max_size) : max_size_(max_size) {}
 
-  std::shared_ptr<const Entry> find(const Args& args, const std::vector<TensorSignature>& tensors) {
+  Found find(const Args& args, const std::vector<TensorSignature>& tensors) const {
     const std::lock_guard<std::mutex> lock(mutex_);
-    for (auto entry = entries_.begin(); entry != entries_.end(); ++entry) {
-      if (!((*entry)->tensors == tensors)) continue;
-      if (!structure_change((*entry)->arguments, args).empty()) continue;
-      entries_.splice(entries_.begin(), entries_, entry);
-      ++counters_.hits;
-      return entries_.front();
+    Found found;
+    for (const auto& entry : entries_) {
+      if (!is_for(entry->key, args, tensors)) continue;
+      found.entries.push_back(entry);
+      if (entry->answers.empty()) return found;  // for all numbers
     }
-    return nullptr;
+    found.may_trace = found.entries.size() < kMaxGraphsOfNumbers &&
+                      std::none_of(refused_.begin(), refused_.end(),
+                                   [&](const Key& key) { return is_for(key, args, tensors); });
+    return found;
   }
 
-  void add(std::shared_ptr<const Entry> entry) {
+  void count_hit(const std::shared_ptr<const Entry>& used) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    ++counters_.hits;
+    const auto entry = std::find(entries_.begin(), entries_.end(), used);
+    if (entry != entries_.end()) entries_.splice(entries_.begin(), entries_, entry);
+  }
+
+  void drop(const std::shared_ptr<const Entry>& entry) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    entries_.remove(entry);
+  }
+
+  // The graph of these arguments does not fit them.
+  void refuse(std::vector<TensorSignature> tensors, const Args& args) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    refused_.push_back({std::move(tensors), args});
+    if (refused_.size() > max_size_) refused_.pop_front();
+  }
+
+  // changed: how the numbers differ from those of other graphs of the signature.
+  void add(std::shared_ptr<const Entry> entry, const std::string& changed) {
     const std::lock_guard<std::mutex> lock(mutex_);
     ++counters_.misses;
-    reasons_.push_back(reason(*entry));
+    reasons_.push_back(changed.empty() ? reason(*entry) : changed);
     entries_.push_front(std::move(entry));
     while (entries_.size() > max_size_) {
       entries_.pop_back();
@@ -167,16 +215,22 @@ class JitCache {
   }
 
  private:
+  static bool is_for(const Key& key, const Args& args,
+                     const std::vector<TensorSignature>& tensors) {
+    return key.tensors == tensors && structure_change(key.arguments, args).empty();
+  }
+
   std::string reason(const Entry& entry) const {
     if (entries_.empty()) return "the first call";
-    const Entry& before = *entries_.front();
-    return describe_change(before.tensors, entry.tensors,
-                           structure_change(before.arguments, entry.arguments));
+    const Key& before = entries_.front()->key;
+    return describe_change(before.tensors, entry.key.tensors,
+                           structure_change(before.arguments, entry.key.arguments));
   }
 
   const size_t max_size_;
   mutable std::mutex mutex_;
   std::list<std::shared_ptr<const Entry>> entries_;  // the one used last comes first
+  std::list<Key> refused_;
   JitCounters counters_;
   std::vector<std::string> reasons_;
 };
@@ -204,15 +258,23 @@ class JitFunction {
     std::vector<compile::TensorSignature> signatures;
     signatures.reserve(leaves.size());
     for (const at::Tensor& leaf : leaves) signatures.push_back(compile::signature_of(leaf));
-    std::shared_ptr<const typename Cache::Entry> entry = cache.find(all, signatures);
-    if (entry == nullptr) {
-      auto traced = compile::trace_tuple(shared_->f, all, "jit");
-      entry = std::make_shared<const typename Cache::Entry>(typename Cache::Entry{
-          std::move(signatures), all, compile::Executable(std::move(traced.graph)),
-          std::move(traced.structure)});
-      cache.add(entry);
+    const std::vector<at::Tensor> inputs = defined(leaves);
+    const typename Cache::Found found = cache.find(all, signatures);
+    compile::KnownAnswers known;
+    for (const auto& entry : found.entries) {
+      if (!known.agree(entry->answers)) continue;
+      if (auto outputs = attempt(*entry, inputs, &known)) {
+        cache.count_hit(entry);
+        return tree_unflatten(entry->result, *outputs);
+      }
     }
-    return tree_unflatten(entry->result, entry->program.run(defined(leaves)));
+    if (found.may_trace) {
+      if (auto result = trace_and_run<Cache>(all, inputs, std::move(signatures), &known, &cache)) {
+        return *std::move(result);
+      }
+    }
+    cache.count_direct();
+    return R(shared_->f(args...));
   }
 
   // Of the calls with arguments of these types.
@@ -250,6 +312,51 @@ class JitFunction {
     auto cache = std::make_shared<Cache>(shared_->options.cache_size);
     shared_->caches.emplace_back(typeid(Cache), cache);
     return *cache;
+  }
+
+  // Nothing if the graph of these arguments does not fit them.
+  template <class Cache, class Args>
+  auto trace_and_run(const Args& all, const std::vector<at::Tensor>& inputs,
+                     std::vector<compile::TensorSignature> signatures, compile::KnownAnswers* known,
+                     Cache* cache) const
+      -> std::optional<std::decay_t<decltype(std::apply(std::declval<const F&>(), all))>> {
+    const RandomState generators(devices_of(inputs));
+    std::shared_ptr<const typename Cache::Entry> entry;
+    try {
+      auto traced = compile::trace_tuple(shared_->f, all, "jit");
+      compile::Answers answers = compile::answers_of(traced.graph);
+      entry = std::make_shared<const typename Cache::Entry>(
+          typename Cache::Entry{{signatures, all},
+                                std::move(answers),
+                                compile::Executable(std::move(traced.graph)),
+                                std::move(traced.structure)});
+      generators.restore();  // the run that is recorded draws no numbers for the caller
+    } catch (const AssumptionError&) {
+      generators.restore();
+      cache->refuse(std::move(signatures), all);
+      return std::nullopt;
+    }
+    cache->add(entry, known->reason());
+    if (auto outputs = attempt(*entry, inputs, known)) {
+      return tree_unflatten(entry->result, *outputs);
+    }
+    cache->drop(entry);
+    cache->refuse(std::move(signatures), all);
+    return std::nullopt;
+  }
+
+  // Nothing if the graph is not for the numbers of this call.
+  template <class Entry>
+  static std::optional<std::vector<at::Tensor>> attempt(const Entry& entry,
+                                                        const std::vector<at::Tensor>& inputs,
+                                                        compile::KnownAnswers* known) {
+    if (entry.answers.empty()) return entry.program.run(inputs);
+    try {
+      return entry.program.run(inputs);
+    } catch (const AssumptionError& error) {
+      known->note(entry.answers, error);
+      return std::nullopt;
+    }
   }
 
   static std::vector<at::Tensor> defined(const std::vector<at::Tensor>& leaves) {

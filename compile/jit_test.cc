@@ -145,5 +145,55 @@ TEST(JitTest, SeveralThreads) {
   EXPECT_EQ(right, 80);
 }
 
+// See NOTE [graphs for other numbers].
+TEST(JitTest, TracesForOtherNumbersOfElements) {
+  const auto f = [](const Tensor& x) { return x.index({x.gt(0)}).sin(); };
+  const auto fast = jit(f);
+  const auto with = [](int64_t count) {
+    return at::where(at::arange(6).lt(count), at::rand({6}) + 0.1, -1.0);
+  };
+  for (const int64_t count : {2, 3, 2, 0, 3, 6, 0}) {
+    const Tensor x = with(count);
+    EXPECT_CLOSE(fast(x), f(x));
+  }
+  const JitCounters counters = fast.counters<Tensor>();
+  EXPECT_EQ(counters.misses, 4);
+  EXPECT_EQ(counters.hits, 3);
+  EXPECT_EQ(counters.direct, 0);
+  const std::vector<std::string> reasons = fast.explain<Tensor>();
+  EXPECT_EQ(reasons[0], "the first call");
+  EXPECT_THAT(reasons[1], HasSubstr("was 2 when the function was traced, and is 3 in this run"));
+}
+
+TEST(JitTest, CallsTheFunctionForTooManyNumbers) {
+  const auto f = [](const Tensor& x) { return x.index({x.gt(0)}) * 2; };
+  const auto fast = jit(f);
+  constexpr auto kMost = static_cast<int64_t>(compile::kMaxGraphsOfNumbers);
+  for (int64_t count = 0; count < kMost + 4; ++count) {
+    const Tensor x = at::arange(kMost + 4).lt(count).to(at::kFloat);
+    EXPECT_CLOSE(fast(x), f(x));
+  }
+  EXPECT_EQ(fast.counters<Tensor>().misses, kMost);
+  EXPECT_EQ(fast.counters<Tensor>().direct, 4);
+}
+
+TEST(JitTest, FailedRunsLeaveArgumentsAsTheyWere) {
+  const auto f = [](const Tensor& x) {
+    Tensor written = x;
+    written.add_(1);
+    return x.index({x.gt(0)}) + at::rand({});
+  };
+  const auto fast = jit(f);
+  for (const double shift : {0.0, 1.5, -2.0, 0.0}) {
+    const Tensor x = at::tensor({-2.5, -1.5, 0.5}) + shift, y = x.clone();
+    at::manual_seed(2);
+    const Tensor expected = f(y);
+    at::manual_seed(2);
+    EXPECT_CLOSE(fast(x), expected);
+    EXPECT_CLOSE(x, y);
+  }
+  EXPECT_EQ(fast.counters<Tensor>().misses, 3);
+}
+
 }  // namespace
 }  // namespace torchlift

@@ -75,6 +75,8 @@ class Recording {
   ValueId constant(const at::Tensor& t) { return constant_in(frames_.size() - 1, t); }
   ValueId add_value(const at::Tensor& real, const std::string& name);
   void note_spread(ValueId id) { top().spread.insert(id); }
+  // Of the next assumption that is written down, in any frame.
+  int64_t take_assumption_number() { return assumptions_++; }
 
   // For a copy in the place of a view (Recorder::note_copy_for_view). The tensors may be of any
   // level. Neither is to be written to as long as the copy lives.
@@ -105,6 +107,7 @@ class Recording {
   Frame root_;
   std::vector<Frame*> frames_;
   std::unordered_map<const c10::TensorImpl*, ValueId> constants_;  // of the root
+  int64_t assumptions_ = 0;
 
   struct CopyForView {
     std::string op, source;

@@ -1,6 +1,7 @@
 #include "compile/replay.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/grad_mode.h>
 #include <ATen/core/ivalue.h>
 #include <ATen/core/stack.h>
 #include <ATen/ops/empty.h>
@@ -12,6 +13,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <set>
 #include <string>
 #include <tuple>
 #include <unordered_map>
@@ -21,6 +23,7 @@
 #include "batching/rules/narrow_products.h"
 #include "batching/rules/narrow_softmax.h"
 #include "batching/rules/plane_pools.h"
+#include "compile/assumptions.h"
 #include "compile/elementary.h"
 #include "compile/graph.h"
 #include "compile/seed_scope.h"
@@ -289,12 +292,38 @@ std::string shape_str(const at::Tensor& t) {
 
 }  // namespace
 
+// What a run leaves as it was where an assumption does not hold (NOTE [assumptions]): it may be
+// tried with another graph, or be called again.
+struct Undo {
+  bool assumes = false;
+  std::vector<ValueId> written;  // inputs and constants, before an assumption was looked at
+  bool draws = false;
+};
+
+// Takes back what a run has done.
+class Attempt {
+ public:
+  void keep(const at::Tensor& written) { written_.emplace_back(written, written.clone()); }
+  void keep_generators(const std::vector<c10::Device>& devices) { generators_.emplace(devices); }
+
+  void take_back() const {
+    const c10::AutoGradMode no_grad(false);
+    for (const auto& [tensor, before] : written_) at::Tensor(tensor).copy_(before);
+    if (generators_.has_value()) generators_->restore();
+  }
+
+ private:
+  std::vector<std::pair<at::Tensor, at::Tensor>> written_;  // with what was in it
+  std::optional<RandomState> generators_;
+};
+
 struct Program::Plan {
   Graph graph;
   std::vector<Step> steps;
   std::vector<BlockedSteps> blocked;  // in the order of their nodes
   bool tracked_constants = false;
   bool writes_inputs = false;
+  Undo undo;
   std::vector<InputLayout> fixed_layouts;  // where no dim is dynamic
   std::vector<InputLayout> fixed_results;  // of all values, the same, where steps are settled
 
@@ -309,6 +338,7 @@ struct Program::Plan {
     find_settled(plan.chosen);
     for (const BlockedGroup& group : plan.blocked) blocked.push_back(steps_of(group));
     writes_inputs = finds_writes();
+    if (assumes(graph)) undo = find_undo();
     if (graph.symbols.empty()) {
       fixed_layouts = layouts({});
       if (graph.layouts_assumed || !plan.chosen.empty()) {
@@ -385,6 +415,37 @@ struct Program::Plan {
       }
     }
     return false;
+  }
+
+  Undo find_undo() const {
+    Undo found{.assumes = true};
+    // The inputs and constants whose memory a value may share.
+    std::vector<std::set<ValueId>> owners(graph.values.size());
+    for (const ValueId id : graph.inputs) owners[static_cast<size_t>(id)] = {id};
+    for (const Constant& each : graph.constants) owners[static_cast<size_t>(each.id)] = {each.id};
+    std::set<ValueId> written;
+    bool drawn = false;
+    for (size_t n = 0; n < steps.size(); ++n) {
+      const Effects effects = effects_of(graph.nodes[n]);
+      drawn = drawn || effects.draws;
+      std::set<ValueId> seen;
+      for (size_t i = 0; i < graph.nodes[n].args.size(); ++i) {
+        for (const ValueId id : values_in(graph.nodes[n].args[i])) {
+          const std::set<ValueId>& own = owners[static_cast<size_t>(id)];
+          seen.insert(own.begin(), own.end());
+          if (steps[n].op.has_value() && writes_argument(*steps[n].op, i)) {
+            written.insert(own.begin(), own.end());
+          }
+        }
+      }
+      for (const ValueId id : results_of(graph.nodes[n])) {
+        if (effects.views) owners[static_cast<size_t>(id)].insert(seen.begin(), seen.end());
+      }
+      if (!assumes(graph.nodes[n])) continue;
+      found.written.assign(written.begin(), written.end());
+      found.draws = drawn;
+    }
+    return found;
   }
 
   // From the end to the start: when a value is seen first, it is read for the last time.
@@ -553,6 +614,40 @@ struct Program::Plan {
   }
 
   // --- running -----------------------------------------------------------------------------------
+
+  // execute(), after which, if an assumption does not hold, everything is as it was.
+  std::vector<at::Tensor> attempt(at::ArrayRef<at::Tensor> inputs,
+                                  const std::vector<int64_t>& sizes, bool exclusive) const {
+    if (!undo.assumes) return execute(inputs, sizes, exclusive);
+    Attempt run;
+    // Where operators are dispatched, tensors belong to levels or autograd, which may not be
+    // written to by others.
+    if (exclusive) {
+      for (const ValueId id : undo.written) run.keep(external(id, inputs));
+    }
+    if (undo.draws) run.keep_generators(devices(inputs));
+    try {
+      return execute(inputs, sizes, exclusive);
+    } catch (const AssumptionError& error) {
+      run.take_back();
+      throw_with_source(error);
+    }
+  }
+
+  at::Tensor external(ValueId id, at::ArrayRef<at::Tensor> inputs) const {
+    if (const Constant* constant = graph.find_constant(id)) return constant->tensor;
+    const auto found = std::find(graph.inputs.begin(), graph.inputs.end(), id);
+    return inputs[static_cast<size_t>(found - graph.inputs.begin())];
+  }
+
+  [[noreturn]] void throw_with_source(const AssumptionError& error) const {
+    const Node* node = find_assumption(graph, error.number());
+    const std::string message = error.what_without_backtrace();
+    if (node == nullptr || node->source.empty() || message.find("\n  at ") != std::string::npos) {
+      throw error;
+    }
+    throw AssumptionError(message + "\n  at " + node->source, error.number(), error.found());
+  }
 
   // exclusive: nobody else sees intermediate values.
   std::vector<at::Tensor> execute(at::ArrayRef<at::Tensor> inputs,
@@ -844,7 +939,7 @@ std::vector<at::Tensor> Program::run(at::ArrayRef<at::Tensor> inputs,
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   std::optional<SeedScope> seeded;
   if (options.seed.has_value()) seeded.emplace(*options.seed, plan_->devices(inputs));
-  return plan_->execute(plan_->prepared(inputs, sizes), sizes, !dispatch);
+  return plan_->attempt(plan_->prepared(inputs, sizes), sizes, !dispatch);
 }
 
 }  // namespace torchlift::compile

@@ -14,10 +14,12 @@
 
 #include "autodiff/grad.h"
 #include "batching/vmap.h"
+#include "compile/assumptions.h"
 #include "compile/executable.h"
 #include "compile/graph.h"
 #include "compile/replay.h"
 #include "compile/trace.h"
+#include "compile/trace_scope.h"
 #include "core/error.h"
 #include "core/testing.h"
 
@@ -81,8 +83,122 @@ TEST(TraceNumbersTest, AnswersOfOneRunAreErrors) {
               HasSubstr(kText));
   EXPECT_THAT(error([](const Tensor& x) { return at::allclose(x, x) ? x : -x; }, rand({2, 3})),
               HasSubstr(kText));
-  EXPECT_THAT(error([](const Tensor& x) { return at::bincount(x); }, ones), HasSubstr(kText));
-  EXPECT_THAT(error([](const Tensor& x) { return at::one_hot(x); }, ones), HasSubstr(kText));
+  const auto by_shapes = [&](const auto& f) { return error(f, on_meta(ones)); };
+  EXPECT_THAT(by_shapes([](const Tensor& x) { return at::bincount(x); }), HasSubstr(kText));
+  EXPECT_THAT(by_shapes([](const Tensor& x) { return at::one_hot(x); }), HasSubstr(kText));
+}
+
+// f's graph gives what f does for both of these, and throws for `others`.
+template <class F>
+void expect_assumed(const F& f, const Tensors& args, const Tensors& alike, const Tensors& others,
+                    const char* text) {
+  const Graph graph = [&] {
+    TraceScope scope;
+    Tensors inputs;
+    for (const Tensor& each : args) inputs.push_back(scope.input(each, "x"));
+    const Tensors outputs = f(inputs);
+    return scope.finish(outputs);
+  }();
+  verify(graph);
+  EXPECT_TRUE(assumes(graph));
+  const Program program(graph);
+  const Executable executable(graph);
+  for (const Tensors& given : {args, alike}) {
+    const Tensors expected = f(given);
+    for (const Tensors& got : {program.run(given), executable.run(given)}) {
+      ASSERT_EQ(got.size(), expected.size());
+      for (size_t i = 0; i < got.size(); ++i) {
+        EXPECT_TRUE(got[i].equal(expected[i])) << got[i] << expected[i];
+        EXPECT_EQ(got[i].strides(), expected[i].strides());
+      }
+    }
+  }
+  EXPECT_THAT(message_of([&] { program.run(others); }), HasSubstr(text));
+  EXPECT_THAT(message_of([&] { executable.run(others); }), HasSubstr(text));
+  EXPECT_THROW(program.run(others), AssumptionError);
+  TraceScope scope("trace", {}, Known::kShapes);
+  Tensors inputs;
+  for (const Tensor& each : args) inputs.push_back(scope.input(on_meta(each), "x"));
+  EXPECT_THAT(message_of([&] { f(inputs); }),
+              HasSubstr("the shape of its result depends on numbers that are computed"));
+}
+
+Tensors all_of(const std::tuple<Tensor, Tensor, Tensor>& results) {
+  return {std::get<0>(results), std::get<1>(results), std::get<2>(results)};
+}
+
+TEST(TraceNumbersTest, NumbersOfElementsAreAssumed) {
+  const Tensor x = at::tensor({1.0, -1.0, 2.0, 2.0}), y = at::tensor({-3.0, 1.0, 1.0, 2.0}),
+               z = at::tensor({1.0, 1.0, 1.0, 1.0});
+  const auto masked = [](const Tensors& all) -> Tensors {
+    return {all[0].masked_select(all[0].gt(0)), all[0].index({all[0].gt(0)})};
+  };
+  expect_assumed(masked, {x}, {y}, {z}, "chooses was 3 when the function was traced, and is 4 in");
+  const auto nonzero = [](const Tensors& all) -> Tensors {
+    return {all[0].gt(0).view({2, 2}).nonzero()};
+  };
+  expect_assumed(nonzero, {x}, {y}, {z}, "nonzero: the number of elements that are not zero was 3");
+  const auto unique = [](const Tensors& all) {
+    return all_of(at::_unique2(all[0], true, true, true));
+  };
+  expect_assumed(unique, {x}, {y}, {z}, "_unique2: the number of different values was 3");
+  const auto rows = [](const Tensors& all) {
+    return all_of(at::unique_dim(all[0].view({4, 1}), 0, true, true, true));
+  };
+  expect_assumed(rows, {x}, {y}, {z}, "unique_dim: the number of different values was 3");
+  const auto runs = [](const Tensors& all) {
+    return all_of(at::unique_consecutive(all[0], true, true));
+  };
+  expect_assumed(runs, {x}, {y}, {z}, "unique_consecutive: the number of different values was 3");
+  const auto bins = [](const Tensors& all) -> Tensors {
+    return {all[0].abs().to(at::kLong).bincount()};
+  };
+  expect_assumed(bins, {x}, {x + 0.5}, {z}, "bincount: the number of bins was 3");
+}
+
+// A mask chooses nothing, and then something.
+TEST(TraceNumbersTest, NoElements) {
+  const auto f = [](const Tensors& all) -> Tensors { return {all[0].index({all[0].gt(0)}) * 2}; };
+  const Tensor none = -at::ones({3});
+  expect_assumed(f, {none}, {none - 1}, {none.abs()}, "was 0 when the function was traced");
+}
+
+// The program is put into another order, and what reads the mask stays behind the check.
+TEST(TraceNumbersTest, WhatComesAfterACheckStaysThere) {
+  const auto f = [](const Tensor& x) {
+    return grad<0>([](const Tensor& y) {
+      const Tensor chosen = y.index({y.gt(0)});
+      return (chosen * chosen.sin()).sum() + y.exp().sum();
+    })(x);
+  };
+  const Tensor x = rand({40}) - 0.5;
+  const Executable executable(torchlift::trace(f, x));
+  bool checked = false;
+  for (const Node& node : executable.graph().nodes) {
+    checked = checked || assumes(node);
+    EXPECT_TRUE(checked || node.op.find("index_put") == std::string::npos);
+  }
+  EXPECT_TRUE(checked);
+  EXPECT_CLOSE(executable.run({x.flip(0)})[0], f(x.flip(0)));
+  EXPECT_THROW(executable.run({x + 2}), AssumptionError);
+}
+
+TEST(TraceNumbersTest, NothingIsHalfWritten) {
+  TraceScope scope;
+  const Tensor given = at::tensor({1.0, -2.0, 3.0}), x = scope.input(given.clone(), "x");
+  x.add_(at::rand({3}));
+  const Tensor chosen = x.index({x.gt(0)});
+  const Program program(scope.finish({chosen}));
+  Tensor other = at::tensor({-5.0, -5.0, 5.0});
+  at::manual_seed(1);
+  const Tensor next = at::rand({2});
+  at::manual_seed(1);
+  EXPECT_THROW(program.run({other}), AssumptionError);
+  EXPECT_TRUE(other.equal(at::tensor({-5.0, -5.0, 5.0})));
+  EXPECT_TRUE(at::rand({2}).equal(next));
+  Tensor fits = given.clone();
+  EXPECT_EQ(program.run({fits})[0].numel(), 2);
+  EXPECT_FALSE(fits.equal(given));
 }
 
 TEST(TraceNumbersTest, ChecksArePartOfTheGraph) {
@@ -91,7 +207,7 @@ TEST(TraceNumbersTest, ChecksArePartOfTheGraph) {
   expect_error(expect_replays(one_hot, {y}, x), {x + 1}, "smaller than num_classes");
   const auto bins = vmap([](const Tensor& row) { return at::bincount(row, {}, 4); });
   expect_error(expect_replays(bins, {y.unsqueeze(0)}, x.unsqueeze(0)), {x.unsqueeze(0) + 2},
-               "not below minlength");
+               "minlength");
   const auto repeated = vmap([](const Tensor& v, const Tensor& n) {
     return at::repeat_interleave(v, n, std::nullopt, std::optional<int64_t>(3));
   });

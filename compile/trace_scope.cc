@@ -6,7 +6,6 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/core/ivalue.h>
 #include <ATen/core/stack.h>
-#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
@@ -15,11 +14,12 @@
 #include <functional>
 #include <utility>
 
-#include "batching/rules/numbers.h"
+#include "batching/rules/assumptions.h"
 #include "compile/hollow.h"
 #include "compile/passes/functional_variant.h"
 #include "compile/recording.h"
 #include "compile/trace_control_flow.h"
+#include "compile/trace_rules.h"
 #include "compile/uniform_constants.h"
 #include "core/boxed.h"
 #include "core/dispatch.h"
@@ -66,11 +66,9 @@ class Call {
     const size_t count = op_.schema().arguments().size();
     args_.assign(stack->end() - static_cast<int64_t>(count), stack->end());
     torch::jit::drop(*stack, count);
-    if (op_.schema().name() == "aten::index" && args_[1].isOptionalTensorList()) {
-      place_constant_masks();
-    }
     if (trains_statistics()) own_statistics();
     refuse();
+    if (op_.schema().name() == kAssumeOp) args_.back() = recording_.take_assumption_number();
     for (size_t i = 0; i < count; ++i) stack->push_back(take(i));
     const WriteScopes writing(op_, args_);
     compute(stack);
@@ -78,9 +76,6 @@ class Call {
     settle_targets();
     keep_results(stack);
     recording_.graph().nodes.push_back(std::move(node_));
-    if (op_.schema().name() == "aten::linalg_lstsq" && residuals_depend_on_rank()) {
-      assume_rank((*stack)[stack->size() - 2].toTensor());
-    }
   }
 
  private:
@@ -90,7 +85,9 @@ class Call {
 
   void refuse() const {
     if (op_.hasTag(at::Tag::data_dependent_output)) throw_number();
-    if (op_.hasTag(at::Tag::dynamic_output_shape) && shape_depends_on_numbers()) throw_shape();
+    if (op_.hasTag(at::Tag::dynamic_output_shape) && shape_depends_on_numbers()) {
+      throw_shape_of_numbers(op_, recording_);
+    }
     if (op_.schema().name() == "aten::resize_" || op_.schema().name() == "aten::set_") {
       unsupported_error(recording_.transform(), name(),
                         ": gives a tensor other memory, which a graph cannot say. Make a new "
@@ -119,35 +116,14 @@ class Call {
   }
 
   bool shape_depends_on_numbers() const {
-    const std::string& op = op_.schema().name();
-    if (op == "aten::repeat_interleave") return args_[1].isNone();  // the size of the output
-    if (op == "aten::_ctc_loss") return false;  // those that do are widened before
-    if (op == "aten::linalg_lstsq") return recording_.by_shapes() && residuals_depend_on_rank();
-    if (op.rfind("aten::index", 0) != 0) return true;
+    if (find_trace_rule(op_) == nullptr) return true;
+    if (op_.schema().name() != "aten::index") return false;  // rules have seen to it
     bool masks = false;
     for (size_t i = 1; i < args_.size(); ++i) {
       if (!args_[i].isOptionalTensorList() && !args_[i].isTensorList()) continue;
       for_each_tensor(args_[i], [&](const at::Tensor& t) { masks = masks || is_mask(t); });
     }
     return masks;
-  }
-
-  // Of (self, b, rcond, driver). There are none of a system that has no more rows than columns, and
-  // none where a matrix has not its full rank, which two of the drivers tell.
-  bool residuals_depend_on_rank() const {
-    const at::Tensor& a = args_[0].toTensor();
-    if (args_[3].isNone() || a.dim() < 2 || a.size(-2) <= a.size(-1)) return false;
-    const std::string& driver = args_[3].toStringRef();
-    return driver == "gelsd" || driver == "gelss";
-  }
-
-  void assume_rank(const at::Tensor& rank) const {
-    const AssumedAnswers answers(
-        "linalg.lstsq: with this driver there are residuals where all matrices have full rank, "
-        "which they had, or had not, when the function was traced, unlike now. The driver "
-        "\"gelsy\" gives none.",
-        {true});
-    AssumedAnswers::answer(rank.eq(args_[0].toTensor().size(-1)).all());
   }
 
   [[noreturn]] void throw_number() const {
@@ -158,14 +134,6 @@ class Call {
         "that of this one run for all later ones. Choose by torch.where or torchlift.cond, and "
         "compute with tensors; a number that does not change can be passed as one, not as a "
         "tensor.");
-  }
-
-  [[noreturn]] void throw_shape() const {
-    unsupported_error(
-        recording_.transform(), name(),
-        ": the shape of its result depends on numbers that are computed from the inputs. Use "
-        "torchlift.nonzero, masked_select or unique, which take size=, or torch.where in place of "
-        "a mask as an index.");
   }
 
   // --- batch norms -------------------------------------------------------------------------------
@@ -192,35 +160,6 @@ class Call {
       }
       recording_.note_silent_write(t);
     }
-  }
-
-  // --- masks that are constants ------------------------------------------------------------------
-  //
-  // What is computed from constants alone is computed once: x[mask], where mask does not depend on
-  // the inputs, is x at the places that the mask has now.
-
-  void place_constant_masks() {
-    const at::Tensor& self = args_[0].toTensor();
-    c10::List<std::optional<at::Tensor>> places;
-    for (const std::optional<at::Tensor>& index : args_[1].toOptionalTensorList()) {
-      const auto dim = static_cast<int64_t>(places.size());
-      if (!index.has_value() || !is_constant_mask(*index) || dim + index->dim() > self.dim()) {
-        places.push_back(index);
-        continue;
-      }
-      TORCH_CHECK_INDEX(self.sizes().slice(dim, index->dim()) == index->sizes(),
-                        "The shape of the mask ", index->sizes(), " at index ", dim,
-                        " does not match the shape of the indexed tensor ", self.sizes());
-      for (const at::Tensor& each : innermost(*index).nonzero().unbind(1)) places.push_back(each);
-    }
-    args_[1] = places;
-  }
-
-  bool is_constant_mask(const at::Tensor& t) const {
-    if (!t.defined() || !is_mask(t) || t.dim() == 0) return false;
-    const LiftedTensorImpl* impl = as_lifted(t);
-    if (impl == nullptr) return true;
-    return &impl->level() == level_.get() && !impl->bdim() && !is_lifted(impl->value());
   }
 
   static bool is_mask(const at::Tensor& t) {
@@ -434,43 +373,9 @@ class Call {
   std::vector<Target> targets_;
 };
 
-// The value of t, a tensor of `level`, which nobody differentiates.
-at::Tensor untracked(const at::Tensor& t, const LevelPtr& level) {
-  const LiftedTensorImpl* impl = as_lifted(t);
-  return impl == nullptr ? t : lift(at::Tensor(impl->value()), impl->bdim(), level);
-}
-
-// NOTE [ctc losses of one size]
-// _ctc_loss gives, beside the losses, what its backward pass reads, as long as the longest target
-// asks for. With lengths that are tensors that would be another shape in each run, so that the
-// graph has one more example, whose target is as long as the targets can be.
-void widened_ctc_loss(const OperatorHandle& op, const LevelPtr& level, Recording& recording,
-                      Stack* stack) {
-  std::vector<IValue> args = torch::jit::pop(*stack, op.schema().arguments().size());
-  const auto tensor = [&](size_t i) { return untracked(args[i].toTensor(), level); };
-  const at::Tensor log_probs = tensor(0), targets = tensor(1);
-  TORCH_CHECK(log_probs.dim() == 3 && (targets.dim() == 1 || targets.dim() == 2),
-              "ctc_loss: expected log_probs of the shape [T, N, C] and targets of [N, S] or, one "
-              "after the other, of one dim. Got ",
-              log_probs.sizes(), " and ", targets.sizes());
-  const int64_t steps = log_probs.size(0), count = log_probs.size(1), longest = targets.size(-1);
-  const auto with = [&](size_t i, at::IntArrayRef sizes, int64_t value, int64_t dim) {
-    stack->emplace_back(at::cat({tensor(i), tensor(i).new_full(sizes, value)}, dim));
-  };
-  with(0, {steps, 1, log_probs.size(2)}, 0, 1);
-  if (targets.dim() == 1) with(1, {longest}, 0, 0);
-  if (targets.dim() == 2) with(1, {1, longest}, 0, 0);
-  with(2, {1}, steps, 0);
-  with(3, {1}, longest, 0);
-  stack->insert(stack->end(), args.begin() + 4, args.end());
+void write_down(const OperatorHandle& op, const LevelPtr& level, Recording& recording,
+                Stack* stack) {
   Call(op, level, recording).run(stack);
-  for (auto each = stack->end() - 2; each != stack->end(); ++each) {
-    *each = each->toTensor().narrow(0, 0, count);
-  }
-}
-
-bool is_ctc_loss_of_tensors(const OperatorHandle& op) {
-  return op.schema().name() == "aten::_ctc_loss" && op.schema().overload_name() == "Tensor";
 }
 
 class TraceRecorder final : public Recorder {
@@ -480,18 +385,9 @@ class TraceRecorder final : public Recorder {
   const char* transform() const override { return recording_->transform().c_str(); }
 
   bool run(const OperatorHandle& op, const LevelPtr& level, Stack* stack) const override {
-    if (AssumedAnswers::open() && answer(op, stack)) return true;
-    if (op.schema().name() == "aten::_use_cudnn_ctc_loss") {
-      // Which takes some lengths only, and may not take those of the next run.
-      torch::jit::drop(*stack, op.schema().arguments().size());
-      stack->emplace_back(false);
-      return true;
-    }
-    if (is_ctc_loss_of_tensors(op)) {
-      widened_ctc_loss(op, level, *recording_, stack);
-      return true;
-    }
-    Call(op, level, *recording_).run(stack);
+    const TraceRule rule = find_trace_rule(op);
+    if (rule != nullptr && rule({op, level, *recording_, &write_down}, stack)) return true;
+    write_down(op, level, *recording_, stack);
     return true;
   }
 
@@ -539,16 +435,6 @@ class TraceRecorder final : public Recorder {
   }
 
  private:
-  // See NOTE [assumed answers] in batching/rules/numbers.h.
-  static bool answer(const OperatorHandle& op, Stack* stack) {
-    if (op.schema().name() != "aten::equal") return false;
-    const at::Tensor other = torch::jit::pop(*stack).toTensor();
-    const at::Tensor self = torch::jit::pop(*stack).toTensor();
-    const bool same_shape = self.sizes() == other.sizes();
-    stack->emplace_back(same_shape && AssumedAnswers::answer(self.eq(other).all()).value());
-    return true;
-  }
-
   const std::shared_ptr<Recording> recording_;
 };
 

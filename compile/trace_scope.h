@@ -17,14 +17,15 @@
 // computed from no input runs as always, and what it gives is a constant of the graph; but a random
 // operator is written down wherever it stands.
 //
-// Operators that ask for numbers (item(), nonzero()...) would fix them to those of this one run, so
-// they are errors.
+// Operators that ask for numbers (item()) would fix them to those of this one run, so they are
+// errors. Where no more than the shape of a result depends on numbers (nonzero(), x[mask]), it is
+// that of this run, and each run checks it: NOTE [shapes of one run] in compile/trace_rules.cc.
 //
 // NOTE [tracing by shapes]
-// So nothing of the graph depends on the numbers in the inputs, and they need not be known: by
-// shapes alone, the inputs and all that is computed from them are hollow tensors (NOTE [hollow
-// tensors] in compile/hollow.h), and operators are called on the meta device. What is computed from
-// no input runs as always, on its own numbers (but see compile/uniform_constants.h).
+// But for those, nothing of the graph depends on the numbers in the inputs, and they need not be
+// known: by shapes alone, the inputs and all that is computed from them are hollow tensors (NOTE
+// [hollow tensors] in compile/hollow.h), and operators are called on the meta device. What is
+// computed from no input runs as always, on its own numbers (but see compile/uniform_constants.h).
 //
 // Two things are less sure than with numbers. Checks of values (of a Cholesky factor's info, of
 // targets that are to be in range) are not made while it is traced. And a meta kernel may give

@@ -26,9 +26,11 @@
 #include <utility>
 #include <vector>
 
+#include "batching/rules/assumptions.h"
 #include "batching/rules/dims.h"
 #include "batching/rules/numbers.h"
 #include "core/error.h"
+#include "core/recorder.h"
 #include "core/registry.h"
 
 namespace torchlift {
@@ -117,7 +119,7 @@ at::Tensor shared_numbers(const char* op, const at::Tensor& t, const char* advic
                            : at::Tensor(impl->value());
       continue;
     }
-    if (impl->level().interpreter() != nullptr) {
+    if (impl->level().interpreter() != nullptr && recorder_of(impl->level()) == nullptr) {
       unsupported_error(
           impl->level().transform(), op,
           ": its results depend on numbers that are computed from the inputs, and are "
@@ -132,12 +134,23 @@ at::Tensor shared_numbers(const char* op, const at::Tensor& t, const char* advic
   return value;
 }
 
+// Places that are computed from inputs of a trace are assumed.
 std::vector<at::Tensor> tensor_split(const at::Tensor& self, const at::Tensor& where, int64_t dim) {
   constexpr const char* kAdvice =
       "the shapes of its results depend on numbers that differ between the examples. Pass numbers "
       "that all examples share.";
-  return at::compositeimplicitautograd::tensor_split(
-      self, shared_numbers("tensor_split", where, kAdvice), dim);
+  if (!has_numbers(innermost(where))) {
+    refuse_recorded(where, "tensor_split", "Pass the places as integers.");
+  }
+  const at::Tensor places = shared_numbers("tensor_split", where, kAdvice);
+  std::vector<at::Tensor> parts = at::compositeimplicitautograd::tensor_split(self, places, dim);
+  if (recorded_by(where) == nullptr) return parts;
+  const char* what = places.dim() == 0 ? "the number of parts" : "the places where it cuts";
+  assume(where, integers_in(places),
+         assumption_message({.op = "tensor_split",
+                             .what = what,
+                             .fix = "Pass the places as integers, which do not change."}));
+  return parts;
 }
 
 // Where the start is an input of a trace, the place of the view would be that of one run. The graph
@@ -202,22 +215,24 @@ at::Tensor narrow_from(const at::Tensor& self, int64_t dim, const at::Tensor& st
 int64_t number_of_bins(const Level& level, const at::Tensor& x, int64_t minlength) {
   if (innermost(x).numel() == 0) return minlength;
   check_all(x.ge(0), "bincount only supports 1-d non-negative integral inputs.");
-  if (recorded_by(x) != nullptr) {
-    if (minlength == 0) refuse_recorded(x, "aten::bincount", "Pass minlength, the number of bins.");
+  const bool by_shapes = recorded_by(x) != nullptr && !has_numbers(innermost(x));
+  if (by_shapes && minlength > 0) {
     check_all(x.lt(minlength),
               "[trace] bincount: a number is not below minlength, which is the number of bins in a "
               "graph. Pass a larger one.");
     return minlength;
   }
-  const at::Tensor largest = innermost(x.amax(1));
-  const int64_t least = std::max(largest.min().item<int64_t>() + 1, minlength);
-  const int64_t most = std::max(largest.max().item<int64_t>() + 1, minlength);
-  if (least != most) {
+  const std::optional<int64_t> bins =
+      assumed_number(x.amax(1).add(1).clamp_min(minlength),
+                     {.op = "aten::bincount",
+                      .what = "the number of bins",
+                      .fix = "Pass minlength=, larger than all of the numbers."});
+  if (!bins.has_value()) {
     throw_shape("aten::bincount", level,
                 "Pass minlength, larger than all of the numbers; or, with a known number of bins, "
                 "use torch.zeros_like(bins).scatter_add(0, x, weights).");
   }
-  return most;
+  return *bins;
 }
 
 // BN -> BC: ones, or weights, are added up in the bin of each number.
@@ -239,7 +254,10 @@ Batched bincount_rule(const Level& level, BatchedArg self, std::optional<Batched
   const at::Tensor added = weighted ? expanded(*weights, level.size()).to(dtype)
                                     : at::ones(x.sizes(), x.options().dtype(dtype));
   const at::Tensor zeros = at::zeros({level.size(), bins}, x.options().dtype(dtype));
-  return {zeros.scatter_add(1, x.to(at::kLong), added), 0};
+  // In a run with more bins than are assumed no place may lie outside of the result, either.
+  const at::Tensor places =
+      recorded_by(x) == nullptr || bins == 0 ? x.to(at::kLong) : x.to(at::kLong).clamp(0, bins - 1);
+  return {zeros.scatter_add(1, places, added), 0};
 }
 
 // BN -> BM, where M numbers are wanted: the place p comes from the first i whose end lies above p,
@@ -273,6 +291,19 @@ Batched is_all_true_rule(BatchedArg self) { return {flat(self).all(1), 0}; }
 
 Batched is_any_true_rule(BatchedArg self) { return {flat(self).any(1), 0}; }
 
+// The least and the largest of all examples are the expected ones.
+void assume_rule(const c10::OperatorHandle& op, const LevelPtr& level, torch::jit::Stack* stack) {
+  const std::vector<c10::IValue> args = torch::jit::pop(*stack, op.schema().arguments().size());
+  const Lowered numbers = lower(args[0].toTensor(), *level);
+  const at::Tensor rows = numbers.value.movedim(numbers.bdim.value(), 0);
+  if (rows.size(0) == 0) return;
+  for (const at::Tensor& each : {rows.amin(0), rows.amax(0)}) {
+    stack->emplace_back(each);
+    stack->insert(stack->end(), args.begin() + 1, args.end());
+    op.callBoxed(*stack);
+  }
+}
+
 // One check of all examples. The first argument is the tensor, the second, if any, a message.
 void assert_async_rule(const c10::OperatorHandle& op, const LevelPtr& level,
                        torch::jit::Stack* stack) {
@@ -285,16 +316,18 @@ void assert_async_rule(const c10::OperatorHandle& op, const LevelPtr& level,
 // One more than the largest class of every example, if it is the same for all.
 int64_t number_of_classes(const at::Tensor& self) {
   TORCH_CHECK(self.numel() > 0, "Can not infer total number of classes from empty tensor.");
-  refuse_recorded(self, "one_hot", "Give the number of classes: one_hot(x, num_classes=10).");
-  const at::Tensor largest = innermost(self.flatten().amax(0));
-  if (largest.numel() == 0) return 0;  // there is no example
-  const auto least = largest.min().item<int64_t>();
-  if (least != largest.max().item<int64_t>()) {
+  const at::Tensor count = self.flatten().amax(0).add(1);
+  if (innermost(count).numel() == 0) return 0;  // there is no example
+  const std::optional<int64_t> classes =
+      assumed_number(count, {.op = "one_hot",
+                             .what = "the number of classes",
+                             .fix = "Give it: one_hot(x, num_classes=10)."});
+  if (!classes.has_value()) {
     unsupported_error("vmap",
                       "one_hot: the number of classes would depend on the values, and the examples "
                       "differ. Give it: one_hot(x, num_classes=10).");
   }
-  return least + 1;
+  return *classes;
 }
 
 // libtorch's reads the largest class and writes ones into plain zeros.
@@ -319,6 +352,7 @@ at::Tensor one_hot(const at::Tensor& self, int64_t num_classes) {
     boxed_rule("aten::unique_dim", "", &throw_unique),
     boxed_rule("aten::unique_consecutive", "", &throw_unique),
     boxed_rule("aten::unique_dim_consecutive", "", &throw_unique),
+    boxed_rule(kAssumeOp, "", &assume_rule),
     boxed_rule("aten::_assert_async", "", &assert_async_rule),
     boxed_rule("aten::_assert_async", "msg", &assert_async_rule),
 };

@@ -6,6 +6,7 @@
 
 #include <utility>
 
+#include "batching/rules/assumptions.h"
 #include "core/error.h"
 #include "core/lifted_tensor.h"
 #include "core/recorder.h"
@@ -64,6 +65,26 @@ void check_all(const at::Tensor& condition, const char* message) {
   }
 }
 
+std::string assumption_message(const NumberOfRun& number) {
+  return c10::str("[trace] ", number.op, ": ", number.what,
+                  " was {was} when the function was traced, and is {is} in this run. ", number.fix,
+                  " (torchlift.jit traces the function anew for another number.)");
+}
+
+std::optional<int64_t> assumed_number(const at::Tensor& each, const NumberOfRun& number) {
+  const at::Tensor all = innermost(each);
+  if (!has_numbers(all)) refuse_recorded(each, number.op.c_str(), number.fix);
+  if (all.numel() == 0) return std::nullopt;
+  const auto result = all.reshape(-1)[0].item<int64_t>();
+  if (!all.eq(result).all().item<bool>()) return std::nullopt;
+  if (recorded_by(each) == nullptr) return result;
+  const std::vector<at::Tensor> ends = each.dim() == 0
+                                           ? std::vector<at::Tensor>{each}
+                                           : std::vector<at::Tensor>{each.amin(), each.amax()};
+  for (const at::Tensor& end : ends) assume(end, {result}, assumption_message(number));
+  return result;
+}
+
 void note_copy_for_view(const char* op, const at::Tensor& base, const at::Tensor& copy,
                         const at::Tensor& place) {
   if (const Level* level = recording_level(place)) {
@@ -93,8 +114,8 @@ std::optional<bool> AssumedAnswers::answer(const at::Tensor& each) {
     TORCH_CHECK((all == expected && !differ) || scope.others_ == Others::kAllowed, scope.message_);
     if (differ) return std::nullopt;
   }
-  const at::Tensor same = all ? each : each.logical_not();
-  at::_assert_async(same.dim() == 0 ? same : same.all(), scope.message_);
+  const at::Tensor one = each.dim() == 0 ? each : all ? each.all() : each.any();
+  assume(one, {all ? 1 : 0}, scope.message_);
   return all;
 }
 

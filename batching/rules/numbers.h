@@ -11,13 +11,15 @@
 // A rule may look at the numbers of all examples: to check them, or for a shape that all share.
 // Where they are computed from the inputs of a trace (core/recorder.h) they are those of one run.
 // What follows from them must hold in the later ones: a check becomes a node of the graph, an
-// answer is assumed, with a node that checks it, or the rule throws.
+// answer or a number is assumed, with a node that checks it (NOTE [assumptions] in
+// batching/rules/assumptions.h), or the rule throws.
 
 #include <ATen/core/Tensor.h>
 
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <vector>
 
 namespace torchlift {
@@ -41,6 +43,21 @@ void refuse_recorded(const at::Tensor& t, const char* op, const char* fix);
 // example; in a graph, each run does.
 void check_all(const at::Tensor& condition, const char* message);
 
+// What the shape of a result depends on.
+struct NumberOfRun {
+  std::string op;    // "aten::nonzero"
+  const char* what;  // "the number of elements that are not zero"
+  const char* fix;   // "Use torchlift.nonzero(x, size=n), ..."
+};
+
+// The error of a run in which it is another one.
+std::string assumption_message(const NumberOfRun& number);
+
+// The number that `each` (integers) is for all elements of all examples; nothing where they differ,
+// or where there are none. A number that is being recorded is assumed: a node of the graph checks
+// it in each run. Throws UnsupportedError where it is recorded by shapes alone.
+std::optional<int64_t> assumed_number(const at::Tensor& each, const NumberOfRun& number);
+
 // For an operator that gives a view, but a copy where the place is computed from inputs of a trace:
 // tells the trace of `place`, which throws when it ends if the base or the copy was written to
 // while the copy lived (Recorder::note_copy_for_view in core/recorder.h).
@@ -51,7 +68,8 @@ void note_copy_for_view(const char* op, const at::Tensor& base, const at::Tensor
 // Some of libtorch's composite operators ask one question of a number and go on by the answer:
 // istft and cov by at::equal. While an AssumedAnswers is open on this thread, such a question of a
 // tensor that is being recorded is answered by the number of this run, and a node of the graph
-// checks that later runs give the same answer. By shapes alone the expected ones are assumed.
+// (NOTE [assumptions]) checks that later runs give the same answer. By shapes alone the expected
+// ones are assumed.
 class AssumedAnswers {
  public:
   enum class Others : uint8_t { kAllowed, kErrors };

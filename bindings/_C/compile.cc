@@ -20,6 +20,7 @@
 #include "compile/artifact/native_code.h"
 #include "compile/artifact/native_plan.h"
 #include "compile/artifact/signature.h"
+#include "compile/assumptions.h"
 #include "compile/dynamic.h"
 #include "compile/executable.h"
 #include "compile/graph.h"
@@ -294,6 +295,16 @@ std::vector<std::string> number_constants(const Graph& graph) {
   return names;
 }
 
+py::list answers(const Graph& graph) {
+  py::list all;
+  for (const std::vector<int64_t>& each : compile::answers_of(graph)) {
+    py::list numbers;
+    for (const int64_t number : each) numbers.append(number);
+    all.append(std::move(numbers));
+  }
+  return all;
+}
+
 void define_graph(py::module_& m) {
   py::class_<NamedValue>(m, "GraphValue")
       .def_readonly("name", &NamedValue::name)
@@ -317,6 +328,7 @@ void define_graph(py::module_& m) {
       .def("symbols", &symbols_of)
       .def("constants", &constants_of)
       .def("number_constants", &number_constants)
+      .def("answers", &answers)
       .def("functionalize", &functionalize_graph)
       .def("simplify_for_compiler",
            [](Graph& self) {

@@ -8,6 +8,7 @@ namespace {
 // Held for the life of the process: they may be needed while the interpreter shuts down.
 PyObject* transform_error_type = PyExc_ValueError;
 PyObject* unsupported_error_type = PyExc_RuntimeError;
+PyObject* assumption_error_type = PyExc_RuntimeError;
 
 void set_python_error(PyObject* type, const c10::Error& error) {
   PyErr_SetString(
@@ -47,6 +48,14 @@ void set_python_error(const UnsupportedError& error) {
   set_python_error(unsupported_error_type, error);
 }
 
+// Made of (message, number, found).
+void set_python_error(const AssumptionError& error) {
+  py::list found;
+  for (const int64_t number : error.found()) found.append(number);
+  const py::tuple args = py::make_tuple(error.what_without_backtrace(), error.number(), found);
+  PyErr_SetObject(assumption_error_type, args.ptr());
+}
+
 void retag_python_error() {
   if (!PyErr_ExceptionMatches(PyExc_RuntimeError)) return;
   PyObject *type, *value, *traceback;
@@ -73,9 +82,11 @@ void forget_if_unsupported(python_error& error) {
   PyErr_Clear();
 }
 
-void set_error_types(py::object transform_error, py::object unsupported_error) {
+void set_error_types(py::object transform_error, py::object unsupported_error,
+                     py::object assumption_error) {
   transform_error_type = transform_error.release().ptr();
   unsupported_error_type = unsupported_error.release().ptr();
+  assumption_error_type = assumption_error.release().ptr();
 }
 
 py::object list_of(const std::vector<at::Tensor>& tensors) {

@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "batching/rules/assumptions.h"
 #include "core/error.h"
 
 namespace torchlift::python {
@@ -41,9 +42,10 @@ inline py::object dict_item(PyObject* dict, PyObject* key) {
   return value == nullptr ? py::object() : borrow(value);
 }
 
-// Sets torchlift.TransformError or torchlift.UnsupportedError (see set_error_types).
+// Sets torchlift.TransformError, UnsupportedError or AssumptionError (see set_error_types).
 void set_python_error(const TransformError& error);
 void set_python_error(const UnsupportedError& error);
+void set_python_error(const AssumptionError& error);
 
 // NOTE [errors of operators]
 // An error of ours that is thrown under one of torch's own Python functions (x.item(), say) was
@@ -56,7 +58,8 @@ void retag_python_error();
 void forget_if_unsupported(python_error& error);
 
 // The exception classes, made by torchlift/_errors.py.
-void set_error_types(py::object transform_error, py::object unsupported_error);
+void set_error_types(py::object transform_error, py::object unsupported_error,
+                     py::object assumption_error);
 
 // Runs a function body, turning C++ exceptions into Python ones.
 template <class F>
@@ -69,6 +72,9 @@ PyObject* guarded(F&& body) {
       set_python_error(error);
       return nullptr;
     } catch (const UnsupportedError& error) {
+      set_python_error(error);
+      return nullptr;
+    } catch (const AssumptionError& error) {
       set_python_error(error);
       return nullptr;
     }

@@ -47,3 +47,14 @@ def test_wrong_arrays_are_refused(tmp_path):
 def test_a_wrong_command_line_is_explained():
     code, _, errors = run("frobnicate")
     assert code == 2 and "there is no command 'frobnicate'" in errors
+
+
+def test_a_shape_of_other_numbers_is_an_error(tmp_path):
+    import torch
+
+    torchlift.save(lambda x: x[x > 0] * 2, str(tmp_path / "f.tlc"), torch.tensor([1.0, -1.0, 2.0]))
+    for numbers, status in (([-1, 5, 6], 0), ([1, 5, 6], 1)):
+        numpy.save(tmp_path / "x.npy", numpy.array(numbers, dtype=numpy.float32))
+        code, printed, errors = run("run", tmp_path / "f.tlc", "--inputs", tmp_path / "x.npy")
+        assert code == status
+        assert ("10" in printed) if code == 0 else ("was 2 when the function was traced, and is 3 in this run" in errors)

@@ -33,7 +33,7 @@ _extension = _load.extension_path(_os.path.dirname(__file__))
 _load.check_torch(_load.built_for_torch(_extension), _torch.__version__)
 
 from torchlift import _C  # noqa: E402
-from torchlift._errors import TransformError, UnsupportedError  # noqa: E402
+from torchlift._errors import AssumptionError, TransformError, UnsupportedError  # noqa: E402
 from torchlift import _autograd, _autograd_function, _printing, _value_checks  # noqa: E402
 from torchlift._batch_norm import (  # noqa: E402
     patch_batch_norm_with,
@@ -123,6 +123,7 @@ __all__ = [
     "jit",
     "make_fx",
     "trace",
+    "AssumptionError",
     "Coloring",
     "Ensemble",
     "FallbackRecord",

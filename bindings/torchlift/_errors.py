@@ -30,5 +30,31 @@ class UnsupportedError(RuntimeError):
     """
 
 
+class AssumptionError(RuntimeError):
+    """What the run of a graph raises where the shape of a result that depends on numbers (of
+    nonzero, x[mask], unique...) would be another one than that the function was traced with.
+
+    Attributes:
+        number: which of the numbers that the graph assumes, in the order of the trace.
+        found: what they are in this run.
+
+    >>> import torch, torchlift
+    >>> positive = torchlift.trace(lambda x: x[x > 0])(torch.tensor([1.0, 2.0, -1.0]))
+    >>> positive(torch.tensor([-1.0, 3.0, 4.0]))
+    tensor([3., 4.])
+    >>> try:
+    ...     positive(torch.tensor([1.0, -3.0, -4.0]))
+    ... except torchlift.AssumptionError as error:
+    ...     print("was 2 when the function was traced, and is 1 in this run" in str(error))
+    True
+    """
+
+    def __init__(self, message: str, number: int = 0, found: "list[int] | None" = None) -> None:
+        super().__init__(message)
+        self.number = number
+        self.found = found or []
+
+
 TransformError.__module__ = UnsupportedError.__module__ = "torchlift"
-_C.set_error_types(TransformError, UnsupportedError)
+AssumptionError.__module__ = "torchlift"
+_C.set_error_types(TransformError, UnsupportedError, AssumptionError)

@@ -136,6 +136,9 @@ class _Exporter:
         if subgraphs:
             self._control_flow(name, args, results[0], subgraphs)
             return
+        if name == "torchlift::assume":
+            self._assumption(*args)
+            return
         target = overload_of(name, overload)
         given, keywords = self._call_arguments(target, [self._argument(each) for each in args])
         node = self.fx_graph.call_function(target, tuple(given), keywords)
@@ -154,6 +157,24 @@ class _Exporter:
                 self._define_items(result, item)
             else:
                 self._define(result, item)
+
+    def _assumption(
+        self, numbers: Any, expected: "list[int]", message: str, _number: int
+    ) -> None:
+        """By torch's own operators, whose error cannot say what the numbers are."""
+        aten, call = torch.ops.aten, self.fx_graph.call_function
+        given = self._argument(numbers)
+        if len(expected) == 1:
+            same = call(aten.eq.Scalar, (given, expected[0]))
+        else:
+            count = sum(name.startswith("_tensor_constant") for name in vars(self.root))
+            name = f"_tensor_constant{count}"
+            setattr(self.root, name, torch.tensor(expected))
+            same = call(aten.all.default, (call(aten.eq.Tensor, (given, self.fx_graph.get_attr(name))),))
+        was = str(expected[0] if len(expected) == 1 else expected)
+        text = message.replace("{was}", was).replace("{is}", "another one")
+        node = call(aten._assert_async.msg, (same, text))
+        node.stack_trace = self.stack_trace
 
     def _control_flow(
         self, name: str, args: "list[Any]", results: "list[Any]", subgraphs: "list[_C.Graph]"

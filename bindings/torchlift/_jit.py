@@ -11,6 +11,16 @@ NOTE [modules in jit]
 The parameters and buffers of a module are inputs of its graphs, so that an optimizer's step is seen.
 Tensors that a function captures are constants. If autograd is on and one of them requires a gradient,
 the function itself is called, so that its gradient is not lost.
+
+NOTE [graphs for other numbers]
+The graph of an operator whose result has a shape that depends on numbers (x[mask], nonzero, unique) is
+right for as many elements as there were when it was traced, and checks that. Where a call has another
+number, the run stops, with nothing written and no random numbers drawn, and the graph for that number
+is taken, or traced. The answers that a graph assumes lie beside its key in the cache, and those that a
+failed run has found tell which of the graphs may be the right one (NOTE [answers] in
+compile/assumptions.h). _MAX_GRAPHS_OF_NUMBERS are kept for one key; then the calls that none of them
+fits run the function itself, as do, from then on, those of a key whose graph does not even fit
+the arguments that it was traced with (a number that changes from step to step of a loop).
 """
 
 from __future__ import annotations
@@ -24,7 +34,7 @@ import torch
 
 from torchlift import _C, _pytree
 from torchlift._backends import find_backend
-from torchlift._errors import TransformError, UnsupportedError
+from torchlift._errors import AssumptionError, TransformError, UnsupportedError
 from torchlift._functional import functional_call
 from torchlift._graph_outputs import Frame
 from torchlift._names import function_name, wraps
@@ -39,7 +49,8 @@ class CacheInfo:
     Attributes:
         hits: calls that found a graph.
         misses: calls that traced one.
-        direct: calls that ran the function itself (under a transform, or tracked by autograd).
+        direct: calls that ran the function itself: under a transform, tracked by autograd, or with
+            numbers of elements (x[mask], nonzero, unique) for which no graph is kept.
         evicted: graphs that were dropped since the cache was full.
         size: graphs in the cache.
         max_size: how many it holds.
@@ -73,6 +84,28 @@ class _Counters:
 _MAX_GUARDS = 4
 
 
+# How many graphs of one signature are kept that differ in the numbers they assume.
+_MAX_GRAPHS_OF_NUMBERS = 16
+
+
+@dataclass(eq=False)
+class _Program:
+    """A graph in the cache. run: None where the function itself is to be called."""
+
+    key: Any
+    traced: Traced
+    run: "Run | None"
+    answers: "tuple[tuple[int, ...], ...]"
+
+    @property
+    def place(self) -> "tuple[Any, Any]":
+        """Its key in the cache: graphs of one signature differ in what they assume."""
+        return self.key, self.answers
+
+    def agrees(self, known: "tuple[tuple[int, ...], ...]") -> bool:
+        return self.answers[: len(known)] == known
+
+
 @dataclass
 class _Guard:
     """The short way to the graph with this key."""
@@ -102,7 +135,10 @@ class JitFunction:
         self._dynamic = dynamic
         self._backend = backend
         self._max_size = max_size
-        self._cache: "OrderedDict[Any, Any]" = OrderedDict()
+        self._cache: "OrderedDict[Any, _Program]" = OrderedDict()
+        # Of the keys whose graphs assume numbers, these graphs; the one used last at the end.
+        self._of_numbers: "dict[Any, list[_Program]]" = {}
+        self._unfit: "set[Any]" = set()  # keys whose graphs do not fit their own arguments
         self._lock = threading.Lock()
         self._counters = _Counters()
         self._module = func if isinstance(func, torch.nn.Module) else None
@@ -131,18 +167,66 @@ class JitFunction:
         else:
             leaf_keys = tuple(leaf_key("jit", leaf) for leaf in leaves)
         key = (spec, leaf_keys, mode_key(), module_key(self._func))
+        known: "tuple[tuple[int, ...], ...]" = ()
+        reason = ""
+        for program in self._candidates(key):
+            if not program.agrees(known):
+                continue
+            try:
+                result = self._run(program, args, given, tensors)
+            except AssumptionError as error:
+                known = program.answers[: error.number] + (tuple(error.found),)
+                reason = _reason_of(error)
+                continue
+            self._count_hit(program)
+            return result
+        if not self._may_trace(key):
+            return self._call_directly(args, given)
+        program = None
+        try:
+            program = self._compile(key, args, kwargs, reason)
+            return self._run(program, args, given, tensors)
+        except AssumptionError:
+            with self._lock:
+                self._unfit.add(key)
+                if program is not None:
+                    self._drop(program)
+            return self._call_directly(args, given)
+
+    def _candidates(self, key: Any) -> "list[_Program]":
+        """The graphs for a key, the one used last first."""
         with self._lock:
-            program = self._cache.get(key)
-            if program is not None:
-                self._cache.move_to_end(key)
-                self._counters.hits += 1
-        if program is None:
-            program = self._compile(key, args, kwargs)
-        traced, run = program
+            program = self._cache.get((key, ()))
+            return [program] if program is not None else self._of_numbers.get(key, [])[::-1]
+
+    def _may_trace(self, key: Any) -> bool:
+        with self._lock:
+            return key not in self._unfit and (
+                len(self._of_numbers.get(key, ())) < _MAX_GRAPHS_OF_NUMBERS
+            )
+
+    def _count_hit(self, program: _Program) -> None:
+        with self._lock:
+            self._counters.hits += 1
+            if program.place in self._cache:
+                self._cache.move_to_end(program.place)
+            same_key = self._of_numbers.get(program.key, [])
+            if program in same_key:
+                same_key.remove(program)
+                same_key.append(program)
+
+    def _run(
+        self,
+        program: _Program,
+        args: "tuple[Any, ...]",
+        given: "dict[str, Any]",
+        tensors: "list[torch.Tensor]",
+    ) -> Any:
+        traced, run = program.traced, program.run
         if run is None:
             return self._call_directly(args, given)
-        if not self._dynamic and not given:
-            self._add_guard(key, traced, run, args, tensors)
+        if not self._dynamic and not given and not program.answers:
+            self._add_guard(program.place, traced, run, args, tensors)
         with torch._C._DisableAutocast():
             outputs = run(tensors)
         return traced.rebuild(outputs)
@@ -211,27 +295,43 @@ class JitFunction:
                 keys.append(leaf_key("jit", leaf))
         return tensors, tuple(keys)
 
-    def _compile(self, key: Any, args: "tuple[Any, ...]", kwargs: "dict[str, Any]") -> Any:
+    def _compile(
+        self, key: Any, args: "tuple[Any, ...]", kwargs: "dict[str, Any]", reason: str
+    ) -> _Program:
+        """reason: how the numbers of the call differ from those of other graphs for the key."""
         with torch.random.fork_rng():  # The run that is recorded draws no numbers for the caller.
             traced = trace_call("jit", self._traceable(), args, kwargs, self._dynamic)
-        program = (traced, None if _loses_gradients(traced) else _compiled(traced, self._backend))
+        run = None if _loses_gradients(traced) else _compiled(traced, self._backend)
+        program = _Program(key, traced, run, _answers_of(traced))
         with self._lock:
-            self._counters.reasons.append(self._reason(key))
+            self._counters.reasons.append(reason or self._reason(key))
             self._counters.misses += 1
             self._note_guards()
             self._guards = ()
-            self._cache[key] = program
+            self._drop(program)  # that another thread has put there
+            self._cache[program.place] = program
+            if program.answers:
+                self._of_numbers.setdefault(key, []).append(program)
             while len(self._cache) > self._max_size:
-                self._cache.popitem(last=False)
+                self._drop(next(iter(self._cache.values())))
                 self._counters.evicted += 1
         return program
+
+    def _drop(self, program: _Program) -> None:
+        """Takes what is at the program's place out of the cache. To be called with the lock."""
+        found = self._cache.pop(program.place, None)
+        same_key = self._of_numbers.get(program.key, [])
+        if found in same_key:
+            same_key.remove(found)
+        if not same_key:
+            self._of_numbers.pop(program.key, None)
 
     def _reason(self, key: Any) -> str:
         """How a call differs from the latest one that was traced."""
         if not self._cache:
             return "the first call"
         spec, leaves, mode, training = key
-        known_spec, known_leaves, known_mode, known_training = next(reversed(self._cache))
+        known_spec, known_leaves, known_mode, known_training = next(reversed(self._cache))[0]
         if spec != known_spec:
             return "the arguments have another structure"
         if training != known_training:
@@ -262,6 +362,8 @@ class JitFunction:
         with self._lock:
             self._guards = ()
             self._cache.clear()
+            self._of_numbers.clear()
+            self._unfit.clear()
 
     def explain(self) -> "list[str]":
         """Why each graph was traced, in order: how the call differed from the one before."""
@@ -271,7 +373,7 @@ class JitFunction:
         """The graphs in the cache, the one used last at the end."""
         with self._lock:
             self._note_guards()
-            return [traced for traced, _ in self._cache.values()]
+            return [program.traced for program in self._cache.values()]
 
     def __repr__(self) -> str:
         return f"<torchlift.jit of {function_name(self._func)}: {len(self._cache)} graphs>"
@@ -288,7 +390,8 @@ def jit(
 
     The graph is cached by what the function could have looked at: the structure of the arguments,
     shapes, strides, dtypes and devices of tensors, and the values of everything else. Another
-    signature is traced anew.
+    signature is traced anew. So are other numbers of elements where a shape depends on numbers
+    (x[mask], nonzero, unique, bincount, one_hot): a graph checks that it is for the numbers of the call.
 
     Args:
         func: a function of pytrees, with any transforms inside; or a module, whose parameters and
@@ -351,6 +454,16 @@ def _compiled(traced: Traced, backend: "str | Callable[..., Any]") -> Run:
     return _run_eager(traced) if found is None else _run_backend(traced, found)
 
 
+def _answers_of(traced: Traced) -> "tuple[tuple[int, ...], ...]":
+    """What the graph assumes of numbers, in the order of the trace."""
+    return tuple(tuple(answer) for answer in traced.graph.answers())
+
+
+def _reason_of(error: AssumptionError) -> str:
+    """"masked_select: the number of elements was 5 when the function was traced, and is 7 in this run"."""
+    return str(error).removeprefix("[trace] ").partition(". ")[0]
+
+
 def _run_eager(traced: Traced) -> Run:
     """The C++ replay. What the function writes into its arguments it writes there itself."""
     try:
@@ -374,4 +487,24 @@ def _run_backend(traced: Traced, backend: Callable[..., Any]) -> Run:
         frame.check_aliases(tensors)
         return frame.finish(tensors, call(compiled, list(tensors), ours_only=True))
 
-    return run
+    def run_or_tell(tensors: "list[torch.Tensor]") -> "list[Any]":
+        """The error of a check in what the backend has made does not say what it found."""
+        generators = _generator_states(tensors)
+        try:
+            return run(tensors)
+        except RuntimeError:
+            for generator, state in generators:
+                generator.set_state(state)
+            # Copies, as it writes into its arguments.
+            with torch.random.fork_rng():
+                traced.program.run([tensor.clone() for tensor in tensors])
+            raise
+
+    return run_or_tell if _answers_of(traced) else run
+
+
+def _generator_states(tensors: "list[torch.Tensor]") -> "list[tuple[torch.Generator, Any]]":
+    devices = {tensor.device.index for tensor in tensors if tensor.is_cuda}
+    generators = [torch.default_generator]
+    generators += [torch.cuda.default_generators[index] for index in devices]
+    return [(generator, generator.get_state()) for generator in generators]

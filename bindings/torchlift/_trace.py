@@ -143,9 +143,13 @@ def trace(
 
     Raises:
         UnsupportedError (a RuntimeError): for what a graph cannot say: numbers computed from the
-            arguments (`.item()`, `if x > 0`), shapes that depend on them (`nonzero`). It names the
+            arguments (`.item()`, `if x > 0`). It names the
             line. Where the function does something else at other sizes of a dynamic dim. And by
-            shapes, for an operator that libtorch has no meta kernel for.
+            shapes, for an operator that libtorch has no meta kernel for, or whose shape depends on
+            numbers.
+
+    A graph is for as many elements of x[mask], nonzero, unique... as there were: where a run has
+    others, it raises `AssumptionError`.
 
     >>> import torch, torchlift
     >>> f = torchlift.trace(torchlift.grad(lambda x: torch.sin(x).sum()))(torch.zeros(3))

@@ -7,6 +7,7 @@
 #include <set>
 #include <utility>
 
+#include "compile/assumptions.h"
 #include "compile/passes/node_facts.h"
 
 namespace torchlift::compile {
@@ -32,6 +33,7 @@ class Grouping {
       }
     }
     keep_draws_in_order();
+    keep_after_assumptions();
   }
 
   void merge_all() {
@@ -70,6 +72,15 @@ class Grouping {
       if (!effects_of(graph_.nodes[i]).draws) continue;
       if (last.has_value()) successors_[*last].insert(i);
       last = i;
+    }
+  }
+
+  // What comes after the check of an assumption stays there.
+  void keep_after_assumptions() {
+    std::optional<size_t> last;
+    for (size_t i = 0; i < graph_.nodes.size(); ++i) {
+      if (last.has_value()) successors_[*last].insert(i);
+      if (assumes(graph_.nodes[i])) last = i;
     }
   }
 

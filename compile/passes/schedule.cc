@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "compile/assumptions.h"
 #include "compile/passes/memory_plan.h"
 #include "compile/passes/node_facts.h"
 
@@ -118,13 +119,16 @@ class Scheduler {
       if (plan.outlives[i]) live_[each] = true;
     }
     const Uses uses(graph);
-    std::optional<size_t> last;  // of those that keep their order
+    std::optional<size_t> last;        // of those that keep their order
+    std::optional<size_t> assumption;  // the last one
     for (size_t i = 0; i < graph.nodes.size(); ++i) {
       for (const size_t each : classes_read(graph, plan, i)) readers_[each].push_back(i);
       for (const ValueId id : arguments_of(graph.nodes[i])) {
         const int32_t producer = uses.producer[index(id)];
         if (producer >= 0) needs(i, static_cast<size_t>(producer));
       }
+      if (assumption.has_value()) needs(i, *assumption);
+      if (assumes(graph.nodes[i])) assumption = i;
       if (!keeps_its_place(graph.nodes[i])) continue;
       if (last.has_value()) needs(i, *last);
       last = i;

@@ -7,6 +7,7 @@ from typing import Any, Callable, Sequence
 
 import torch
 
+from torchlift._errors import UnsupportedError
 from torchlift.compile._aot import aot_function, aot_module
 from torchlift.compile._boxed import make_boxed_compiler
 from torchlift.compile._draw import draw_graph
@@ -65,7 +66,22 @@ def _scriptable(fx_g: GraphModule) -> GraphModule:
     return GraphModule(fx_g, graph)
 
 
+def _refuse_assumptions(fx_g: GraphModule) -> None:
+    """TorchScript takes checks for dead code. Those of what a trace assumes are known by their words, which
+    decompositions and other traces of the graph keep."""
+    for node in fx_g.graph.nodes:
+        checks = node.target is torch.ops.aten._assert_async.msg
+        if checks and "the function was traced" in str(node.args[1]):
+            message = node.args[1].removeprefix("[trace] ").partition(" was ")[0]
+            raise UnsupportedError(
+                f"[ts_compile] the graph is right for some numbers alone ({message}), and "
+                f"TorchScript drops the check of them. Use another compiler: the backends 'eager' and "
+                f"'inductor' keep it."
+            )
+
+
 def _script(fx_g: GraphModule, finish: "Callable[[Any], Any]" = lambda script: script) -> Any:
+    _refuse_assumptions(fx_g)
     before = torch._C._jit_set_autocast_mode(False)
     try:
         with warnings.catch_warnings():  # torch says that TorchScript is deprecated.

@@ -106,8 +106,11 @@ class _Joint:
         self.after_tangents = self._descendants(self.tangents)
         self._check()
         self.stores = [node for node in self.nodes if _writes(node)]
+        checks = [node for node in self.nodes if _checks(node)]
+        self.early_checks = [node for node in checks if node not in self.after_tangents]
+        self.late_checks = [node for node in checks if node in self.after_tangents]
         self.forward = self._forward_nodes()
-        self.backward = _ancestors(self.backward_outputs)
+        self.backward = _ancestors([*self.backward_outputs, *self.late_checks])
 
     def _check(self) -> None:
         for i, node in enumerate(self.forward_outputs):
@@ -136,7 +139,7 @@ class _Joint:
 
     def _forward_nodes(self) -> "set[Node]":
         stores = [node for node in self.stores if node not in self.after_tangents]
-        found = _ancestors([*self.forward_outputs, *stores])
+        found = _ancestors([*self.forward_outputs, *stores, *self.early_checks])
         # What takes apart the result of a node of the forward pass is of the forward pass.
         for node in self.nodes:
             if node.target is operator.getitem and node.args[0] in found:
@@ -170,6 +173,12 @@ def _schema(node: Node) -> Any:
 def _writes(node: Node) -> bool:
     schema = _schema(node)
     return schema is not None and schema.is_mutable
+
+
+def _checks(node: Node) -> bool:
+    """Whether it raises or does nothing: it has no result that anybody could read."""
+    schema = _schema(node)
+    return schema is not None and not schema.returns
 
 
 # --- cutting ---------------------------------------------------------------------------------------
@@ -209,10 +218,18 @@ def _extract(
 def _split(joint: _Joint, saved: "list[Node]") -> "tuple[GraphModule, GraphModule]":
     stores = [node for node in joint.stores if node in joint.forward]
     forward = _extract(
-        joint, "GraphModule", joint.primals, [*joint.forward_outputs, *saved], stores
+        joint,
+        "GraphModule",
+        joint.primals,
+        [*joint.forward_outputs, *saved],
+        [*stores, *joint.early_checks],
     )
     backward = _extract(
-        joint, "GraphModule", [*saved, *joint.tangents], joint.backward_outputs, []
+        joint,
+        "GraphModule",
+        [*saved, *joint.tangents],
+        joint.backward_outputs,
+        joint.late_checks,
     )
     report = _report(joint, saved, backward)
     forward.meta["partition"] = backward.meta["partition"] = report
@@ -412,7 +429,9 @@ class _Cut:
         self.network = networkx.DiGraph()
         self.network.add_nodes_from(["source", "sink"])
         in_forward = joint.forward | (joint.backward - joint.after_tangents)
-        self.nodes = [n for n in joint.nodes if n in in_forward and n.op != "output"]
+        self.nodes = [
+            n for n in joint.nodes if n in in_forward and n.op != "output" and not _checks(n)
+        ]
         self.members = set(self.nodes)
         for node in self.nodes:
             self._add(node, free)
