@@ -8,6 +8,7 @@
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <algorithm>
+#include <mutex>
 #include <numeric>
 #include <string>
 #include <tuple>
@@ -19,6 +20,7 @@
 #include "batching/rules/narrow_softmax.h"
 #include "batching/rules/plane_pools.h"
 #include "compile/graph.h"
+#include "compile/passes/node_facts.h"
 #include "compile/seed_scope.h"
 #include "compile/wrapped_number.h"
 #include "core/boxed.h"
@@ -283,6 +285,10 @@ struct Program::Plan {
   bool writes_inputs = false;
   std::vector<InputLayout> fixed_layouts;  // where no dim is dynamic
   std::vector<InputLayout> fixed_results;  // of all values, the same, where steps are settled
+  // The constants that a run writes into, one run at a time. (One may call another of the same
+  // program, by an operator in Python.)
+  std::vector<at::Tensor> state;
+  mutable std::recursive_mutex state_mutex;
 
   Plan(Graph given, const RunPlan& plan) : graph(std::move(given)) {
     verify(graph);
@@ -303,6 +309,16 @@ struct Program::Plan {
     }
     for (const Constant& constant : graph.constants) {
       tracked_constants = tracked_constants || constant.tensor.requires_grad();
+    }
+    for (const ValueId id : written_constants(graph)) {
+      state.push_back(graph.find_constant(id)->tensor);
+    }
+  }
+
+  // What runs below autograd leaves versions as they are.
+  void note_writes() const {
+    for (const at::Tensor& each : state) {
+      if (!each.is_inference()) each.unsafeGetTensorImpl()->bump_version();
     }
   }
 
@@ -787,7 +803,12 @@ std::vector<at::Tensor> Program::run(at::ArrayRef<at::Tensor> inputs,
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   std::optional<SeedScope> seeded;
   if (options.seed.has_value()) seeded.emplace(*options.seed, plan_->devices(inputs));
-  return plan_->execute(plan_->prepared(inputs, sizes), sizes, !dispatch);
+  const std::vector<at::Tensor> prepared = plan_->prepared(inputs, sizes);
+  if (plan_->state.empty()) return plan_->execute(prepared, sizes, !dispatch);
+  const std::lock_guard<std::recursive_mutex> lock(plan_->state_mutex);
+  std::vector<at::Tensor> outputs = plan_->execute(prepared, sizes, !dispatch);
+  if (!dispatch) plan_->note_writes();
+  return outputs;
 }
 
 }  // namespace torchlift::compile

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <array>
 #include <string_view>
+#include <unordered_set>
 
 #include "core/error.h"
 
@@ -39,6 +40,77 @@ bool writes_silently(const Node& node) {
   const auto* training = std::get_if<c10::IValue>(&argument("training"));
   return training != nullptr && training->isBool() && training->toBool() &&
          std::holds_alternative<ValueRef>(argument("running_mean"));
+}
+
+namespace {
+
+// The constants whose memory each value may show.
+class ConstantsShown {
+ public:
+  explicit ConstantsShown(const Graph& graph) : shown_(graph.values.size()) {
+    for (const Constant& constant : graph.constants) of(constant.id) = {constant.id};
+    for (const Node& node : graph.nodes) add(node);
+  }
+
+  bool is_written(ValueId constant) const { return written_.count(constant) != 0; }
+
+ private:
+  std::vector<ValueId>& of(ValueId id) { return shown_.at(static_cast<size_t>(id)); }
+
+  void add(const Node& node) {
+    for (const ValueId target : targets_of(node))
+      written_.insert(of(target).begin(), of(target).end());
+    if (!node.is_control_flow() && !may_view(node)) return;
+    std::vector<ValueId> all;
+    for (const ValueId argument : arguments_of(node)) {
+      all.insert(all.end(), of(argument).begin(), of(argument).end());
+    }
+    for (const ValueId result : results_of(node)) {
+      of(result).insert(of(result).end(), all.begin(), all.end());
+    }
+  }
+
+  // All arguments of a branch or body that writes.
+  static std::vector<ValueId> targets_of(const Node& node) {
+    if (node.is_control_flow()) {
+      const bool writes =
+          std::any_of(node.subgraphs.begin(), node.subgraphs.end(),
+                      [](const auto& subgraph) { return writes_anywhere(*subgraph); });
+      return writes ? arguments_of(node) : std::vector<ValueId>();
+    }
+    const bool silently = writes_silently(node);
+    std::vector<ValueId> targets;
+    if (!silently && !effects_of(node).writes) return targets;
+    const auto& arguments = find_operator(node)->schema().arguments();
+    for (size_t i = 0; i < node.args.size(); ++i) {
+      const auto* alias = arguments[i].alias_info();
+      const bool statistic = silently && arguments[i].name().starts_with("running_");
+      if (!statistic && (alias == nullptr || !alias->isWrite())) continue;
+      for (const ValueId id : values_in(node.args[i])) targets.push_back(id);
+    }
+    return targets;
+  }
+
+  static bool writes_anywhere(const Graph& graph) {
+    return std::any_of(graph.nodes.begin(), graph.nodes.end(), [](const Node& node) {
+      if (!node.is_control_flow()) return effects_of(node).writes || writes_silently(node);
+      return !targets_of(node).empty();
+    });
+  }
+
+  std::vector<std::vector<ValueId>> shown_;  // by value
+  std::unordered_set<ValueId> written_;
+};
+
+}  // namespace
+
+std::vector<ValueId> written_constants(const Graph& graph) {
+  const ConstantsShown shown(graph);
+  std::vector<ValueId> written;
+  for (const Constant& constant : graph.constants) {
+    if (shown.is_written(constant.id)) written.push_back(constant.id);
+  }
+  return written;
 }
 
 bool is_pure(const Node& node) {
