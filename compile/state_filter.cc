@@ -130,37 +130,41 @@ void StateFilter::prepare(const OperatorHandle& op, Stack* stack) {
   const size_t count = op.schema().arguments().size();
   IValue* const args = stack->data() + (stack->size() - count);
   arguments_.clear();
+  Places places;  // gone when the operator runs: promotion counts who holds a tensor
   // Random operators are written down wherever they stand.
-  bool recorded = op.hasTag(at::Tag::nondeterministic_seeded);
-  std::vector<Place> places;
+  bool recorded = op.hasTag(at::Tag::nondeterministic_seeded), any_state = false;
   for (size_t i = 0; i < count; ++i) {
     for_each_tensor(args[i], [&](const at::Tensor& t) {
       places.push_back(place_of(t));
-      const at::Tensor& plain = places.back().plain;
-      if (plain.defined()) arguments_.insert(memory_of(plain));
-      recorded = recorded || places.back().recorded || (plain.defined() && is_state(plain));
+      Place& place = places.back();
+      place.argument = i;
+      recorded = recorded || place.recorded;
+      if (!place.plain.defined()) return;
+      arguments_.push_back(memory_of(place.plain));
+      any_state = any_state || is_state(place.plain);
     });
   }
-  check_asked(op, places);
-  for (size_t i = 0; i < count; ++i) {
-    const bool written = writes_argument(op, i) || writes_silently(op, args, i);
-    if (written && !changes_metadata(op)) {
-      for_each_tensor(args[i], [&](const at::Tensor& t) {
-        const Place place = place_of(t);
-        if (place.plain.defined()) note_write(place.plain, recorded);
-      });
+  if (arguments_.empty()) return;
+  if (any_state) check_asked(op, places);
+  if (!changes_metadata(op)) {
+    for (const Place& place : places) {
+      if (!place.plain.defined()) continue;
+      if (writes_argument(op, place.argument) || writes_silently(op, args, place.argument)) {
+        any_state = note_write(place.plain, recorded || any_state) || any_state;
+      }
     }
-    bool any = false;
-    for_each_tensor(args[i], [&](const at::Tensor& t) {
-      const Place place = place_of(t);
-      any = any || (place.plain.defined() && is_state(place.plain));
+  }
+  if (!any_state) return;
+  for (size_t i = 0; i < count; ++i) {
+    const bool state = std::any_of(places.begin(), places.end(), [&](const Place& place) {
+      return place.argument == i && place.plain.defined() && is_state(place.plain);
     });
-    if (!any) continue;
+    if (!state) continue;
     args[i] = map_tensors(args[i], [&](const at::Tensor& t) { return in_place_of(t); });
   }
 }
 
-void StateFilter::check_asked(const OperatorHandle& op, const std::vector<Place>& places) const {
+void StateFilter::check_asked(const OperatorHandle& op, const Places& places) const {
   const bool asks = op.hasTag(at::Tag::data_dependent_output);
   if (!asks && !op.hasTag(at::Tag::inplace_view)) return;
   for (const Place& place : places) {
@@ -179,16 +183,16 @@ void StateFilter::check_asked(const OperatorHandle& op, const std::vector<Place>
   }
 }
 
-void StateFilter::note_write(const at::Tensor& plain, bool recorded) {
+bool StateFilter::note_write(const at::Tensor& plain, bool recorded) {
   const Memory memory = memory_of(plain);
-  if (is_state(plain) || made_.count(memory) != 0) return;
+  if (is_state(plain) || made_.count(memory) != 0) return false;
   if (recorded) {
     state_memory_.insert(memory);
     state_.run_.found.push_back(plain.storage());
     state_.run_.found_recorded = true;
-    return;
+    return true;
   }
-  if (!written_.insert(memory).second) return;
+  if (!written_.insert(memory).second) return false;
   const c10::AutoGradMode no_grad(false);
   const RuleDepthScope within(1);
   at::Tensor bytes;
@@ -198,17 +202,21 @@ void StateFilter::note_write(const at::Tensor& plain, bool recorded) {
     bytes = bytes.clone();
   }
   state_.run_.written.push_back({plain.storage().getWeakStorageImpl(), std::move(bytes)});
+  return false;
 }
 
-// Of the results, in all levels.
+// Of the results, in all levels. Values of the trace are never taken for anything else.
 void StateFilter::note_made(const OperatorHandle& op, const Stack& stack) {
+  if (op.schema().name() == "aten::set_") return;  // to the memory of another tensor, or a storage
   const size_t count = op.schema().returns().size();
   for (size_t i = stack.size() - count; i < stack.size(); ++i) {
     for_each_tensor(stack[i], [&](const at::Tensor& t) {
-      const at::Tensor* value = &t;
-      while (const LiftedTensorImpl* impl = as_lifted(*value)) value = &impl->value();
-      if (!has_memory(*value) || arguments_.count(memory_of(*value)) != 0) return;
-      made_.try_emplace(memory_of(*value), value->storage().getWeakStorageImpl());
+      const at::Tensor plain = place_of(t).plain;
+      if (!plain.defined()) return;
+      const Memory memory = memory_of(plain);
+      const bool given =
+          std::find(arguments_.begin(), arguments_.end(), memory) != arguments_.end();
+      if (!given) made_.try_emplace(memory, plain.storage().getWeakStorageImpl());
     });
   }
 }

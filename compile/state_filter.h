@@ -9,6 +9,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/core/stack.h>
 #include <c10/core/StorageImpl.h>
+#include <c10/util/SmallVector.h>
 #include <c10/util/intrusive_ptr.h>
 
 #include <unordered_map>
@@ -48,7 +49,10 @@ class StateFilter final : public OperatorFilter {
     at::Tensor plain;  // undefined if it is a value of the trace, or has no memory
     LiftedTensorImpl* holder = nullptr;
     bool recorded = false;  // a value of the trace
+    size_t argument = 0;    // of the operator at work
   };
+
+  using Places = c10::SmallVector<Place, 6>;
 
   Place place_of(const at::Tensor& t) const;
   bool is_state(const at::Tensor& plain) const {
@@ -59,8 +63,9 @@ class StateFilter final : public OperatorFilter {
   }
 
   void prepare(const c10::OperatorHandle& op, torch::jit::Stack* stack);
-  void check_asked(const c10::OperatorHandle& op, const std::vector<Place>& places) const;
-  void note_write(const at::Tensor& plain, bool recorded);
+  void check_asked(const c10::OperatorHandle& op, const Places& places) const;
+  // Whether it is state from now on.
+  bool note_write(const at::Tensor& plain, bool recorded);
   void note_made(const c10::OperatorHandle& op, const torch::jit::Stack& stack);
   at::Tensor lifted(const at::Tensor& plain);
   const at::Tensor& base_of(const at::Tensor& plain);
@@ -75,7 +80,7 @@ class StateFilter final : public OperatorFilter {
   std::unordered_map<Memory, at::Tensor> bases_;  // what was met in this run
   // Memory that an operator made in this run; weakly, so that nothing else comes to lie there.
   std::unordered_map<Memory, c10::weak_intrusive_ptr<c10::StorageImpl>> made_;
-  std::unordered_set<Memory> arguments_;  // of the operator at work
+  std::vector<Memory> arguments_;  // of the operator at work
   std::unordered_set<Memory> written_;
   bool busy_ = false;
   bool finished_ = false;
