@@ -6,6 +6,8 @@
 #include <utility>
 
 #include "core/error.h"
+#include "core/level.h"
+#include "nn_functional/substitution.h"
 
 namespace torchlift::compile {
 namespace {
@@ -38,6 +40,8 @@ bool CapturedState::again() {
 }
 
 void CapturedState::put_back(const std::vector<Written>& written) {
+  const UnfilteredScope unseen;  // What is put back is no write of a function's.
+  const RuleDepthScope within(1);
   const c10::AutoGradMode no_grad(false);
   for (const Written& each : written) {
     auto alive = each.storage.lock();

@@ -29,6 +29,10 @@
 // graph has one constant for each storage, all of it, and what is no more than a part, or of other
 // strides, is a view of that.
 //
+// A trace inside of another one (functionalize) takes the state of that for its own, whether it
+// writes into it or not: then nothing is computed from it that is not written down, and what runs
+// its graph in the other trace finds the state there.
+//
 // A storage that no operator made while the function ran may still be its own (the memory of an
 // array of numpy, say). It is if nobody else holds it when the function has returned, or if the
 // function, when it runs again, does not meet it again.

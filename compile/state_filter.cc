@@ -23,6 +23,12 @@ using c10::IValue;
 using c10::OperatorHandle;
 using torch::jit::Stack;
 
+// Of this thread.
+StateFilter*& innermost() {
+  static thread_local StateFilter* filter = nullptr;
+  return filter;
+}
+
 class BusyScope {
  public:
   explicit BusyScope(bool& busy) : busy_(busy) { busy_ = true; }
@@ -79,28 +85,33 @@ StateFilter::StateFilter(CapturedState& state, Recording& recording, LevelPtr le
     : state_(state),
       recording_(recording),
       level_(std::move(level)),
-      outer_(OperatorFilter::current()),
+      around_(innermost()),
+      shapes_filter_(recording.by_shapes() ? OperatorFilter::current() : nullptr),
       scope_(this) {
+  innermost() = this;
   state_.run_ = {};
   state_.run_.transform = recording.transform();
   for (const c10::Storage& storage : state_.known_) {
     state_memory_.insert(storage.unsafeGetStorageImpl());
   }
+  if (around_ != nullptr) {
+    state_memory_.insert(around_->state_memory_.begin(), around_->state_memory_.end());
+  }
   recording_.replace_constants([this](const at::Tensor& t) { return in_place_of(t); });
 }
 
 StateFilter::~StateFilter() {
+  innermost() = around_;
   recording_.replace_constants({});
-  busy_ = true;  // What is put back is no write of the function's.
   if (!finished_) CapturedState::put_back(state_.run_.written);
 }
 
 bool StateFilter::call(const OperatorHandle& op, Stack* stack) {
   // What an operator is made of works on memory of its own.
-  if (busy_) return outer_ != nullptr && outer_->call(op, stack);
+  if (busy_) return shapes_filter_ != nullptr && shapes_filter_->call(op, stack);
   const BusyScope busy(busy_);
   prepare(op, stack);
-  if (outer_ == nullptr) {
+  if (shapes_filter_ == nullptr) {
     call_unfiltered(op, stack);
   } else {
     op.callBoxed(*stack);
@@ -193,8 +204,9 @@ bool StateFilter::note_write(const at::Tensor& plain, bool recorded) {
     return true;
   }
   if (!written_.insert(memory).second) return false;
-  const c10::AutoGradMode no_grad(false);
+  const UnfilteredScope unseen;
   const RuleDepthScope within(1);
+  const c10::AutoGradMode no_grad(false);
   at::Tensor bytes;
   if (!plain.is_meta() && plain.storage().nbytes() > 0) {
     bytes = at::empty({0}, plain.options().dtype(at::kByte).requires_grad(false));
@@ -267,8 +279,9 @@ at::Tensor StateFilter::lifted(const at::Tensor& plain) {
 const at::Tensor& StateFilter::base_of(const at::Tensor& plain) {
   const auto found = bases_.find(memory_of(plain));
   if (found != bases_.end()) return found->second;
-  const c10::AutoGradMode no_grad(false);
+  const UnfilteredScope unseen;
   const RuleDepthScope within(1);
+  const c10::AutoGradMode no_grad(false);
   const at::Tensor whole = fills_storage(plain) ? plain : all_of(plain);
   if (whole.is_meta()) {
     unsupported_error(recording_.transform(),

@@ -75,7 +75,8 @@ class StateFilter final : public OperatorFilter {
   CapturedState& state_;
   Recording& recording_;
   const LevelPtr level_;
-  OperatorFilter* const outer_;
+  StateFilter* const around_;            // of a trace around this one, or null
+  OperatorFilter* const shapes_filter_;  // that of a trace by shapes, or null
   std::unordered_set<Memory> state_memory_;
   std::unordered_map<Memory, at::Tensor> bases_;  // what was met in this run
   // Memory that an operator made in this run; weakly, so that nothing else comes to lie there.

@@ -175,6 +175,8 @@ FilterScope::FilterScope(OperatorFilter* filter)
 
 FilterScope::~FilterScope() { current_filter() = outer_; }
 
+UnfilteredScope::UnfilteredScope() : guard_(kSubstitutionKeys) {}
+
 ObserverScope::ObserverScope(OperatorObserver* observer)
     : outer_(std::exchange(current_observer(), observer)) {}
 

@@ -128,6 +128,18 @@ class FilterScope {
   c10::impl::IncludeDispatchKeyGuard key_;
 };
 
+// While it lives, no filter sees the operators of this thread, and none of their arguments is
+// substituted.
+class UnfilteredScope {
+ public:
+  UnfilteredScope();
+  UnfilteredScope(const UnfilteredScope&) = delete;
+  UnfilteredScope& operator=(const UnfilteredScope&) = delete;
+
+ private:
+  c10::impl::ExcludeDispatchKeyGuard guard_;
+};
+
 }  // namespace torchlift
 
 #endif  // TORCHLIFT_NN_FUNCTIONAL_SUBSTITUTION_H_

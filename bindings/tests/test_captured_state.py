@@ -463,3 +463,64 @@ def test_functional_batch_norm_of_captured_statistics():
         expected = grad(lambda x: F.batch_norm(x, *theirs, training=True).pow(3).sum())(x)
         assert_close(f(x), expected)
         assert_close((mean, var), theirs)
+
+
+@pytest.mark.parametrize("reads_first", [False, True])
+def test_functionalize_inside_of_a_trace(reads_first):
+    def step(ema, x):
+        away = x - ema if reads_first else x
+        ema.mul_(0.9).add_(x.mean(0), alpha=0.1)
+        return away * ema
+
+    ours = torch.zeros(3, dtype=torch.float64)
+    theirs = ours.clone()
+    inner = torchlift.functionalize(lambda x: step(ours, x))
+    for run in (jit(inner), trace(inner)(data(4, 3)), make_fx(inner)(data(4, 3))):
+        for _ in range(2):
+            x = data(4, 3)
+            assert_close(run(x), step(theirs, x))
+            assert_close(ours, theirs)
+
+
+def test_transforms_of_programs_with_state():
+    average, theirs = Average(), Average()
+    traced = trace(average)(data(4, 3))
+    before = average.ema.clone()
+    with pytest.raises(UnsupportedError):
+        vmap(traced)(data(2, 4, 3))
+    average.ema.copy_(before), average.calls.zero_()
+
+    def f(x):
+        with torch.no_grad():
+            average.calls.add_(1)
+        return (x * average.calls).sin().sum()
+
+    def g(x):
+        theirs.calls.add_(1)
+        return (x * theirs.calls).sin().sum()
+
+    traced = trace(f)(data(4, 3))
+    for _ in range(2):
+        x = data(4, 3)
+        assert_close(grad(traced)(x), grad(g)(x))
+
+
+def test_factories_in_the_function_are_no_state():
+    calls = torch.zeros((), dtype=torch.float64)
+
+    def f(x):
+        calls.add_(1)
+        a = torch.tensor([1.0, 2, 3], dtype=torch.float64)
+        a += x
+        b = torch.zeros(3, dtype=torch.float64)
+        b[1] = x[0]
+        c = torch.empty_like(x).copy_(x)
+        c.mul_(2)
+        return a + b + c
+
+    traced = trace(f)(data(3))
+    assert len([c for _, c in traced.graph.constants() if c is calls]) == 1
+    for _ in range(2):
+        x = data(3)
+        assert_close(traced(x), f(x))
+    assert calls == 4
