@@ -2,11 +2,14 @@
 
 #include <ATen/core/grad_mode.h>
 
+#include <algorithm>
+#include <mutex>
 #include <utility>
 
 #include "compile/passes/blocked_groups.h"
 #include "compile/passes/channels_last.h"
 #include "compile/passes/memory_plan.h"
+#include "compile/passes/node_facts.h"
 #include "compile/passes/schedule.h"
 
 namespace torchlift::compile {
@@ -33,12 +36,43 @@ Program Executable::prepared(Graph graph, const ExecutableOptions& options,
   return Program(std::move(graph), plan);
 }
 
+struct Executable::State {
+  explicit State(const Graph& graph) : as_traced(graph) {}
+
+  std::mutex mutex;
+  const Program as_traced;
+
+  static bool shares_memory_with(const at::Tensor& input, const std::vector<at::Tensor>& state) {
+    return input.has_storage() &&
+           std::any_of(state.begin(), state.end(), [&](const at::Tensor& each) {
+             return each.storage().unsafeGetStorageImpl() == input.storage().unsafeGetStorageImpl();
+           });
+  }
+};
+
 Executable::Executable(Graph graph, const ExecutableOptions& options)
-    : report_(std::make_shared<OptimizeReport>()),
+    : state_(written_constants(graph).empty() ? nullptr : std::make_shared<State>(graph)),
+      report_(std::make_shared<OptimizeReport>()),
       program_(prepared(std::move(graph), options, report_.get())) {}
 
 std::vector<at::Tensor> Executable::run(at::ArrayRef<at::Tensor> inputs,
                                         const RunOptions& options) const {
+  if (state_ == nullptr) return run_program(inputs, options);
+  const std::vector<at::Tensor>& state = report_->functionalized.state;
+  const bool shared = std::any_of(inputs.begin(), inputs.end(), [&](const at::Tensor& input) {
+    return State::shares_memory_with(input, state);
+  });
+  const std::lock_guard<std::mutex> lock(state_->mutex);
+  if (shared || state_->as_traced.needs_dispatch(inputs)) {
+    return state_->as_traced.run(inputs, options);
+  }
+  std::vector<at::Tensor> all = inputs.vec();
+  all.insert(all.end(), state.begin(), state.end());
+  return run_program(all, options);
+}
+
+std::vector<at::Tensor> Executable::run_program(at::ArrayRef<at::Tensor> inputs,
+                                                const RunOptions& options) const {
   std::vector<at::Tensor> outputs = program_.run(inputs, options);
   const Functionalized& written = report_->functionalized;
   if (written.updates.empty()) return outputs;

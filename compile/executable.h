@@ -11,6 +11,10 @@
 //   std::vector<at::Tensor> outputs = executable.run({x, w});
 //   std::cout << executable.report().str();
 //
+// Constants that the graph writes into are its state (NOTE [state] in compile/captured_state.h): a
+// run reads what they hold, and writes into them. Such runs of one program, and of its copies, wait
+// for each other.
+//
 // Can be copied, and run from several threads.
 
 #include <ATen/core/Tensor.h>
@@ -36,7 +40,8 @@ class Executable {
   // Throws UnsupportedError for writes that have no functional form.
   explicit Executable(Graph graph, const ExecutableOptions& options = {});
 
-  // As Program::run.
+  // As Program::run. An input that shares memory with the state is seen to: such a run takes the
+  // graph as it was.
   std::vector<at::Tensor> run(at::ArrayRef<at::Tensor> inputs,
                               const RunOptions& options = {}) const;
 
@@ -45,8 +50,13 @@ class Executable {
   const OptimizeReport& report() const { return *report_; }
 
  private:
-  static Program prepared(Graph graph, const ExecutableOptions& options, OptimizeReport* report);
+  struct State;
 
+  static Program prepared(Graph graph, const ExecutableOptions& options, OptimizeReport* report);
+  std::vector<at::Tensor> run_program(at::ArrayRef<at::Tensor> inputs,
+                                      const RunOptions& options) const;
+
+  std::shared_ptr<State> state_;  // null without any
   std::shared_ptr<OptimizeReport> report_;
   Program program_;
 };

@@ -14,7 +14,9 @@
 // anew; the graphs used last are kept.
 //
 // The function must compute the same each time. It is called while it is traced, on copies of the
-// arguments; tensors that it captures are constants of the graph.
+// arguments; tensors that it captures are constants of the graph. Those that it writes into
+// (running statistics, a counter) are written by each call, once: NOTE [state] in
+// compile/captured_state.h.
 //
 // NOTE [when jit replays]
 // A graph holds what a function computes, not how it is to be differentiated or batched (a

@@ -81,6 +81,18 @@ ValueId Recording::alias_of_known(const Frame& frame, const at::Tensor& inner) {
   return kNoValue;
 }
 
+ValueId Recording::constant(const at::Tensor& t) {
+  if (replacement_) {
+    const at::Tensor replaced = replacement_(t);
+    if (const LiftedTensorImpl* impl = as_lifted(replaced)) return find(impl->value());
+  }
+  return constant_in(frames_.size() - 1, t);
+}
+
+void Recording::know_constant(const at::Tensor& t, const at::Tensor& inner) {
+  know_in(root_, inner, constant_in(0, t));
+}
+
 ValueId Recording::constant_in(size_t depth, const at::Tensor& t) {
   if (depth > 0) return capture_in(depth, constant_in(depth - 1, t), t);
   const auto [found, added] = constants_.try_emplace(t.unsafeGetTensorImpl(), kNoValue);

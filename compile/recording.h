@@ -72,7 +72,13 @@ class Recording {
   void know(const at::Tensor& inner, ValueId id) { know_in(top(), inner, id); }
   // The value in the frame on top; an input of it where it belongs to one below.
   ValueId find(const at::Tensor& inner) { return find_in(frames_.size() - 1, inner); }
-  ValueId constant(const at::Tensor& t) { return constant_in(frames_.size() - 1, t); }
+  ValueId constant(const at::Tensor& t);
+  // `inner` is what the level has of t, a constant of the root.
+  void know_constant(const at::Tensor& t, const at::Tensor& inner);
+  // Constants are asked for by what `replacement` gives for them: itself, or a tensor of the level.
+  void replace_constants(std::function<at::Tensor(const at::Tensor&)> replacement) {
+    replacement_ = std::move(replacement);
+  }
   ValueId add_value(const at::Tensor& real, const std::string& name);
   void note_spread(ValueId id) { top().spread.insert(id); }
   // Of the next assumption that is written down, in any frame.
@@ -104,6 +110,7 @@ class Recording {
   const std::string transform_;
   const std::function<std::string()> source_;
   const bool by_shapes_;
+  std::function<at::Tensor(const at::Tensor&)> replacement_;
   Frame root_;
   std::vector<Frame*> frames_;
   std::unordered_map<const c10::TensorImpl*, ValueId> constants_;  // of the root

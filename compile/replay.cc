@@ -12,6 +12,7 @@
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <algorithm>
+#include <mutex>
 #include <numeric>
 #include <set>
 #include <string>
@@ -26,6 +27,7 @@
 #include "compile/assumptions.h"
 #include "compile/elementary.h"
 #include "compile/graph.h"
+#include "compile/passes/node_facts.h"
 #include "compile/seed_scope.h"
 #include "compile/wrapped_number.h"
 #include "core/boxed.h"
@@ -326,6 +328,10 @@ struct Program::Plan {
   Undo undo;
   std::vector<InputLayout> fixed_layouts;  // where no dim is dynamic
   std::vector<InputLayout> fixed_results;  // of all values, the same, where steps are settled
+  // The constants that a run writes into, one run at a time. (One may call another of the same
+  // program, by an operator in Python.)
+  std::vector<at::Tensor> state;
+  mutable std::recursive_mutex state_mutex;
 
   Plan(Graph given, const RunPlan& plan) : graph(std::move(given)) {
     verify(graph);
@@ -347,6 +353,16 @@ struct Program::Plan {
     }
     for (const Constant& constant : graph.constants) {
       tracked_constants = tracked_constants || constant.tensor.requires_grad();
+    }
+    for (const ValueId id : written_constants(graph)) {
+      state.push_back(graph.find_constant(id)->tensor);
+    }
+  }
+
+  // What runs below autograd leaves versions as they are.
+  void note_writes() const {
+    for (const at::Tensor& each : state) {
+      if (!each.is_inference()) each.unsafeGetTensorImpl()->bump_version();
     }
   }
 
@@ -939,7 +955,12 @@ std::vector<at::Tensor> Program::run(at::ArrayRef<at::Tensor> inputs,
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   std::optional<SeedScope> seeded;
   if (options.seed.has_value()) seeded.emplace(*options.seed, plan_->devices(inputs));
-  return plan_->attempt(plan_->prepared(inputs, sizes), sizes, !dispatch);
+  const std::vector<at::Tensor> prepared = plan_->prepared(inputs, sizes);
+  if (plan_->state.empty()) return plan_->attempt(prepared, sizes, !dispatch);
+  const std::lock_guard<std::recursive_mutex> lock(plan_->state_mutex);
+  std::vector<at::Tensor> outputs = plan_->attempt(prepared, sizes, !dispatch);
+  if (!dispatch) plan_->note_writes();
+  return outputs;
 }
 
 }  // namespace torchlift::compile

@@ -9,9 +9,10 @@
 //   const Program program(graph);
 //   std::vector<at::Tensor> outputs = program.run({x, w});
 //
-// A program can be copied, and run from several threads at once. The inputs may be lifted tensors,
-// or tracked by autograd: then every node is an operator like any other, so a program can be
-// transformed as the function was.
+// A program can be copied, and run from several threads at once; runs of one that writes into its
+// constants (NOTE [state] in compile/captured_state.h) wait for each other. The inputs may be
+// lifted tensors, or tracked by autograd: then every node is an operator like any other, so a
+// program can be transformed as the function was.
 
 #include <ATen/core/Tensor.h>
 #include <c10/util/ArrayRef.h>

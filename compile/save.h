@@ -17,6 +17,8 @@
 //
 // What a file holds, and how safe it is to load one: docs/artifacts.md. What can be traced:
 // compile/trace.h. A loaded function can be copied, called from several threads, and transformed.
+// What the function writes into tensors that it captured is written into those of the loaded one,
+// which begin as they were when it was saved. Its copies share them; another load has its own.
 //
 // A file that Python saved with backend="inductor" holds machine code, which load runs only if it
 // is told to: tl::load("f.tlc", {.allow_native_code = true}) (docs/artifacts.md, "Machine code").

@@ -14,6 +14,14 @@
 // outputs are those of the result. Numbers, and tensors that the function captures, are constants
 // of the graph. See NOTE [tracing] in compile/trace_scope.h.
 //
+// Captured tensors that f writes into (running statistics, a counter) are written by each run of
+// the graph, and read as they are then; tracing leaves them as they are. f is called twice if there
+// are any: NOTE [state] in compile/captured_state.h.
+//
+//   at::Tensor calls = at::zeros({}, at::kLong);
+//   compile::Program program(tl::trace([&](const at::Tensor& x) { calls.add_(1); return x.sin(); },
+//   x)); program.run({x});                          // calls is 1
+//
 // Arguments may be tensors on the meta device, of which only shapes are known:
 //
 //   const auto meta = [](at::IntArrayRef sizes) { return at::empty(sizes, at::kMeta); };
@@ -31,12 +39,14 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/Device.h>
 
+#include <optional>
 #include <string>
 #include <tuple>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
+#include "compile/captured_state.h"
 #include "compile/graph.h"
 #include "compile/trace_scope.h"
 #include "core/tree.h"
@@ -65,16 +75,22 @@ auto trace_tuple(const F& f, const Args& args, const char* transform = "trace",
   using R = std::decay_t<decltype(std::apply(f, args))>;
   static_assert(is_tree_v<R>,
                 "torchlift: the function must return a tensor, or a tree of them (core/tree.h).");
-  TraceScope scope(transform, /*source=*/{}, known);
-  Args traced = args;
-  for_each_leaf(traced, [&](at::Tensor& leaf, const Path& path) {
-    if (!leaf.defined()) return;
-    const at::Tensor own = known == Known::kShapes ? leaf : leaf.detach().clone();
-    leaf = scope.input(own, input_name(path.str()), meta_device);
-  });
-  R result = std::apply(f, traced);
-  Graph graph = scope.finish(tree_flatten(result));
-  return Traced<R>{std::move(graph), std::move(result)};
+  CapturedState state(devices_of(tree_flatten(args)));
+  std::optional<Traced<R>> done;
+  do {
+    done.reset();
+    TraceScope scope(transform, /*source=*/{}, known, &state);
+    Args traced = args;
+    for_each_leaf(traced, [&](at::Tensor& leaf, const Path& path) {
+      if (!leaf.defined()) return;
+      const at::Tensor own = known == Known::kShapes ? leaf : leaf.detach().clone();
+      leaf = scope.input(own, input_name(path.str()), meta_device);
+    });
+    R result = std::apply(f, traced);
+    Graph graph = scope.finish(tree_flatten(result));
+    done.emplace(Traced<R>{std::move(graph), std::move(result)});
+  } while (state.again());
+  return std::move(*done);
 }
 
 }  // namespace compile

@@ -18,6 +18,7 @@
 #include "compile/hollow.h"
 #include "compile/passes/functional_variant.h"
 #include "compile/recording.h"
+#include "compile/state_filter.h"
 #include "compile/trace_control_flow.h"
 #include "compile/trace_rules.h"
 #include "compile/uniform_constants.h"
@@ -458,7 +459,8 @@ Known known_of(const std::vector<at::Tensor>& tensors) {
   return meta ? Known::kShapes : Known::kValues;
 }
 
-TraceScope::TraceScope(std::string transform, std::function<std::string()> source, Known known)
+TraceScope::TraceScope(std::string transform, std::function<std::string()> source, Known known,
+                       CapturedState* state)
     : recording_(std::make_shared<Recording>(std::move(transform), std::move(source),
                                              known == Known::kShapes)) {
   level_scope_.emplace(
@@ -466,6 +468,9 @@ TraceScope::TraceScope(std::string transform, std::function<std::string()> sourc
                      .size = 1,
                      .interpreter = std::make_shared<const TraceRecorder>(recording_)});
   if (recording_->by_shapes()) uniform_ = std::make_unique<UniformConstantsScope>();
+  if (state != nullptr) {
+    state_ = std::make_unique<StateFilter>(*state, *recording_, level_scope_->level());
+  }
 }
 
 TraceScope::~TraceScope() = default;
@@ -499,7 +504,8 @@ at::Tensor TraceScope::input(const at::Tensor& x, const std::string& name,
 
 Graph TraceScope::finish(const std::vector<at::Tensor>& outputs) {
   recording_->check_copies();
-  for (const at::Tensor& output : outputs) {
+  for (const at::Tensor& given : outputs) {
+    const at::Tensor output = state_ == nullptr ? given : state_->in_place_of(given);
     if (!output.defined()) {
       recording_->graph().outputs.push_back(kNoValue);
       continue;
@@ -512,6 +518,8 @@ Graph TraceScope::finish(const std::vector<at::Tensor>& outputs) {
     recording_->graph().outputs.push_back(lowered.bdim ? recording_->find(lowered.value)
                                                        : recording_->constant(lowered.value));
   }
+  if (state_ != nullptr) state_->finish(recording_->graph());
+  state_.reset();
   uniform_.reset();
   level_scope_.reset();
   return std::move(recording_->graph());

@@ -15,7 +15,8 @@
 // makes of an operator, and what a derivative is made of, arrive there as plain operators on the
 // tensors of that level, and are written down (NOTE [recording levels] in core/recorder.h). What is
 // computed from no input runs as always, and what it gives is a constant of the graph; but a random
-// operator is written down wherever it stands.
+// operator is written down wherever it stands, and so is what is computed from a captured tensor
+// that the function writes into: NOTE [state] in compile/captured_state.h.
 //
 // Operators that ask for numbers (item()) would fix them to those of this one run, so they are
 // errors. Where no more than the shape of a result depends on numbers (nonzero(), x[mask]), it is
@@ -48,7 +49,9 @@
 
 namespace torchlift::compile {
 
+class CapturedState;
 class Recording;
+class StateFilter;
 class UniformConstantsScope;
 
 // A name for the input at `path` of the arguments: "[0].hidden[1]" becomes "x0_hidden_1".
@@ -67,9 +70,11 @@ Known known_of(const std::vector<at::Tensor>& tensors);
 class TraceScope {
  public:
   // transform: the name in error messages. source: called for each operator, it tells where in the
-  // user's code that is (Node::source).
+  // user's code that is (Node::source). state: of tensors that the function captures and writes
+  // into; it may ask for another run (NOTE [state] in compile/captured_state.h). Without one, a
+  // value of the trace that is written into such a tensor is an error.
   explicit TraceScope(std::string transform = "trace", std::function<std::string()> source = {},
-                      Known known = Known::kValues);
+                      Known known = Known::kValues, CapturedState* state = nullptr);
   ~TraceScope();
   TraceScope(const TraceScope&) = delete;
   TraceScope& operator=(const TraceScope&) = delete;
@@ -88,6 +93,7 @@ class TraceScope {
   std::shared_ptr<Recording> recording_;
   std::optional<LevelScope> level_scope_;
   std::unique_ptr<UniformConstantsScope> uniform_;
+  std::unique_ptr<StateFilter> state_;
 };
 
 }  // namespace torchlift::compile

@@ -194,9 +194,12 @@ TEST(TraceTest, NumbersComputedFromInputsAreErrors) {
               HasSubstr("a number was asked for (aten::_local_scalar_dense"));
   EXPECT_THAT(message([](const Tensor& x) { return x.equal(x * 2) ? x : -x; }),
               HasSubstr("a number was asked for (aten::equal"));
-  const Tensor outside = at::zeros({3, 4}, at::kDouble);
-  EXPECT_THAT(message([&](const Tensor& x) { return Tensor(outside).add_(x); }),
-              HasSubstr("comes from outside the function"));
+  const Tensor outside = at::zeros({3, 4}, at::kDouble).requires_grad_(true);
+  EXPECT_THAT(message([&](const Tensor& x) {
+                const at::NoGradGuard no_grad;
+                return Tensor(outside).add_(x);
+              }),
+              HasSubstr("comes from outside"));
   // The next trace is as good as ever.
   expect_replays([](const Tensor& x) { return x * 2; }, input());
 }

@@ -88,6 +88,18 @@ void substitute_arguments(const OperatorHandle& op, Stack* stack) {
   for (size_t i = stack->size() - count; i < stack->size(); ++i) substitute((*stack)[i]);
 }
 
+// With the key excluded.
+void call_below(const OperatorHandle& op, Stack* stack) {
+  const SubstitutionScope* scope = SubstitutionScope::current();
+  const c10::impl::ExcludeDispatchKeyGuard below(kSubstitutionKeys);
+  // There is none on a thread that inherited the key: a worker of libtorch.
+  if (scope != nullptr && scope->active()) {
+    if (current_observer() != nullptr) return current_observer()->call(op, stack);
+    substitute_arguments(op, stack);
+  }
+  op.callBoxed(stack);
+}
+
 void substitution_kernel(const OperatorHandle& op, DispatchKeySet keys, Stack* stack) {
   const SubstitutionScope* scope = SubstitutionScope::current();
   OperatorFilter* filter = current_filter();
@@ -99,13 +111,7 @@ void substitution_kernel(const OperatorHandle& op, DispatchKeySet keys, Stack* s
       return op.redispatchBoxed(keys & below, stack);
     }
   }
-  const c10::impl::ExcludeDispatchKeyGuard below(kSubstitutionKeys);
-  // There is none on a thread that inherited the key: a worker of libtorch.
-  if (scope != nullptr && scope->active()) {
-    if (current_observer() != nullptr) return current_observer()->call(op, stack);
-    substitute_arguments(op, stack);
-  }
-  op.callBoxed(stack);
+  call_below(op, stack);
 }
 
 void install() {
@@ -144,6 +150,12 @@ uint64_t filter_bit(const c10::TensorImpl* impl) {
 
 }  // namespace
 
+OperatorFilter* OperatorFilter::current() { return current_filter(); }
+
+void OperatorFilter::call_unfiltered(const OperatorHandle& op, Stack* stack) {
+  call_below(op, stack);
+}
+
 void OperatorObserver::run_substituted(const OperatorHandle& op, Stack* stack) {
   substitute_arguments(op, stack);
   op.callBoxed(stack);
@@ -162,6 +174,8 @@ FilterScope::FilterScope(OperatorFilter* filter)
     : outer_(std::exchange(current_filter(), filter)), key_(installed_keys()) {}
 
 FilterScope::~FilterScope() { current_filter() = outer_; }
+
+UnfilteredScope::UnfilteredScope() : guard_(kSubstitutionKeys) {}
 
 ObserverScope::ObserverScope(OperatorObserver* observer)
     : outer_(std::exchange(current_observer(), observer)) {}

@@ -105,6 +105,14 @@ class OperatorFilter {
   // Replaces the arguments on the stack by the operator's results; or returns false, with the stack
   // as it was, and the operator runs.
   virtual bool call(const c10::OperatorHandle& op, torch::jit::Stack* stack) = 0;
+
+  // That of this thread, or null.
+  static OperatorFilter* current();
+
+ protected:
+  // Calls the operator, with the values of modules' parameters in their place, in such a way that
+  // no filter sees what it is made of.
+  static void call_unfiltered(const c10::OperatorHandle& op, torch::jit::Stack* stack);
 };
 
 // The filter of this thread while it lives.
@@ -118,6 +126,18 @@ class FilterScope {
  private:
   OperatorFilter* outer_;
   c10::impl::IncludeDispatchKeyGuard key_;
+};
+
+// While it lives, no filter sees the operators of this thread, and none of their arguments is
+// substituted.
+class UnfilteredScope {
+ public:
+  UnfilteredScope();
+  UnfilteredScope(const UnfilteredScope&) = delete;
+  UnfilteredScope& operator=(const UnfilteredScope&) = delete;
+
+ private:
+  c10::impl::ExcludeDispatchKeyGuard guard_;
 };
 
 }  // namespace torchlift

@@ -21,6 +21,7 @@
 #include "compile/artifact/native_plan.h"
 #include "compile/artifact/signature.h"
 #include "compile/assumptions.h"
+#include "compile/captured_state.h"
 #include "compile/dynamic.h"
 #include "compile/executable.h"
 #include "compile/graph.h"
@@ -29,6 +30,7 @@
 #include "compile/replay.h"
 #include "compile/size_expr.h"
 #include "compile/trace_scope.h"
+#include "core/random_state.h"
 
 namespace torchlift::python {
 namespace {
@@ -262,7 +264,8 @@ py::object run(const P& program, const py::list& leaves, std::optional<uint64_t>
   });
 }
 
-// How many outputs the graph had before, and (input, output) of what goes back into the inputs.
+// How many outputs the graph had before, (input, output) of what goes back into the inputs, and the
+// captured tensors that its last inputs stand for.
 py::object functionalize_graph(Graph& graph) {
   return guarded_object([&]() -> py::object {
     const compile::Functionalized done = compile::functionalize(graph);
@@ -270,7 +273,7 @@ py::object functionalize_graph(Graph& graph) {
     for (const compile::InputUpdate& update : done.updates) {
       updates.append(py::make_tuple(update.input, update.output));
     }
-    return py::make_tuple(done.outputs, updates);
+    return py::make_tuple(done.outputs, updates, list_of(done.state));
   });
 }
 
@@ -365,18 +368,23 @@ PyObject* trace_leaves(PyObject* /*self*/, PyObject* const* args, Py_ssize_t /*c
     const auto names = borrow(args[2]).cast<std::vector<std::string>>();
     const auto skipped = borrow(args[4]).cast<std::vector<std::string>>();
     const auto devices = borrow(args[5]).cast<std::optional<std::vector<std::string>>>();
-    compile::TraceScope scope(
-        borrow(args[3]).cast<std::string>(), [&skipped] { return line_now(skipped); },
-        devices.has_value() ? compile::Known::kShapes : compile::Known::kValues);
-    Tensors traced;
-    for (size_t i = 0; i < leaves.size(); ++i) {
-      const c10::Device device = devices.has_value() ? c10::Device(devices->at(i)) : c10::kCPU;
-      traced.push_back(scope.input(leaves[i], names[i], device));
+    const auto transform = borrow(args[3]).cast<std::string>();
+    compile::CapturedState state(devices_of(leaves));
+    while (true) {
+      compile::TraceScope scope(
+          transform, [&skipped] { return line_now(skipped); },
+          devices.has_value() ? compile::Known::kShapes : compile::Known::kValues, &state);
+      Tensors traced;
+      for (size_t i = 0; i < leaves.size(); ++i) {
+        traced.push_back(devices.has_value()
+                             ? scope.input(leaves[i], names[i], c10::Device(devices->at(i)))
+                             : scope.input(leaves[i].clone(), names[i]));
+      }
+      Returned returned;
+      const LeafOutputs out = returned(args[0], traced);
+      auto graph = std::make_shared<Graph>(scope.finish(out.leaves));
+      if (!state.again()) return py::make_tuple(std::move(graph), returned.with(out.leaves));
     }
-    Returned returned;
-    const LeafOutputs out = returned(args[0], traced);
-    auto graph = std::make_shared<Graph>(scope.finish(out.leaves));
-    return py::make_tuple(std::move(graph), returned.with(out.leaves));
   });
 }
 
@@ -575,6 +583,10 @@ void define_compile(py::module_& module) {
                list.append(py::make_tuple(each.input, each.output));
              }
              return list;
+           })
+      .def("state",
+           [](const Executable& self) {
+             return guarded_object([&] { return list_of(self.report().functionalized.state); });
            })
       .def("report", [](const Executable& self) { return self.report().str(); });
 }

@@ -65,8 +65,6 @@ def functionalize(func: Callable[..., Any], *, remove: str = "mutations") -> Cal
         devices = None
         if any(_C.is_hollow(example) for example in examples):  # a function around is traced by shapes
             devices = [str(example.device) for example in examples]
-        else:
-            examples = [example.clone() for example in examples]
         with torch.random.fork_rng():
             graph = trace_leaves(run, examples, names, "functionalize", devices)
         made = iter(_run(graph, tensors, names, remove == "mutations_and_views"))
@@ -82,6 +80,7 @@ def _run(
     graph: "_C.Graph", tensors: "list[torch.Tensor]", names: "list[str]", copy_views: bool
 ) -> "list[Any]":
     frame = Frame("functionalize", graph)
+    tensors = frame.inputs(tensors)
     frame.check_aliases(tensors)
     if copy_views:
         frame.compute_views()

@@ -268,6 +268,7 @@ def make_fx(
 
     Returns:
         A function of the same arguments that gives the GraphModule, which is called as `f` is.
+        Captured tensors that `f` writes into are buffers of it, which its calls write into.
         Traced by shapes, it relies on the strides that meta kernels tell; `torchlift.trace` does not.
 
     Raises:
@@ -318,8 +319,7 @@ def _make_fx(
         return found, len(found)
 
     names = _placeholder_names(f, args)
-    if devices is None:
-        tensors = [tensor.detach().clone() for tensor in tensors]
+    tensors = [tensor.detach() for tensor in tensors]
     of_tensors = [name for name, tensor in zip(names, is_tensor) if tensor]
     graph = trace_leaves(run, tensors, of_tensors, "make_fx", devices)
     given = torch_pytree.tree_unflatten(leaves, in_spec)

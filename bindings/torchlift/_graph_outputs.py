@@ -163,15 +163,17 @@ def _is_own(
 class Frame:
     """A traced graph made functional, and what is to be done around it.
 
-    `graph` has no writes. Its outputs are, by `order`: what goes back into the inputs `updates`, then
-    the outputs that are to be computed; `finish` makes the function's outputs of those.
+    `graph` has no writes. Its inputs are those that it was traced with, then `state`: the captured
+    tensors that the function writes into. So `tensors` of the methods here are what `inputs` gives. Its
+    outputs are, by `order`: what goes back into the inputs `updates`, then the outputs that are to be
+    computed; `finish` makes the function's outputs of those.
     """
 
     def __init__(self, transform: str, traced: "_C.Graph") -> None:
         self.transform = transform
         self.outputs = outputs_of(traced)
         self.graph = traced.copy()
-        _, updates = self.graph.functionalize()
+        _, updates, self.state = self.graph.functionalize()
         self.updates = [i for i, _ in updates]
         self.computed = [i for i, output in enumerate(self.outputs) if output.kind == "graph"]
         self.order = [o for _, o in updates] + self.computed
@@ -187,20 +189,29 @@ class Frame:
             self.outputs[i].place = place
         self.order = updates + self.computed
 
+    def inputs(self, tensors: "list[torch.Tensor]") -> "list[torch.Tensor]":
+        return [*tensors, *self.state] if self.state else tensors
+
     def module(self, names: "list[str]") -> "torch.fx.GraphModule":
-        """The graph as an fx module that gives the outputs of `order`."""
-        module = graph_module(self.graph, names)
+        """The graph as an fx module that gives the outputs of `order`; `names` are of the arguments."""
+        held = [value.name for value in self.graph.inputs()[len(names) :]]
+        module = graph_module(self.graph, [*names, *held])
         reorder_outputs(module, self.order)
         return module
 
     def check_aliases(self, tensors: "list[torch.Tensor]") -> None:
         """Inputs that are written into must not share memory with others."""
+        arguments = len(tensors) - len(self.state)
+
+        def called(i: int) -> str:
+            return f"tensor {i} of the arguments" if i < arguments else "a captured tensor"
+
         for i in self.updates:
             for j, other in enumerate(tensors):
                 if j != i and _share_memory(tensors[i], other):
                     raise UnsupportedError(
-                        f"[{self.transform}] tensor {i} of the arguments is written into, and "
-                        f"tensor {j} shares its memory, which a graph cannot say. Pass a copy."
+                        f"[{self.transform}] {called(i)} is written into, and {called(j)} shares its "
+                        f"memory, which a graph cannot say. Pass a copy."
                     )
 
     def finish(

@@ -9,7 +9,8 @@ requires a gradient, the function itself is called, as if jit were not there, an
 
 NOTE [modules in jit]
 The parameters and buffers of a module are inputs of its graphs, so that an optimizer's step is seen.
-Tensors that a function captures are constants. If autograd is on and one of them requires a gradient,
+Tensors that a function captures are constants; those that it writes into are written by each run
+(NOTE [state] in compile/captured_state.h). If autograd is on and one of them requires a gradient,
 the function itself is called, so that its gradient is not lost.
 
 NOTE [graphs for other numbers]
@@ -25,6 +26,7 @@ the arguments that it was traced with (a number that changes from step to step o
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -36,7 +38,7 @@ from torchlift import _C, _pytree
 from torchlift._backends import find_backend
 from torchlift._errors import AssumptionError, TransformError, UnsupportedError
 from torchlift._functional import functional_call
-from torchlift._graph_outputs import Frame
+from torchlift._graph_outputs import Frame, outputs_of
 from torchlift._names import function_name, wraps
 from torchlift._signature import leaf_key, mode_key, module_key, module_state
 from torchlift._trace import Traced, dynamic_dims, trace_call
@@ -397,7 +399,8 @@ def jit(
         func: a function of pytrees, with any transforms inside; or a module, whose parameters and
             buffers are inputs of the graph. It must compute the same each time:
             Python side effects happen while it is traced, only; tensors that it captures are
-            constants (changed in place, they are seen changed).
+            constants (changed in place, they are seen changed). Those that it writes into, as a
+            BatchNorm in training mode its running statistics, are written by each call, once.
         backend: what runs the graph. "eager": libtorch's kernels, called from C++. "inductor":
             torch's Inductor, which needs a C++ compiler; "ts": TorchScript. Or a function of (a
             torch.fx.GraphModule, example inputs) that returns a function of the inputs, which gives
@@ -470,7 +473,19 @@ def _run_eager(traced: Traced) -> Run:
         optimized = traced.optimized()
     except UnsupportedError:
         return traced.program.run
-    return traced.program.run if optimized.updates() else optimized.run
+    arguments = len(traced.graph.inputs())
+    if any(i < arguments for i, _ in optimized.updates()) or _returns_state(traced, optimized):
+        return traced.program.run
+    return optimized.run
+
+
+def _returns_state(traced: Traced, optimized: "_C.Executable") -> bool:
+    """Whether an output is a captured tensor that the function writes into, or a view of one."""
+    state = optimized.state()
+    return bool(state) and any(
+        output.kind == "constant" and any(output.value is tensor for tensor in state)
+        for output in outputs_of(traced.graph)
+    )
 
 
 def _run_backend(traced: Traced, backend: Callable[..., Any]) -> Run:
@@ -481,11 +496,14 @@ def _run_backend(traced: Traced, backend: Callable[..., Any]) -> Run:
     if backend is find_backend("inductor"):
         frame.graph.simplify_for_compiler()
     module = frame.module([value.name for value in traced.graph.inputs()])
-    compiled = backend(module, traced.example_inputs())
+    compiled = backend(module, [*traced.example_inputs(), *(t.clone() for t in frame.state)])
+    lock = threading.Lock() if frame.state else contextlib.nullcontext()
 
     def run(tensors: "list[torch.Tensor]") -> "list[Any]":
+        tensors = frame.inputs(tensors)
         frame.check_aliases(tensors)
-        return frame.finish(tensors, call(compiled, list(tensors), ours_only=True))
+        with lock:
+            return frame.finish(tensors, call(compiled, list(tensors), ours_only=True))
 
     def run_or_tell(tensors: "list[torch.Tensor]") -> "list[Any]":
         """The error of a check in what the backend has made does not say what it found."""

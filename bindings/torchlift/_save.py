@@ -138,7 +138,8 @@ def save(
             machine code that torch's Inductor makes of the graph now, for this version of torch,
             torchlift and this kind of CPU; `load` asks for `allow_native_code=True` then.
 
-    Tensors that `func` captures (weights) are saved with it.
+    Tensors that `func` captures (weights) are saved with it. Those that it writes into (running
+    statistics) are saved as they are now, and each loaded program updates its own.
 
     Raises:
         UnsupportedError (a RuntimeError): for what cannot be traced, and structures that a file
@@ -199,7 +200,8 @@ def load(
 ) -> Loaded:
     """The function that `save`, in Python or C++, wrote into a file.
 
-    Loading runs nothing (but machine code that you allow), and a damaged or hostile file is an error. What comes can be called,
+    What the function writes into tensors that it captured is written into those of the program: each
+    load gives new ones, with what they held when it was saved. Loading runs nothing (but machine code that you allow), and a damaged or hostile file is an error. What comes can be called,
     transformed (`vmap(grad(load(path)))`) and saved again.
 
     Args:

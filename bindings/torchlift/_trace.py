@@ -3,7 +3,9 @@
 NOTE [what a trace holds]
 The function runs once, on its real arguments. Every operator whose result depends on a tensor among
 them is written down; whatever else happens in it happens once, at that time: numbers and Python
-control flow are those of this run, and tensors that it captures are constants of the graph.
+control flow are those of this run, and tensors that it captures are constants of the graph. Captured
+tensors that it writes into are written by each run of the graph: NOTE [state] in
+compile/captured_state.h.
 """
 
 from __future__ import annotations
@@ -141,6 +143,10 @@ def trace(
         without calling `func`. Among the arguments may be a `ShapeDtype` or tensors on the meta device:
         then all are taken as no more than shapes, nothing is computed, and no memory is used.
 
+    Captured tensors that `func` writes into (running statistics, a counter) are written by each call of
+    the program, and read as they are then; tracing leaves them as they are. `func` runs twice if there
+    are any.
+
     Raises:
         UnsupportedError (a RuntimeError): for what a graph cannot say: numbers computed from the
             arguments (`.item()`, `if x > 0`). It names the
@@ -157,6 +163,10 @@ def trace(
     ['aten::sin', 'aten::sum', 'aten::cos', 'aten::mul']
     >>> f(torch.zeros(3))
     tensor([1., 1., 1.])
+    >>> calls = torch.zeros(())
+    >>> f = torchlift.trace(lambda x: x + calls.add_(1))(torch.zeros(2))
+    >>> f(torch.zeros(2)), f(torch.zeros(2))
+    (tensor([1., 1.]), tensor([2., 2.]))
     """
 
     @wraps(func)
@@ -199,9 +209,7 @@ def trace_call(
     def graph_of(inputs: "list[torch.Tensor]") -> "_C.Graph":
         if devices is not None:
             return trace_leaves(run, inputs, names, transform, devices)
-        # What the function writes into its arguments is written into copies.
-        copies = [tensor.clone() for tensor in inputs]
-        return trace_leaves(run, copies, names, transform)
+        return trace_leaves(run, inputs, names, transform)
 
     dims = dynamic_dims(transform, func, paths, leaves, dynamic)
     graph = with_line(
@@ -292,7 +300,8 @@ def trace_leaves(
 ) -> "_C.Graph":
     """The graph of run, which takes the list of tensors and returns (leaves, how many).
 
-    Writes into them, unless there are devices: then it is traced by shapes, of tensors on these.
+    What it writes into its arguments is written into copies. With devices, it is traced by shapes, of
+    tensors on these. Where it writes into tensors that it captures, it runs twice.
     """
     with device_hints(devices):
         return with_line(

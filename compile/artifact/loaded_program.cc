@@ -1,19 +1,25 @@
 #include "compile/artifact/loaded_program.h"
 
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <c10/core/Storage.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <cstdint>
 #include <exception>
 #include <optional>
 #include <string>
+#include <unordered_map>
 #include <utility>
 
 #include "compile/artifact/format_error.h"
 #include "compile/artifact/native_code.h"
 #include "compile/artifact/native_plan.h"
+#include "compile/passes/node_facts.h"
 #include "compile/seed_scope.h"
 #include "core/error.h"
+#include "core/level.h"
 
 namespace torchlift::compile {
 namespace {
@@ -22,6 +28,36 @@ namespace {
 struct CodeError {
   std::string text;
 };
+
+// The bytes of a storage, in another one.
+c10::Storage copied(const at::Tensor& t) {
+  const auto count = static_cast<int64_t>(t.storage().nbytes());
+  at::Tensor bytes = at::empty({0}, t.options().dtype(at::kByte).requires_grad(false));
+  bytes.set_(t.storage(), 0, {count}, {1});
+  return bytes.clone().storage();
+}
+
+// The graph with other memory for the constants that it writes into, and for those that share it
+// with them. See NOTE [state of loaded programs].
+Graph with_own_state(Graph graph) {
+  const RuleDepthScope within(1);  // What is made here is of no level.
+  std::unordered_map<const c10::StorageImpl*, c10::Storage> storages;
+  for (const ValueId id : written_constants(graph)) {
+    const at::Tensor& t = graph.find_constant(id)->tensor;
+    if (!t.has_storage()) continue;
+    const c10::StorageImpl* memory = t.storage().unsafeGetStorageImpl();
+    if (storages.count(memory) == 0) storages.emplace(memory, copied(t));
+  }
+  for (Constant& constant : graph.constants) {
+    const at::Tensor& t = constant.tensor;
+    if (!t.has_storage()) continue;
+    const auto found = storages.find(t.storage().unsafeGetStorageImpl());
+    if (found == storages.end()) continue;
+    constant.tensor = at::empty({0}, t.options().requires_grad(false))
+                          .set_(found->second, t.storage_offset(), t.sizes(), t.strides());
+  }
+  return graph;
+}
 
 }  // namespace
 
@@ -55,7 +91,7 @@ struct LoadedProgram::Native {
 
 LoadedProgram::LoadedProgram(const Artifact& artifact, const LoadOptions& options,
                              const std::string& file)
-    : program_(artifact.graph) {
+    : program_(with_own_state(artifact.graph)) {
   if (!options.backend.empty() && options.backend != "eager") {
     transform_error("load", file, ": there is no backend '", options.backend,
                     "' to load it with. \"eager\" runs the graph of the file; without a backend, "
@@ -69,7 +105,7 @@ LoadedProgram::LoadedProgram(const Artifact& artifact, const LoadOptions& option
                    "allow_native_code (torchlift-run: --allow-native-code); or with "
                    "backend=\"eager\", which runs its graph instead.");
     }
-    native_ = std::make_shared<const Native>(artifact.graph, *artifact.native);
+    native_ = std::make_shared<const Native>(program_.graph(), *artifact.native);
     backend_ = artifact.native->backend;
   });
 }

@@ -32,6 +32,12 @@
 
 namespace torchlift::compile {
 
+//
+// NOTE [state of loaded programs]
+// Constants that the program writes into (NOTE [state] in compile/captured_state.h) hold what they
+// held when it was saved, and then what its runs write. Each LoadedProgram has its own, which
+// copies of it share. Runs of one program wait for each other.
+
 struct LoadOptions {
   // Whether machine code in the file may be loaded: for files of people whom you trust as the
   // authors of the program that you run.
@@ -64,7 +70,7 @@ class LoadedProgram {
 
   OptimizedProgram program_;
   std::string backend_ = "eager";
-  std::shared_ptr<const Native> native_;
+  std::shared_ptr<const Native> native_;  // with the constants of program_
 };
 
 }  // namespace torchlift::compile

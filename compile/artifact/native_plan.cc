@@ -152,6 +152,8 @@ NativePlan native_plan(const Graph& graph) {
     }
     plan.updates.push_back(update.input);
   }
+  plan.constants = done.state;
+  plan.state = done.state.size();
   dead_code(plan.computed);
   for (size_t i = 0; i < plan.results; ++i) {
     const ValueId id = plan.finish.inputs[graph.inputs.size() + i];
@@ -176,11 +178,12 @@ bool NativeFrame::can_run(const std::vector<at::Tensor>& inputs) const {
   if (std::any_of(sizes.begin(), sizes.end(), [](int64_t size) { return size < kLeastDim; })) {
     return false;
   }
+  const std::vector<at::Tensor> all = with_constants(inputs);
   return std::none_of(plan_.updates.begin(), plan_.updates.end(), [&](int32_t written) {
     const auto i = static_cast<size_t>(written);
-    for (size_t j = 0; j < inputs.size(); ++j) {
-      const void* const memory = memory_of(inputs[i]);
-      if (i != j && memory != nullptr && memory == memory_of(inputs[j])) return true;
+    for (size_t j = 0; j < all.size(); ++j) {
+      const void* const memory = memory_of(all[i]);
+      if (i != j && memory != nullptr && memory == memory_of(all[j])) return true;
     }
     return false;
   });
@@ -207,18 +210,25 @@ void NativeFrame::check(const std::vector<at::Tensor>& found,
   }
 }
 
+std::vector<at::Tensor> NativeFrame::with_constants(const std::vector<at::Tensor>& inputs) const {
+  std::vector<at::Tensor> all = inputs;
+  all.insert(all.end(), plan_.constants.begin(), plan_.constants.end());
+  return all;
+}
+
 std::vector<at::Tensor> NativeFrame::run(const std::vector<at::Tensor>& inputs,
                                          const Compute& compute) const {
-  std::vector<at::Tensor> given = inputs;
-  given.insert(given.end(), plan_.constants.begin(), plan_.constants.end());
-  std::vector<at::Tensor> found = compute(given);
+  std::unique_lock<std::mutex> lock(*mutex_, std::defer_lock);
+  if (plan_.state > 0) lock.lock();
+  const std::vector<at::Tensor> all = with_constants(inputs);
+  std::vector<at::Tensor> found = compute(all);
   check(found, dims(inputs));
-  give_own_memory(given, found);
-  given = inputs;
+  give_own_memory(all, found);
+  std::vector<at::Tensor> given = inputs;
   given.insert(given.end(), found.begin(), found.begin() + static_cast<int64_t>(plan_.results));
   std::vector<at::Tensor> outputs = finish_.run(given);
   for (size_t i = 0; i < plan_.updates.size(); ++i) {
-    inputs[static_cast<size_t>(plan_.updates[i])].copy_(found[plan_.results + i]);
+    all[static_cast<size_t>(plan_.updates[i])].copy_(found[plan_.results + i]);
   }
   return outputs;
 }

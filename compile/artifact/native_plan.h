@@ -23,6 +23,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
+#include <mutex>
 #include <vector>
 
 #include "compile/graph.h"
@@ -31,12 +33,14 @@
 namespace torchlift::compile {
 
 struct NativePlan {
-  // Without writes. Inputs: those of the program, then `constants`. Outputs: `results`, then what
-  // goes back into the inputs `updates`. The constants that it still has are wrapped numbers.
+  // Without writes. Inputs: those of the program, then `constants`, those that are written into
+  // first. Outputs: `results`, then what goes back into the inputs `updates`. The constants that it
+  // still has are wrapped numbers.
   Graph computed;
   std::vector<at::Tensor> constants;
+  size_t state = 0;  // how many of them are written into
   size_t results = 0;
-  std::vector<int32_t> updates;  // indices of inputs of the program
+  std::vector<int32_t> updates;  // indices of inputs
   // Of the program's inputs and the results, in this order. It has no nodes but views.
   Graph finish;
 };
@@ -53,8 +57,8 @@ class NativeFrame {
   // Throws what native_plan() does.
   explicit NativeFrame(const Graph& graph);
 
-  // Whether `compute` is right for these: no input that is written into shares memory with another
-  // one, which it would not notice, and no dynamic dim is smaller than kLeastDim.
+  // Whether `compute` is right for these: no input or constant that is written into shares memory
+  // with another one, which it would not notice, and no dynamic dim is smaller than kLeastDim.
   bool can_run(const std::vector<at::Tensor>& inputs) const;
   // torch's exporter takes dims of the sizes 0 and 1 for others than the rest.
   static constexpr int64_t kLeastDim = 2;
@@ -67,8 +71,12 @@ class NativeFrame {
   std::vector<int64_t> dims(const std::vector<at::Tensor>& inputs) const;
   void check(const std::vector<at::Tensor>& found, const std::vector<int64_t>& dims) const;
 
+  std::vector<at::Tensor> with_constants(const std::vector<at::Tensor>& inputs) const;
+
   NativePlan plan_;
   Program finish_;
+  // Of runs with state.
+  std::unique_ptr<std::mutex> mutex_ = std::make_unique<std::mutex>();
 };
 
 }  // namespace torchlift::compile

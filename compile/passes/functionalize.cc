@@ -28,7 +28,8 @@ namespace {
 // slots of the storage are out of date then, and are made anew from their parent when they are
 // read. A slot keeps its type, strides too, whatever is written.
 
-enum class Origin : uint8_t { kInput, kConstant, kNode, kUnclear };
+// kState: an input that was a constant, and begins where its memory begins.
+enum class Origin : uint8_t { kInput, kState, kConstant, kNode, kUnclear };
 
 struct Storage {
   Origin origin = Origin::kNode;
@@ -110,13 +111,21 @@ class Functionalizer {
   }
 
   Functionalized run() {
-    for (const ValueId id : graph_.inputs) add_root(id, id, Origin::kInput);
+    const size_t arguments = graph_.inputs.size();
+    std::vector<at::Tensor> state = state_to_inputs();
+    for (size_t i = 0; i < graph_.inputs.size(); ++i) {
+      const bool owns = i >= arguments && state[i - arguments].storage_offset() == 0;
+      add_root(graph_.inputs[i], graph_.inputs[i], owns ? Origin::kState : Origin::kInput);
+    }
     for (const Constant& constant : graph_.constants) {
       add_root(constant.id, constant.id, Origin::kConstant);
     }
     const std::vector<Node> nodes = std::move(graph_.nodes);
     for (const Node& node : nodes) process(node);
-    Functionalized done{.outputs = graph_.outputs.size(), .updates = {}, .writes = writes_};
+    Functionalized done{.outputs = graph_.outputs.size(),
+                        .updates = {},
+                        .writes = writes_,
+                        .state = std::move(state)};
     for (ValueId& id : graph_.outputs) {
       if (id != kNoValue) id = read(slot_index(id));
     }
@@ -129,6 +138,38 @@ class Functionalizer {
   Graph take() { return std::move(graph_); }
 
  private:
+  // --- constants that are written into ---
+
+  std::vector<at::Tensor> state_to_inputs() {
+    std::vector<at::Tensor> state;
+    for (const ValueId id : written_constants(graph_)) {
+      const Constant* constant = graph_.find_constant(id);
+      refuse_shared_memory(*constant);
+      state.push_back(constant->tensor);
+      graph_.inputs.push_back(id);
+    }
+    std::erase_if(graph_.constants, [&](const Constant& each) {
+      return std::find(graph_.inputs.begin(), graph_.inputs.end(), each.id) != graph_.inputs.end();
+    });
+    return state;
+  }
+
+  void refuse_shared_memory(const Constant& written) const {
+    for (const Constant& other : graph_.constants) {
+      if (other.id == written.id || !share_memory(other.tensor, written.tensor)) continue;
+      unsupported_error("compile", "the program writes into ", graph_.value(written.id).name,
+                        ", a constant that shares memory with another one, ",
+                        graph_.value(other.id).name,
+                        ", which operators without writes cannot say. Let it use one of the two "
+                        "tensors, and make views of it.");
+    }
+  }
+
+  static bool share_memory(const at::Tensor& a, const at::Tensor& b) {
+    return a.has_storage() && b.has_storage() &&
+           a.storage().unsafeGetStorageImpl() == b.storage().unsafeGetStorageImpl();
+  }
+
   // --- slots ---
 
   Slot& slot(int32_t index) { return slots_[static_cast<size_t>(index)]; }
@@ -274,7 +315,7 @@ class Functionalizer {
     for (auto& inner : current.subgraphs) {
       Graph graph = *inner;
       const Functionalized done = functionalize(graph);
-      if (!done.updates.empty()) {
+      if (!done.updates.empty() || !done.state.empty()) {
         refuse(node, "a branch or a body writes into what it is given. Return the new value.");
       }
       inner = std::make_shared<const Graph>(std::move(graph));
@@ -492,7 +533,8 @@ class Functionalizer {
 
   // Whether the value begins where its memory begins, whatever is written into it.
   bool owns_memory(int32_t index) {
-    return slot(index).parent < 0 && storage(slot(index)).origin == Origin::kNode;
+    const Origin origin = storage(slot(index)).origin;
+    return slot(index).parent < 0 && (origin == Origin::kNode || origin == Origin::kState);
   }
 
   // `parent` with what the view shows of it replaced by `value`.
@@ -683,7 +725,7 @@ class Functionalizer {
 }  // namespace
 
 Functionalized functionalize(Graph& graph) {
-  if (!any_writes(graph)) return {.outputs = graph.outputs.size(), .updates = {}, .writes = 0};
+  if (!any_writes(graph)) return {.outputs = graph.outputs.size(), .updates = {}};
   Functionalizer functionalizer(graph);
   const Functionalized done = functionalizer.run();
   graph = functionalizer.take();

@@ -22,6 +22,13 @@
 //
 // That order matters only if inputs share memory, which they must not. An output that was a view of
 // an input is a tensor of its own, of the numbers after the last write.
+//
+// Constants that the program writes into are the state that one run leaves to the next. They become
+// inputs, after those that there were, and have updates as all inputs have:
+//
+//   inputs.insert(inputs.end(), done.state.begin(), done.state.end());
+
+#include <ATen/core/Tensor.h>
 
 #include <cstdint>
 #include <vector>
@@ -38,12 +45,14 @@ struct InputUpdate {
 struct Functionalized {
   size_t outputs = 0;  // those that the graph had before
   std::vector<InputUpdate> updates;
-  int64_t writes = 0;  // nodes that wrote
+  int64_t writes = 0;             // nodes that wrote
+  std::vector<at::Tensor> state;  // what the last inputs are, which were constants
 };
 
 // Throws UnsupportedError, naming the operator and the fix, where a write has no functional form:
-// the operator has no functional variant (functional_variant.h), writes into a constant, gives
-// storage another size, or changes the shape of an input. The graph is as it was then.
+// the operator has no functional variant (functional_variant.h), writes into a constant that shares
+// memory with another one, gives storage another size, or changes the shape of an input. The graph
+// is as it was then.
 Functionalized functionalize(Graph& graph);
 
 }  // namespace torchlift::compile

@@ -253,23 +253,49 @@ TEST(FunctionalizeTest, GraphsWithoutWritesStayAsTheyAre) {
   EXPECT_EQ(after.str(), graph.str());
 }
 
+TEST(FunctionalizeTest, ConstantsThatAreWrittenBecomeInputs) {
+  GraphBuilder b;
+  const at::Tensor state = at::randn({3, 4}), weight = at::randn({4});
+  const ValueId x = b.input(at::randn({4}));
+  const ValueId s = b.constant(state), w = b.constant(weight);
+  const ValueId row =
+      b.call("aten::select.int", {{"self", ref(s)}, {"dim", number(0)}, {"index", number(1)}});
+  const ValueId scaled = b.call("aten::mul.Tensor", {{"self", ref(x)}, {"other", ref(w)}});
+  b.call("aten::add_.Tensor", {{"self", ref(row)}, {"other", ref(scaled)}, {"alpha", number(1)}});
+  Graph graph = b.finish({scaled});
+  const Functionalized done = functionalize(graph);
+  ASSERT_EQ(done.state.size(), 1U);
+  EXPECT_TRUE(done.state[0].is_same(state));
+  EXPECT_EQ(graph.inputs.size(), 2U);
+  EXPECT_EQ(graph.constants.size(), 1U);
+  ASSERT_EQ(done.updates.size(), 1U);
+  EXPECT_EQ(done.updates[0].input, 1);
+  EXPECT_EQ(done.updates[0].output, 1);
+  verify(graph);
+}
+
+TEST(FunctionalizeTest, WrittenConstantsShareNoMemory) {
+  GraphBuilder b;
+  const at::Tensor state = at::randn({3, 4});
+  const ValueId whole = b.constant(state), row = b.constant(state[1]);
+  b.call("aten::sin_", {{"self", ref(row)}});
+  EXPECT_THAT(error_of(b.finish({whole})),
+              HasSubstr("a constant that shares memory with another one"));
+}
+
 TEST(FunctionalizeTest, WhatHasNoFunctionalForm) {
-  const auto graph_of = [](const std::string& name, GraphBuilder::Named arguments, bool constant) {
+  const auto graph_of = [](const std::string& name, GraphBuilder::Named arguments) {
     GraphBuilder b;
-    const at::Tensor example = at::randn({3, 4});
-    const ValueId x = constant ? b.constant(example) : b.input(example);
+    const ValueId x = b.input(at::randn({3, 4}));
     arguments.emplace_back("self", ref(x));
     b.call(name, std::move(arguments));
     return b.finish({x});
   };
-  EXPECT_THAT(error_of(graph_of("aten::sin_", {}, true)),
-              HasSubstr("aten::sin_ cannot be written as an operator that does not write: it "
-                        "writes into c, a constant of the graph"));
-  EXPECT_THAT(error_of(graph_of("aten::fill_diagonal_", {{"fill_value", number(1)}}, false)),
+  EXPECT_THAT(error_of(graph_of("aten::fill_diagonal_", {{"fill_value", number(1)}})),
               HasSubstr("this libtorch has no operator that computes the same without writing"));
-  EXPECT_THAT(error_of(graph_of("aten::resize_", {{"size", ints({2})}}, false)),
+  EXPECT_THAT(error_of(graph_of("aten::resize_", {{"size", ints({2})}})),
               HasSubstr("aten::resize_ cannot be written"));
-  EXPECT_THAT(error_of(graph_of("aten::t_", {}, false)),
+  EXPECT_THAT(error_of(graph_of("aten::t_", {})),
               HasSubstr("changes the shape of its input x in place by aten::t_"));
 }
 

@@ -71,6 +71,10 @@ def _names(count: int, tangents: int = 0) -> "list[str]":
     return primals + [f"tangents_{i + 1}" for i in range(tangents)]
 
 
+def _detached(tensors: Tensors) -> Tensors:
+    return [tensor.detach() for tensor in tensors]
+
+
 def _copies(tensors: Tensors) -> Tensors:
     return [tensor.detach().clone() for tensor in tensors]
 
@@ -100,7 +104,7 @@ class _Tracer:
             ]
             return leaves, len(leaves)
 
-        graph = _trace(run, _copies(self.tensors), _names(len(self.tensors)))
+        graph = _trace(run, _detached(self.tensors), _names(len(self.tensors)))
         return _Forward(graph, *told)
 
     def joint(
@@ -123,7 +127,7 @@ class _Tracer:
             kept = [tensors[i] for i in outputs] + [grad for grad in grads if grad is not None]
             return kept, len(kept)
 
-        tensors = _copies(self.tensors) + tangents
+        tensors = _detached(self.tensors) + tangents
         graph = _trace(run, tensors, _names(len(self.tensors), len(tangents)))
         return graph, has_gradient
 
@@ -143,7 +147,7 @@ def _decomposed(
             found = list(run(*values))
             return found, len(found)
 
-        graph = _trace(leaves, _copies(tensors), names)
+        graph = _trace(leaves, _detached(tensors), names)
         graph.functionalize()
         return graph_module(graph, names)
 
@@ -228,6 +232,7 @@ class _Compile:
         self.told = tracer.forward()
         self._refuse_captured()
         self.frame = Frame("aot_function", self.told.graph)
+        self._refuse_state()
         self._refuse_writes()
 
     def run(self) -> _Compiled:
@@ -246,6 +251,13 @@ class _Compile:
                     f"and is none of its arguments, so that its gradient would be lost. Pass it as "
                     f"an argument; for a module use aot_module."
                 )
+
+    def _refuse_state(self) -> None:
+        if self.frame.state:
+            raise UnsupportedError(
+                f"[aot_function] {self.what} writes into {describe(self.frame.state[0])}, which is none "
+                f"of its arguments. Pass it as an argument; for a module use aot_module."
+            )
 
     def _refuse_writes(self) -> None:
         for i in self.frame.updates:
@@ -290,7 +302,7 @@ class _Compile:
         kinds = [self.told.kinds[i] for i in tracked]
         tangents = [torch.zeros(size, dtype=d, device=where) for size, d, where, _ in kinds]
         graph, has_gradient = self.tracer.joint(self.frame.computed, tracked, tangents)
-        count, updates = graph.functionalize()
+        count, updates, _ = graph.functionalize()
         names = _names(len(tensors), len(tangents))
         module = graph_module(graph, names)
         update_of = dict(updates)

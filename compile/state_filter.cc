@@ -1,0 +1,328 @@
+#include "compile/state_filter.h"
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/enum_tag.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/core/ivalue.h>
+#include <ATen/ops/as_strided.h>
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+#include <array>
+#include <string_view>
+#include <utility>
+
+#include "compile/hollow.h"
+#include "core/boxed.h"
+#include "core/error.h"
+
+namespace torchlift::compile {
+namespace {
+
+using c10::IValue;
+using c10::OperatorHandle;
+using torch::jit::Stack;
+
+// Of this thread.
+StateFilter*& innermost() {
+  static thread_local StateFilter* filter = nullptr;
+  return filter;
+}
+
+class BusyScope {
+ public:
+  explicit BusyScope(bool& busy) : busy_(busy) { busy_ = true; }
+  ~BusyScope() { busy_ = false; }
+  BusyScope(const BusyScope&) = delete;
+  BusyScope& operator=(const BusyScope&) = delete;
+
+ private:
+  bool& busy_;
+};
+
+template <size_t N>
+bool is_one_of(const OperatorHandle& op, const std::array<std::string_view, N>& names) {
+  return std::find(names.begin(), names.end(), op.schema().name()) != names.end();
+}
+
+// Batch norms in training mode write into their 4th and 5th argument, which their schemas do not
+// say. The 6th one tells the mode.
+bool writes_silently(const OperatorHandle& op, const IValue* args, size_t i) {
+  constexpr std::array<std::string_view, 6> kNorms = {
+      "aten::batch_norm",        "aten::instance_norm",    "aten::_batch_norm_impl_index",
+      "aten::native_batch_norm", "aten::cudnn_batch_norm", "aten::miopen_batch_norm"};
+  return (i == 3 || i == 4) && is_one_of(op, kNorms) && args[5].isBool() && args[5].toBool();
+}
+
+// What a tensor is changes, and not its numbers.
+bool changes_metadata(const OperatorHandle& op) {
+  constexpr std::array<std::string_view, 5> kOps = {"aten::requires_grad_", "aten::retain_grad",
+                                                    "aten::set_data", "aten::detach_",
+                                                    "aten::rename_"};
+  return op.hasTag(at::Tag::inplace_view) || is_one_of(op, kOps);
+}
+
+bool has_memory(const at::Tensor& plain) {
+  return plain.layout() == c10::kStrided && plain.has_storage();
+}
+
+// Whether t is all of its storage.
+bool fills_storage(const at::Tensor& t) {
+  return t.storage_offset() == 0 && t.is_non_overlapping_and_dense() && !t.is_conj() &&
+         !t.is_neg() && t.nbytes() == t.storage().nbytes();
+}
+
+// All of its storage, as numbers of its dtype.
+at::Tensor all_of(const at::Tensor& t) {
+  const auto count = static_cast<int64_t>(t.storage().nbytes() / t.element_size());
+  at::Tensor whole = at::empty({0}, t.options().requires_grad(false));
+  return whole.set_(t.storage(), 0, {count}, {1});
+}
+
+}  // namespace
+
+StateFilter::StateFilter(CapturedState& state, Recording& recording, LevelPtr level)
+    : state_(state),
+      recording_(recording),
+      level_(std::move(level)),
+      around_(innermost()),
+      shapes_filter_(recording.by_shapes() ? OperatorFilter::current() : nullptr),
+      scope_(this) {
+  innermost() = this;
+  state_.run_ = {};
+  state_.run_.transform = recording.transform();
+  for (const c10::Storage& storage : state_.known_) {
+    state_memory_.insert(storage.unsafeGetStorageImpl());
+  }
+  if (around_ != nullptr) {
+    state_memory_.insert(around_->state_memory_.begin(), around_->state_memory_.end());
+  }
+  recording_.replace_constants([this](const at::Tensor& t) { return in_place_of(t); });
+}
+
+StateFilter::~StateFilter() {
+  innermost() = around_;
+  recording_.replace_constants({});
+  if (!finished_) CapturedState::put_back(state_.run_.written);
+}
+
+bool StateFilter::call(const OperatorHandle& op, Stack* stack) {
+  // What an operator is made of works on memory of its own.
+  if (busy_) return shapes_filter_ != nullptr && shapes_filter_->call(op, stack);
+  const BusyScope busy(busy_);
+  prepare(op, stack);
+  if (shapes_filter_ == nullptr) {
+    call_unfiltered(op, stack);
+  } else {
+    op.callBoxed(*stack);
+  }
+  note_made(op, *stack);
+  return true;
+}
+
+StateFilter::Place StateFilter::place_of(const at::Tensor& t) const {
+  const SubstitutionScope* scope = SubstitutionScope::current();
+  const at::Tensor* value =
+      scope != nullptr && scope->active() ? SubstitutionScope::find_anywhere(t) : nullptr;
+  if (value == nullptr) value = &t;
+  Place place;
+  while (LiftedTensorImpl* impl = as_lifted(*value)) {
+    if (&impl->level() == level_.get() && impl->bdim()) return {.recorded = true};
+    if (impl->level().depth() < level_->depth()) return {};
+    place.holder = impl;
+    value = &impl->value();
+  }
+  if (has_memory(*value)) place.plain = *value;
+  return place;
+}
+
+// Puts tensors of the level in the place of state among the arguments.
+void StateFilter::prepare(const OperatorHandle& op, Stack* stack) {
+  const size_t count = op.schema().arguments().size();
+  IValue* const args = stack->data() + (stack->size() - count);
+  arguments_.clear();
+  Places places;  // gone when the operator runs: promotion counts who holds a tensor
+  // Random operators are written down wherever they stand.
+  bool recorded = op.hasTag(at::Tag::nondeterministic_seeded), any_state = false;
+  for (size_t i = 0; i < count; ++i) {
+    for_each_tensor(args[i], [&](const at::Tensor& t) {
+      places.push_back(place_of(t));
+      Place& place = places.back();
+      place.argument = i;
+      recorded = recorded || place.recorded;
+      if (!place.plain.defined()) return;
+      arguments_.push_back(memory_of(place.plain));
+      any_state = any_state || is_state(place.plain);
+    });
+  }
+  if (arguments_.empty()) return;
+  if (any_state) check_asked(op, places);
+  if (!changes_metadata(op)) {
+    for (const Place& place : places) {
+      if (!place.plain.defined()) continue;
+      if (writes_argument(op, place.argument) || writes_silently(op, args, place.argument)) {
+        any_state = note_write(place.plain, recorded || any_state) || any_state;
+      }
+    }
+  }
+  if (!any_state) return;
+  for (size_t i = 0; i < count; ++i) {
+    const bool state = std::any_of(places.begin(), places.end(), [&](const Place& place) {
+      return place.argument == i && place.plain.defined() && is_state(place.plain);
+    });
+    if (!state) continue;
+    args[i] = map_tensors(args[i], [&](const at::Tensor& t) { return in_place_of(t); });
+  }
+}
+
+void StateFilter::check_asked(const OperatorHandle& op, const Places& places) const {
+  const bool asks = op.hasTag(at::Tag::data_dependent_output);
+  if (!asks && !op.hasTag(at::Tag::inplace_view)) return;
+  for (const Place& place : places) {
+    if (!place.plain.defined() || !is_state(place.plain)) continue;
+    if (asks) {
+      unsupported_error(
+          recording_.transform(), "a number was asked for (", op.schema().name(),
+          "; .item(), float(x), int(x), bool(x), if x:) of a captured tensor that the function "
+          "writes into. It would be that of this one run for all later ones. Compute with tensors. "
+          "(A BatchNorm with momentum=None asks for the number of its batches: give it a "
+          "momentum.)");
+    }
+    unsupported_error(recording_.transform(), op.schema().name(),
+                      ": changes the shape in place of a captured tensor that the function writes "
+                      "into. Make a view of it instead.");
+  }
+}
+
+bool StateFilter::note_write(const at::Tensor& plain, bool recorded) {
+  const Memory memory = memory_of(plain);
+  if (is_state(plain) || made_.count(memory) != 0) return false;
+  if (recorded) {
+    state_memory_.insert(memory);
+    state_.run_.found.push_back(plain.storage());
+    state_.run_.found_recorded = true;
+    return true;
+  }
+  if (!written_.insert(memory).second) return false;
+  const UnfilteredScope unseen;
+  const RuleDepthScope within(1);
+  const c10::AutoGradMode no_grad(false);
+  at::Tensor bytes;
+  if (!plain.is_meta() && plain.storage().nbytes() > 0) {
+    bytes = at::empty({0}, plain.options().dtype(at::kByte).requires_grad(false));
+    bytes.set_(plain.storage(), 0, {static_cast<int64_t>(plain.storage().nbytes())}, {1});
+    bytes = bytes.clone();
+  }
+  state_.run_.written.push_back({plain.storage().getWeakStorageImpl(), std::move(bytes)});
+  return false;
+}
+
+// Of the results, in all levels. Values of the trace are never taken for anything else.
+void StateFilter::note_made(const OperatorHandle& op, const Stack& stack) {
+  if (op.schema().name() == "aten::set_") return;  // to the memory of another tensor, or a storage
+  const size_t count = op.schema().returns().size();
+  for (size_t i = stack.size() - count; i < stack.size(); ++i) {
+    for_each_tensor(stack[i], [&](const at::Tensor& t) {
+      const at::Tensor plain = place_of(t).plain;
+      if (!plain.defined()) return;
+      const Memory memory = memory_of(plain);
+      const bool given =
+          std::find(arguments_.begin(), arguments_.end(), memory) != arguments_.end();
+      if (!given) made_.try_emplace(memory, plain.storage().getWeakStorageImpl());
+    });
+  }
+}
+
+at::Tensor StateFilter::in_place_of(const at::Tensor& t) {
+  if (!t.defined()) return t;
+  const Place place = place_of(t);
+  if (!place.plain.defined() || !is_state(place.plain)) return t;
+  at::Tensor value = lifted(place.plain);
+  if (place.holder == nullptr) return value;
+  const LiftedTensorImpl* own = as_lifted(value);
+  if (&place.holder->level() == level_.get()) {
+    place.holder->replace_value(own->value(), own->bdim());
+  } else {
+    place.holder->replace_value(std::move(value), place.holder->bdim());
+  }
+  return t;
+}
+
+at::Tensor StateFilter::lifted(const at::Tensor& plain) {
+  if (plain.requires_grad()) {
+    unsupported_error(
+        recording_.transform(),
+        "the function writes into the memory of a tensor of "
+        "shape ",
+        plain.sizes(),
+        " that requires a gradient and comes from outside. Pass it to the function as "
+        "an argument, and return the new value.");
+  }
+  const at::Tensor& base = base_of(plain);
+  if (plain.scalar_type() != base.scalar_type() || plain.is_conj() || plain.is_neg()) {
+    unsupported_error(recording_.transform(),
+                      "the function writes into memory from outside that it "
+                      "uses as ",
+                      base.scalar_type(), " and as ",
+                      plain.is_conj() || plain.is_neg() ? "a conjugate or negative view"
+                                                        : c10::toString(plain.scalar_type()),
+                      ". Capture one tensor, and make views of it in the function.");
+  }
+  // A tensor of the level shows its own copy, which begins where its storage does.
+  if (base.sizes() == plain.sizes() && base.strides() == plain.strides() &&
+      plain.storage_offset() == 0) {
+    return base;
+  }
+  return at::as_strided(base, plain.sizes(), plain.strides(), plain.storage_offset());
+}
+
+const at::Tensor& StateFilter::base_of(const at::Tensor& plain) {
+  const auto found = bases_.find(memory_of(plain));
+  if (found != bases_.end()) return found->second;
+  const UnfilteredScope unseen;
+  const RuleDepthScope within(1);
+  const c10::AutoGradMode no_grad(false);
+  const at::Tensor whole = fills_storage(plain) ? plain : all_of(plain);
+  if (whole.is_meta()) {
+    unsupported_error(recording_.transform(),
+                      "the function writes into a captured tensor of shape ", whole.sizes(),
+                      " on the meta device, which holds no numbers to begin with. Pass it to the "
+                      "function as an argument.");
+  }
+  at::Tensor inner = copied(whole).unsqueeze(0);
+  recording_.know_constant(whole, inner);
+  for (const c10::Storage& latest : state_.latest_) {
+    state_.run_.met_latest |= latest.unsafeGetStorageImpl() == memory_of(plain);
+  }
+  return bases_.emplace(memory_of(plain), lift(std::move(inner), 0, level_)).first->second;
+}
+
+at::Tensor StateFilter::copied(const at::Tensor& whole) const {
+  if (recording_.by_shapes()) {
+    return hollow_tensor(whole.sizes(), whole.strides(), whole.scalar_type(), whole.device());
+  }
+  return whole.detach().clone();
+}
+
+bool StateFilter::is_held_by_others(const c10::Storage& storage, const Graph& graph) const {
+  std::unordered_set<const c10::TensorImpl*> own;
+  for (const Constant& constant : graph.constants) {
+    const at::Tensor& t = constant.tensor;
+    if (has_memory(t) && memory_of(t) == storage.unsafeGetStorageImpl() && t.use_count() == 1) {
+      own.insert(t.unsafeGetTensorImpl());
+    }
+  }
+  return storage.use_count() > own.size() + 1;
+}
+
+void StateFilter::finish(const Graph& graph) {
+  finished_ = true;
+  for (const CapturedState::Written& each : state_.run_.written) {
+    auto alive = each.storage.lock();
+    if (!alive) continue;
+    c10::Storage storage(std::move(alive));
+    if (is_held_by_others(storage, graph)) state_.run_.found.push_back(std::move(storage));
+  }
+}
+
+}  // namespace torchlift::compile
