@@ -274,6 +274,21 @@ TEST(CapturedStateTest, AnArgumentThatIsTheState) {
   }
 }
 
+TEST(CapturedStateTest, LargeStateIsWrittenInPlace) {
+  const Tensor table = data({1000, 300}), expected = table.clone();
+  const auto step = [](const Tensor& all, const Tensor& x) {
+    all.select(0, 7).copy_(x);
+    all.select(0, 8).add_(x);
+    return all.slice(0, 5, 10).mv(x);
+  };
+  const Executable executable(trace([&](const Tensor& x) { return step(table, x); }, data({300})));
+  for (int i = 0; i < 3; ++i) {
+    const Tensor x = data({300});
+    EXPECT_CLOSE(executable.run({x})[0], step(expected, x));
+    EXPECT_CLOSE(table, expected);
+  }
+}
+
 TEST(CapturedStateTest, VersionsGoUp) {
   const Tensor state = data({3});
   const auto f = [&](const Tensor& x) {

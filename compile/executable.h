@@ -13,7 +13,8 @@
 //
 // Constants that the graph writes into are its state (NOTE [state] in compile/captured_state.h): a
 // run reads what they hold, and writes into them. Such runs of one program, and of its copies, wait
-// for each other.
+// for each other. With more than 1 MB of it, the graph runs as it was traced, in place and without
+// passes.
 //
 // Can be copied, and run from several threads.
 
