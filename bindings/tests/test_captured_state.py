@@ -524,3 +524,53 @@ def test_factories_in_the_function_are_no_state():
         x = data(3)
         assert_close(traced(x), f(x))
     assert calls == 4
+
+
+def test_jit_with_dynamic_dims():
+    module, twin = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+    jitted = torchlift.jit(lambda x: module(x).reshape(x.size(0) * 3), dynamic={"x": {0: "n"}})
+    with torch.no_grad():
+        for size in (4, 6, 5):
+            x = torch.randn(size, 3)
+            torch.testing.assert_close(jitted(x), twin(x).reshape(-1))
+    torch.testing.assert_close(dict(module.named_buffers()), dict(twin.named_buffers()))
+    assert jitted.cache_info().misses == 1
+
+
+def test_a_call_that_a_backend_refuses_leaves_the_state():
+    state = torch.zeros(3)
+
+    def chosen(x):
+        state.add_(1)
+        return x[x > 0].sum()
+
+    jitted = torchlift.jit(chosen, backend=lambda module, inputs: module)
+    jitted(torch.ones(3))
+    with pytest.raises(torchlift.UnsupportedError, match="shares its memory"):
+        jitted(state)
+    torch.testing.assert_close(state, torch.ones(3))
+
+
+def test_a_backend_that_fails_leaves_the_state():
+    state = torch.zeros(3)
+    fail = [False]
+
+    def backend(module, inputs):
+        def run(*args):
+            if fail[0]:
+                raise RuntimeError("no memory")
+            return module(*args)
+
+        return run
+
+    def chosen(x):
+        state.add_(1)
+        return x[x > 0].sum()
+
+    jitted = torchlift.jit(chosen, backend=backend)
+    jitted(torch.ones(3))
+    fail[0] = True
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="no memory"):
+            jitted(torch.ones(3))
+    torch.testing.assert_close(state, torch.ones(3))

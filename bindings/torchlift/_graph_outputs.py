@@ -201,14 +201,20 @@ class Frame:
 
     def check_aliases(self, tensors: "list[torch.Tensor]") -> None:
         """Inputs that are written into must not share memory with others."""
+        if not self.updates:
+            return
         arguments = len(tensors) - len(self.state)
 
         def called(i: int) -> str:
             return f"tensor {i} of the arguments" if i < arguments else "a captured tensor"
 
+        memory = [_memory_of(tensor) or ("none", i) for i, tensor in enumerate(tensors)]
+        sharers: "dict[Any, list[int]]" = {}
+        for i, key in enumerate(memory):
+            sharers.setdefault(key, []).append(i)
         for i in self.updates:
-            for j, other in enumerate(tensors):
-                if j != i and _share_memory(tensors[i], other):
+            for j in sharers[memory[i]]:
+                if j != i:
                     raise UnsupportedError(
                         f"[{self.transform}] {called(i)} is written into, and {called(j)} shares its "
                         f"memory, which a graph cannot say. Pass a copy."
@@ -245,11 +251,11 @@ class Frame:
         return [make(i) for i in range(len(self.outputs))]
 
 
-def _share_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
-    if _C.is_lifted(a) or _C.is_lifted(b):
-        return a is b
-    memory = a.untyped_storage().data_ptr()
-    return memory != 0 and memory == b.untyped_storage().data_ptr()
+def _memory_of(tensor: torch.Tensor) -> Any:
+    """Equal for tensors that share memory; 0 for one that has none."""
+    if _C.is_lifted(tensor):
+        return ("lifted", id(tensor))
+    return tensor.untyped_storage().data_ptr()
 
 
 def reorder_outputs(

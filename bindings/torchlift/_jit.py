@@ -29,6 +29,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Callable
 
@@ -469,12 +470,12 @@ def _reason_of(error: AssumptionError) -> str:
 
 def _run_eager(traced: Traced) -> Run:
     """The C++ replay. What the function writes into its arguments it writes there itself."""
+    arguments = len(traced.graph.inputs())
     try:
         optimized = traced.optimized()
-    except UnsupportedError:
-        return traced.program.run
-    arguments = len(traced.graph.inputs())
-    if any(i < arguments for i, _ in optimized.updates()) or _returns_state(traced, optimized):
+        if any(i < arguments for i, _ in optimized.updates()) or _returns_state(traced, optimized):
+            return traced.program.run
+    except UnsupportedError:  # Also of sizes that depend on dynamic dims, where views are looked at.
         return traced.program.run
     return optimized.run
 
@@ -497,28 +498,47 @@ def _run_backend(traced: Traced, backend: Callable[..., Any]) -> Run:
         frame.graph.simplify_for_compiler()
     module = frame.module([value.name for value in traced.graph.inputs()])
     compiled = backend(module, [*traced.example_inputs(), *(t.clone() for t in frame.state)])
-    lock = threading.Lock() if frame.state else contextlib.nullcontext()
+    lock = threading.RLock() if frame.state else contextlib.nullcontext()
 
-    def run(tensors: "list[torch.Tensor]") -> "list[Any]":
+    def checked(tensors: "list[torch.Tensor]") -> "list[torch.Tensor]":
         tensors = frame.inputs(tensors)
         frame.check_aliases(tensors)
+        return tensors
+
+    def finished(tensors: "list[torch.Tensor]") -> "list[Any]":
         with lock:
             return frame.finish(tensors, call(compiled, list(tensors), ours_only=True))
 
+    def run(tensors: "list[torch.Tensor]") -> "list[Any]":
+        return finished(checked(tensors))
+
     def run_or_tell(tensors: "list[torch.Tensor]") -> "list[Any]":
         """The error of a check in what the backend has made does not say what it found."""
+        given = checked(tensors)
         generators = _generator_states(tensors)
         try:
-            return run(tensors)
+            return finished(given)
         except RuntimeError:
             for generator, state in generators:
                 generator.set_state(state)
-            # Copies, as it writes into its arguments.
-            with torch.random.fork_rng():
+            # It writes into its arguments and the state.
+            with lock, torch.random.fork_rng(), _unchanged(frame.state):
                 traced.program.run([tensor.clone() for tensor in tensors])
             raise
 
     return run_or_tell if _answers_of(traced) else run
+
+
+@contextlib.contextmanager
+def _unchanged(tensors: "list[torch.Tensor]") -> "Iterator[None]":
+    """Puts back what they held."""
+    held = [tensor.clone() for tensor in tensors]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, before in zip(tensors, held):
+                tensor.copy_(before)
 
 
 def _generator_states(tensors: "list[torch.Tensor]") -> "list[tuple[torch.Generator, Any]]":
