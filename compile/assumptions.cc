@@ -68,11 +68,16 @@ std::string asker_of(const Node& assumption) {
 }
 
 Answers answers_of(const Graph& graph) {
+  int64_t count = 0;
+  for_each_assumption(graph, [&](const Node&) { ++count; });
   Answers answers;
   for_each_assumption(graph, [&](const Node& node) {
-    const auto number = static_cast<size_t>(constant(node, kNumber).toInt());
-    answers.resize(std::max(answers.size(), number + 1));
-    answers[number] = constant(node, kExpected).toIntVector();
+    const int64_t number = constant(node, kNumber).toInt();
+    if (number < 0 || number >= count) {
+      transform_error("compile", "an assumption has the number ", number, ", of ", count, ".");
+    }
+    answers.resize(std::max(answers.size(), static_cast<size_t>(number) + 1));
+    answers[static_cast<size_t>(number)] = constant(node, kExpected).toIntVector();
   });
   return answers;
 }

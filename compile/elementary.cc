@@ -94,7 +94,8 @@ const auto& all_functions() {
 
 bool is_served(const at::Tensor& t) {
   return t.is_cpu() && t.scalar_type() == at::kFloat && t.layout() == c10::kStrided &&
-         !t.is_neg() && !is_lifted(t) && !is_tracked(t) && t.is_non_overlapping_and_dense();
+         t.has_storage() && !t.is_neg() && !t._is_zerotensor() && !is_lifted(t) && !is_tracked(t) &&
+         t.is_non_overlapping_and_dense();
 }
 
 }  // namespace
@@ -110,6 +111,12 @@ bool ElementaryFunction::serves(const torch::jit::Stack& arguments) const {
   }
   // gelu(x, "tanh")
   return arguments.size() == arity_ || arguments[arity_].toStringView() == "none";
+}
+
+bool ElementaryFunction::serves(const torch::jit::Stack& arguments, const at::Tensor& out) const {
+  if (!serves(arguments) || !is_served(out)) return false;
+  const at::Tensor& first = arguments[0].toTensor();
+  return out.sizes() == first.sizes() && out.strides() == first.strides();
 }
 
 void ElementaryFunction::write(const torch::jit::Stack& arguments, const at::Tensor& out) const {

@@ -42,6 +42,8 @@ class ElementaryFunction {
   // Whether the operator's arguments are ones for write(): dense float tensors of one layout on a
   // CPU, of which neither levels nor autograd know, and options as the function has them.
   bool serves(const torch::jit::Stack& arguments) const;
+  // And whether `out` is one, too.
+  bool serves(const torch::jit::Stack& arguments, const at::Tensor& out) const;
 
   // Into `out`: of the same dtype, shape and strides, perhaps one of the arguments.
   void write(const torch::jit::Stack& arguments, const at::Tensor& out) const;

@@ -10,6 +10,7 @@
 #include <ATen/ops/stack.h>
 #include <c10/core/TensorImpl.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
 
 #include <algorithm>
 #include <mutex>
@@ -33,6 +34,7 @@
 #include "core/boxed.h"
 #include "core/dispatch.h"
 #include "core/error.h"
+#include "core/keys.h"
 #include "core/lifted_tensor.h"
 #include "core/random_state.h"
 
@@ -128,6 +130,12 @@ struct Step {
   bool settled = false;           // results may have other strides than their types: see there
   std::string control_flow;
   std::vector<Program> subprograms;
+};
+
+// Who looks on while a run computes.
+struct Onlookers {
+  bool exclusive = false;   // neither levels nor autograd: memory may be written over
+  bool unobserved = false;  // nobody at all: operators need not be called as such
 };
 
 // A node of a blocked group.
@@ -324,6 +332,7 @@ struct Program::Plan {
   std::vector<Step> steps;
   std::vector<BlockedSteps> blocked;  // in the order of their nodes
   bool tracked_constants = false;
+  bool plain_constants = true;
   bool writes_inputs = false;
   Undo undo;
   std::vector<InputLayout> fixed_layouts;  // where no dim is dynamic
@@ -352,6 +361,7 @@ struct Program::Plan {
       }
     }
     for (const Constant& constant : graph.constants) {
+      plain_constants = plain_constants && kPlainKeys.has_all(constant.tensor.key_set());
       tracked_constants = tracked_constants || constant.tensor.requires_grad();
     }
     for (const ValueId id : written_constants(graph)) {
@@ -665,9 +675,23 @@ struct Program::Plan {
     throw AssumptionError(message + "\n  at " + node->source, error.number(), error.found());
   }
 
+  // Whether no operator of this run goes through code of others: a dispatch mode of Python's, a
+  // transform of torch.func, a tensor subclass. See `Onlookers`.
+  bool is_unobserved(at::ArrayRef<at::Tensor> inputs) const {
+    const c10::DispatchKeySet usual =
+        c10::default_included_set | c10::autocast_dispatch_keyset | kPlainKeys;
+    if (!plain_constants || c10::impl::dispatch_mode_enabled() ||
+        !usual.has_all(c10::impl::tls_local_dispatch_key_set().included_)) {
+      return false;
+    }
+    return std::all_of(inputs.begin(), inputs.end(),
+                       [](const at::Tensor& t) { return kPlainKeys.has_all(t.key_set()); });
+  }
+
   // exclusive: nobody else sees intermediate values.
   std::vector<at::Tensor> execute(at::ArrayRef<at::Tensor> inputs,
                                   const std::vector<int64_t>& sizes, bool exclusive) const {
+    const bool unobserved = exclusive && is_unobserved(inputs);
     Slots slots(graph.values.size());
     for (size_t i = 0; i < inputs.size(); ++i) {
       slots[static_cast<size_t>(graph.inputs[i])] = inputs[i];
@@ -680,19 +704,19 @@ struct Program::Plan {
     for (size_t i = 0; i < steps.size(); ++i) {
       if (exclusive && next_blocked != blocked.end() && next_blocked->group.first == i) {
         const size_t last = i + next_blocked->group.count - 1;
-        run_group(*next_blocked++, sizes, &slots);
-        for (; i <= last; ++i) drop(steps[i], &slots);
+        run_group(*next_blocked++, unobserved, sizes, &slots);
+        for (; i <= last; ++i) unobserved ? drop(steps[i], &slots) : drop_dead(steps[i], &slots);
         --i;
         continue;
       }
       const Step& step = steps[i];
       if (step.op.has_value()) {
-        call(step, exclusive, sizes, &stack, &slots);
+        call(step, {.exclusive = exclusive, .unobserved = unobserved}, sizes, &stack, &slots);
       } else {
         run_control_flow(step, exclusive, &slots);
       }
       if (step.settled) settle_layouts(i, sizes, &slots);
-      if (exclusive) {
+      if (unobserved) {
         drop(step, &slots);
       } else {
         drop_dead(step, &slots);
@@ -715,28 +739,32 @@ struct Program::Plan {
     for (const ValueId id : step.dead) (*slots)[static_cast<size_t>(id)].reset();
   }
 
-  void run_group(const BlockedSteps& blocked_steps, const std::vector<int64_t>& symbols,
-                 Slots* slots) const {
+  void run_group(const BlockedSteps& blocked_steps, bool unobserved,
+                 const std::vector<int64_t>& symbols, Slots* slots) const {
     const auto run_block = [&](Slots* block) {
       Stack stack;
       for (const BlockStep& each : blocked_steps.steps) {
-        run_on_block(each, symbols, &stack, block);
+        run_on_block(each, unobserved, symbols, &stack, block);
         drop_dead(each.step, block);
       }
     };
     run_blocks(blocked_steps.group, graph, run_block, slots);
   }
 
-  static void run_on_block(const BlockStep& each, const std::vector<int64_t>& symbols, Stack* stack,
-                           Slots* slots) {
-    if (each.output == kNoValue) return call(each.step, /*exclusive=*/true, symbols, stack, slots);
+  static void run_on_block(const BlockStep& each, bool unobserved,
+                           const std::vector<int64_t>& symbols, Stack* stack, Slots* slots) {
+    if (each.output == kNoValue) {
+      return call(each.step, {.exclusive = true, .unobserved = unobserved}, symbols, stack, slots);
+    }
     const at::Tensor target = (*slots)[static_cast<size_t>(each.output)];
-    if (each.step.function != nullptr) {
+    if (unobserved && each.step.function != nullptr) {
       push_arguments(each.step, symbols, *slots, stack);
-      if (each.step.function->serves(*stack)) return each.step.function->write(*stack, target);
+      if (each.step.function->serves(*stack, target)) {
+        return each.step.function->write(*stack, target);
+      }
     }
     if (!each.out.has_value()) {
-      call(each.step, /*exclusive=*/false, symbols, stack, slots);
+      call(each.step, {}, symbols, stack, slots);
       target.copy_((*slots)[static_cast<size_t>(each.output)]);
       (*slots)[static_cast<size_t>(each.output)] = target;
       return;
@@ -754,10 +782,11 @@ struct Program::Plan {
     }
   }
 
-  static void call(const Step& step, bool exclusive, const std::vector<int64_t>& symbols,
+  static void call(const Step& step, Onlookers onlookers, const std::vector<int64_t>& symbols,
                    Stack* stack, Slots* slots) {
     push_arguments(step, symbols, *slots, stack);
-    if (exclusive && step.function != nullptr && step.function->serves(*stack)) {
+    const bool exclusive = onlookers.exclusive;
+    if (onlookers.unobserved && step.function != nullptr && step.function->serves(*stack)) {
       call_function(step, stack);
     } else if (exclusive && step.in_place.has_value()) {
       if (step.is_out) stack->push_back((*stack)[step.over]);

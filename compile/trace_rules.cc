@@ -352,8 +352,8 @@ bool bincount(const TracedCall& call, Stack* stack) {
   TORCH_CHECK(minlength >= 0, "minlength should be >= 0");
   check_all(self.ge(0), "bincount only supports 1-d non-negative integral inputs.");
   const int64_t bins =
-      number_of_run(call, self.amax(0).add(1).clamp_min(minlength), "the number of bins",
-                    "Pass minlength=, larger than all of the numbers.");
+      number_of_run(call, self.amax(0).to(at::kLong).add(1).clamp_min(minlength),
+                    "the number of bins", "Pass minlength=, larger than all of the numbers.");
   const Tensor place = self.to(at::kLong).clamp(0, bins - 1);
   const bool weighted = args[1].isTensor() && args[1].toTensor().defined();
   const Tensor added = weighted ? weights_of_bins(untracked(args[1].toTensor(), call.level))

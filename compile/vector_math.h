@@ -214,9 +214,11 @@ struct GeluBackward {
   template <class V>
   static TORCHLIFT_INLINE V of(V g, V x) {
     constexpr float kDensityAtZero = 0x1.988454p-2F;  // 1 / sqrt(2 pi)
-    const V below = (1.0F + Erf::of(x * kSqrtHalf)) * 0.5F;
-    const V density = exp_of_moderate(at_least(x * x * -0.5F, -87)) * kDensityAtZero;
-    return g * (x * density + below);
+    // Further out the density is nothing beside what is below.
+    const V near = at_most(at_least(x, -14), 14);
+    const V below = (1.0F + Erf::of(near * kSqrtHalf)) * 0.5F;
+    const V density = exp_of_moderate(at_least(near * near * -0.5F, -87)) * kDensityAtZero;
+    return g * (near * density + below);
   }
 };
 

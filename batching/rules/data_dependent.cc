@@ -217,13 +217,13 @@ int64_t number_of_bins(const Level& level, const at::Tensor& x, int64_t minlengt
   check_all(x.ge(0), "bincount only supports 1-d non-negative integral inputs.");
   const bool by_shapes = recorded_by(x) != nullptr && !has_numbers(innermost(x));
   if (by_shapes && minlength > 0) {
-    check_all(x.lt(minlength),
+    check_all(x.to(at::kLong).lt(minlength),
               "[trace] bincount: a number is not below minlength, which is the number of bins in a "
               "graph. Pass a larger one.");
     return minlength;
   }
   const std::optional<int64_t> bins =
-      assumed_number(x.amax(1).add(1).clamp_min(minlength),
+      assumed_number(x.amax(1).to(at::kLong).add(1).clamp_min(minlength),
                      {.op = "aten::bincount",
                       .what = "the number of bins",
                       .fix = "Pass minlength=, larger than all of the numbers."});

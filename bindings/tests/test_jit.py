@@ -386,3 +386,64 @@ class TestErrors:
             with pytest.raises(UnsupportedError):
                 f(data(3))
         assert f.cache_info().size == 0 and torchlift._C.open_levels() == 0
+
+
+class TestOthersLookOn:
+    """Replays have kernels of their own, and drop numbers that nobody reads: not where others do."""
+
+    X = torch.randn(3, generator=torch.Generator().manual_seed(0))
+
+    def test_make_fx(self):
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        f = torchlift.jit(lambda x: torch.tanh(x) + 1)
+        f(self.X)
+        assert "aten.tanh" in make_fx(f)(self.X).code
+
+    def test_torch_func(self):
+        f = torchlift.jit(lambda x: torch.exp(x) + 1)
+        f(self.X[0])
+        torch.testing.assert_close(torch.func.vmap(f)(self.X), self.X.exp() + 1)
+
+    def test_fake_tensors(self):
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        f = torchlift.jit(lambda x: torch.exp(x) + 1)
+        f(self.X)
+        with FakeTensorMode() as mode:
+            assert f(mode.from_tensor(self.X)).shape == (3,)
+
+    def test_a_mode_that_reads_arguments(self):
+        from torch.utils._python_dispatch import TorchDispatchMode
+
+        class Reads(TorchDispatchMode):
+            def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+                for arg in args:
+                    if isinstance(arg, torch.Tensor) and arg.is_floating_point():
+                        arg.sum()
+                return func(*args, **(kwargs or {}))
+
+        def loss(x):
+            pooled = torch.nn.functional.max_pool2d((x * 2).relu(), 2)
+            return (pooled**2).sum()
+
+        x = torch.randn(1, 1, 8, 8)
+        f = torchlift.jit(torchlift.grad(loss))
+        expected = f(x)
+        with Reads():
+            torch.testing.assert_close(f(x), expected)
+
+    def test_a_tensor_of_zeros_without_memory(self):
+        f = torchlift.jit(lambda x: torch.exp(x) + 1)
+        torch.testing.assert_close(f(torch._efficientzerotensor(3)), torch.full((3,), 2.0))
+
+
+def test_hessian_of_a_convolution_with_captured_weights():
+    weight = torch.randn(4, 3, 1, 1, dtype=torch.float64)
+
+    def energy(x):
+        return (torch.nn.functional.gelu(torch.nn.functional.conv2d(x, weight)) ** 2).sum()
+
+    x = torch.randn(1, 3, 4, 4, dtype=torch.float64)
+    hessian = torchlift.hessian(energy)
+    torch.testing.assert_close(torchlift.jit(hessian)(x), hessian(x))

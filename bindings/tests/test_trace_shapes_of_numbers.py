@@ -588,3 +588,15 @@ def test_files_with_machine_code_check(tmp_path):
     assert_close(loaded(column(-1, 5, 6)), column(10, 12))
     with pytest.raises(AssumptionError, match="was 2 when the function was traced, and is 3 in this run"):
         loaded(column(1, 5, 6))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16])
+def test_bins_beyond_the_dtype(dtype):
+    largest = torch.iinfo(dtype).max
+    x = torch.tensor([[largest, 3], [largest, 3]], dtype=dtype)
+    expected = torch.stack([torch.bincount(row) for row in x])
+    assert torch.equal(torchlift.vmap(torch.bincount)(x), expected)
+    assert torch.equal(torchlift.jit(torch.bincount)(x[0]), expected[0])
+    many = largest + 45
+    mapped = torchlift.vmap(lambda row: torch.bincount(row, minlength=many))(x)
+    assert torch.equal(mapped, torch.stack([torch.bincount(row, minlength=many) for row in x]))

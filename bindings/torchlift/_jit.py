@@ -175,6 +175,9 @@ class JitFunction:
         for program in self._candidates(key):
             if not program.agrees(known):
                 continue
+            if program.run is None:
+                self._count_hit(program)
+                return self._call_directly(args, given)
             try:
                 result = self._run(program, args, given, tensors)
             except AssumptionError as error:
@@ -188,13 +191,16 @@ class JitFunction:
         program = None
         try:
             program = self._compile(key, args, kwargs, reason)
-            return self._run(program, args, given, tensors)
+            if program.run is not None:
+                return self._run(program, args, given, tensors)
         except AssumptionError:
             with self._lock:
+                if len(self._unfit) >= self._max_size:
+                    self._unfit.clear()
                 self._unfit.add(key)
                 if program is not None:
                     self._drop(program)
-            return self._call_directly(args, given)
+        return self._call_directly(args, given)
 
     def _candidates(self, key: Any) -> "list[_Program]":
         """The graphs for a key, the one used last first."""
@@ -226,8 +232,7 @@ class JitFunction:
         tensors: "list[torch.Tensor]",
     ) -> Any:
         traced, run = program.traced, program.run
-        if run is None:
-            return self._call_directly(args, given)
+        assert run is not None
         if not self._dynamic and not given and not program.answers:
             self._add_guard(program.place, traced, run, args, tensors)
         with torch._C._DisableAutocast():
@@ -400,7 +405,8 @@ def jit(
         func: a function of pytrees, with any transforms inside; or a module, whose parameters and
             buffers are inputs of the graph. It must compute the same each time:
             Python side effects happen while it is traced, only; tensors that it captures are
-            constants (changed in place, they are seen changed). Those that it writes into, as a
+            constants (changed in place, they are seen changed, but in what the function computes
+            of constants alone, such as the places of a captured mask). Those that it writes into, as a
             BatchNorm in training mode its running statistics, are written by each call, once.
         backend: what runs the graph. "eager": libtorch's kernels, called from C++. "inductor":
             torch's Inductor, which needs a C++ compiler; "ts": TorchScript. Or a function of (a

@@ -73,7 +73,7 @@ std::string key_of(const Node& node) {
 std::string key_of(const Constant& constant) {
   const at::Tensor& t = constant.tensor;
   if (!t.device().is_cpu() || t.layout() != c10::kStrided || !t.is_contiguous() || t.is_conj() ||
-      t.is_neg() || t.requires_grad() || t.nbytes() > kMaxComparedBytes) {
+      t.is_neg() || t._is_zerotensor() || t.requires_grad() || t.nbytes() > kMaxComparedBytes) {
     return "";
   }
   std::string key = c10::str(t.scalar_type(), t.sizes(), t.strides(),

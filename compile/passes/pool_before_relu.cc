@@ -52,13 +52,16 @@ class Matcher {
     found_.relu = relu;
     const Node& node = graph_.nodes[index(relu)];
     const ValueId x = tensor_argument(node, "self"), y = node.results[0].ids[0];
-    if (graph_.type(x) != graph_.type(y)) return std::nullopt;
-    if (!is_read_for_pool(y) || found_.pool < 0 || !has_private_indices()) return std::nullopt;
+    if (x == kNoValue || y == kNoValue || graph_.type(x) != graph_.type(y)) return std::nullopt;
+    if (!is_read_for_pool(y) || found_.pool < 0 || pooled() == kNoValue) return std::nullopt;
+    if (!has_private_indices() || may_have_empty_windows()) return std::nullopt;
     std::set<int32_t> reached;
     for (const int32_t backward : found_.pool_backward) {
       const Node& each = graph_.nodes[index(backward)];
       const ValueId g = tensor_argument(each, "grad_output");
-      if (graph_.type(g).sizes != graph_.type(pooled()).sizes) return std::nullopt;
+      if (g == kNoValue || graph_.type(g).sizes != graph_.type(pooled()).sizes) {
+        return std::nullopt;
+      }
       if (!goes_to_relu(each.results[0].ids[0], &reached)) return std::nullopt;
     }
     if (reached != found_.relu_backward) return std::nullopt;
@@ -70,7 +73,7 @@ class Matcher {
   ValueId pooled() const { return pool().results[0].ids[0]; }
 
   bool is_read_for_pool(ValueId id) {
-    if (uses_.is_output[index(id)]) return false;
+    if (id == kNoValue || uses_.is_output[index(id)]) return false;
     for (const int32_t reader : uses_.readers[index(id)]) {
       const Node& node = graph_.nodes[index(reader)];
       if (node.is_control_flow()) return false;
@@ -91,18 +94,30 @@ class Matcher {
     return true;
   }
 
+  // A window that lies in the padding alone has minus infinity for its largest number, which relu
+  // would change. Without dilation none does: padding is at most half of a window.
+  bool may_have_empty_windows() const {
+    const auto is_all = [&](const char* name, int64_t wanted) {
+      const auto* value = std::get_if<c10::IValue>(find_argument(pool(), name));
+      if (value == nullptr || !value->isIntList()) return false;
+      const std::vector<int64_t> numbers = value->toIntVector();
+      return std::all_of(numbers.begin(), numbers.end(), [&](int64_t n) { return n == wanted; });
+    };
+    return !is_all("padding", 0) && !is_all("dilation", 1);
+  }
+
   // The indices are read by the gradients of this pool alone, and all of those read them.
   bool has_private_indices() const {
     const ValueId indices = pool().results[1].ids[0];
     if (indices == kNoValue) return found_.pool_backward.empty();
-    if (pooled() == kNoValue || uses_.is_output[index(indices)]) return false;
+    if (uses_.is_output[index(indices)]) return false;
     const auto& readers = uses_.readers[index(indices)];
     return std::set<int32_t>(readers.begin(), readers.end()) == found_.pool_backward;
   }
 
   // Whether all readers of a gradient before relu's are relu's, which leave its type as it is.
   bool goes_to_relu(ValueId id, std::set<int32_t>* reached) const {
-    if (uses_.is_output[index(id)]) return false;
+    if (id == kNoValue || uses_.is_output[index(id)]) return false;
     for (const int32_t reader : uses_.readers[index(id)]) {
       const Node& node = graph_.nodes[index(reader)];
       if (node.is_control_flow()) return false;

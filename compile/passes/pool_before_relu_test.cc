@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <variant>
 #include <vector>
 
 #include "autodiff/grad.h"
@@ -107,6 +108,34 @@ TEST(PoolBeforeRelu, WindowsThatOverlapAndPadding) {
   const Pair pair = exchanged(torchlift::grad(f), at::randn({2, 2, 7, 5}));
   EXPECT_EQ(pair.exchanged, 1);
   expect_same(pair.before, pair.after);
+}
+
+// With dilation a window may lie in the padding alone, whose largest number is minus infinity.
+TEST(PoolBeforeRelu, NotWhereWindowsMayBeEmpty) {
+  const auto f = [](const Tensor& x) { return at::max_pool2d(at::relu(x), 2, 1, 1, 3); };
+  EXPECT_EQ(exchanged(f, at::randn({1, 1, 2, 2})).exchanged, 0);
+  const auto dilated = [](const Tensor& x) { return at::max_pool2d(at::relu(x), 2, 1, 0, 2); };
+  const Pair pair = exchanged(dilated, at::randn({1, 2, 6, 6}));
+  EXPECT_EQ(pair.exchanged, 1);
+  expect_same(pair.before, pair.after);
+}
+
+// As a file may have them.
+TEST(PoolBeforeRelu, UndefinedTensors) {
+  const Graph traced = torchlift::trace(torchlift::grad(sum_of_pooled), at::randn({1, 1, 4, 4}));
+  for (size_t n = 0; n < traced.nodes.size(); ++n) {
+    for (size_t r = 0; r < traced.nodes[n].results.size(); ++r) {
+      Graph graph = traced;
+      graph.nodes[n].results[r].ids[0] = kNoValue;
+      pool_before_relu(graph);
+    }
+    for (size_t a = 0; a < traced.nodes[n].args.size(); ++a) {
+      if (!std::holds_alternative<ValueRef>(traced.nodes[n].args[a])) continue;
+      Graph graph = traced;
+      graph.nodes[n].args[a] = std::monostate();
+      pool_before_relu(graph);
+    }
+  }
 }
 
 TEST(PoolBeforeRelu, UnderVmapAndTwice) {
