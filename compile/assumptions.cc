@@ -1,4 +1,5 @@
 #include "compile/assumptions.h"
+#include "compile/assumptions.h"
 
 #include <ATen/core/ivalue.h>
 
@@ -7,6 +8,8 @@
 #include <string_view>
 #include <utility>
 #include <variant>
+
+#include "core/error.h"
 
 namespace torchlift::compile {
 namespace {
