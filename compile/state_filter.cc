@@ -72,11 +72,16 @@ bool fills_storage(const at::Tensor& t) {
          !t.is_neg() && t.nbytes() == t.storage().nbytes();
 }
 
-// All of its storage, as numbers of its dtype.
+// All of its storage, as numbers of its dtype. Writes count as writes into t, of which autograd may
+// have kept a view.
 at::Tensor all_of(const at::Tensor& t) {
   const auto count = static_cast<int64_t>(t.storage().nbytes() / t.element_size());
   at::Tensor whole = at::empty({0}, t.options().requires_grad(false));
-  return whole.set_(t.storage(), 0, {count}, {1});
+  whole.set_(t.storage(), 0, {count}, {1});
+  if (!t.is_inference() && !whole.is_inference()) {
+    whole.unsafeGetTensorImpl()->set_version_counter(t.unsafeGetTensorImpl()->version_counter());
+  }
+  return whole;
 }
 
 }  // namespace
