@@ -1,5 +1,4 @@
 #include "compile/assumptions.h"
-#include "compile/assumptions.h"
 
 #include <ATen/core/ivalue.h>
 

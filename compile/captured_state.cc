@@ -43,7 +43,9 @@ void CapturedState::put_back(const std::vector<Written>& written) {
   const UnfilteredScope unseen;  // What is put back is no write of a function's.
   const RuleDepthScope within(1);
   const c10::AutoGradMode no_grad(false);
-  for (const Written& each : written) {
+  // The latest first: of memory that two storages share, the first ones are the bytes to keep.
+  for (auto found = written.rbegin(); found != written.rend(); ++found) {
+    const Written& each = *found;
     auto alive = each.storage.lock();
     if (!alive || !each.bytes.defined()) continue;
     at::Tensor memory = at::empty({0}, each.bytes.options());

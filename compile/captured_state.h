@@ -27,7 +27,8 @@
 //
 // Known by its storage: a tensor may be met as x, x.data or as a view that was made outside. So the
 // graph has one constant for each storage, all of it, and what is no more than a part, or of other
-// strides, is a view of that.
+// strides, is a view of that. Storages of the same memory (two that torch.from_numpy made of one
+// array) are one; of memory that overlaps in part, an error.
 //
 // A trace inside of another one (functionalize) takes the state of that for its own, whether it
 // writes into it or not: then nothing is computed from it that is not written down, and what runs

@@ -1,12 +1,18 @@
 #include "compile/captured_state.h"
 
 #include <ATen/ATen.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <torch/library.h>
 
+#include <algorithm>
 #include <functional>
+#include <stdexcept>
 #include <string>
 #include <thread>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "autodiff/grad.h"
@@ -146,6 +152,41 @@ std::vector<Case> cases() {
                 state[0].mul_(0.9).add_(y.detach().mean(0), 0.1);
                 return (y * y * state[0]).sum();
               })(x);
+            }}},
+      {"state that a scan begins with",
+       {.state = {data({3})},
+        .f =
+            [](const std::vector<Tensor>& state, const Tensor& x) {
+              const auto step = [](const Tensor& carry, const Tensor& row) {
+                return std::pair<Tensor, Tensor>(carry * 0.5 + row, carry.sin());
+              };
+              const auto [last, all] = scan(step, state[0], x);
+              state[0].copy_(last);
+              return all + state[0];
+            }}},
+      {"state that a loop begins with, and its rows",
+       {.state = {data({3})},
+        .f =
+            [](const std::vector<Tensor>& state, const Tensor& x) {
+              const auto goes_on = [&](const Tensor& c) { return (c.sum() + x.sum()).lt(9); };
+              const Tensor last = while_loop(
+                  goes_on, [](const Tensor& c) { return c + 1; }, state[0]);
+              state[0].copy_(last);
+              const auto below = [](const Tensor& c) { return c.lt(5); };
+              return vmap([&](const Tensor& c) {
+                return while_loop(
+                    below, [](const Tensor& each) { return each + 1; }, c);
+              })(state[0]);
+            }}},
+      {"an operand of a branch",
+       {.state = {data({3})},
+        .f =
+            [](const std::vector<Tensor>& state, const Tensor& x) {
+              const Tensor given = cond(
+                  x.sum() > 0, [](const Tensor& s) { return s.sin(); },
+                  [](const Tensor& s) { return s.cos(); }, state[0]);
+              state[0].add_(x[0]);
+              return given * state[0];
             }}},
       {"beside a vmap",
        {.state = {data({3})},
@@ -391,6 +432,185 @@ TEST(CapturedStateTest, AFunctionThatThrows) {
     EXPECT_EQ(counter.item<int64_t>(), 0);
     EXPECT_CLOSE(ema, at::ones({3}));
   }
+}
+
+TEST(CapturedStateTest, TracedWithTheStateAsAnArgument) {
+  const Tensor state = at::zeros({3}, at::kDouble);
+  const auto f = [&](const Tensor& x) {
+    state.add_(1);
+    return x + at::rand_like(x);
+  };
+  const Graph graph = trace(f, state);
+  const auto draws = std::count_if(graph.nodes.begin(), graph.nodes.end(),
+                                   [](const auto& node) { return node.op == "aten::rand_like"; });
+  EXPECT_EQ(draws, 1);
+  EXPECT_CLOSE(state, at::zeros({3}, at::kDouble));
+  const Tensor x = data({3});
+  at::manual_seed(0);
+  const Tensor expected = x + at::rand_like(x);
+  at::manual_seed(0);
+  EXPECT_CLOSE(Program(graph).run({x})[0], expected);
+  const Tensor buffer = data({3}), before = buffer.clone();
+  const Program program(trace(
+      [&](const Tensor& y) {
+        buffer.add_(y);
+        return y * 2;
+      },
+      buffer));
+  EXPECT_CLOSE(buffer, before);
+  EXPECT_CLOSE(program.run({x})[0], x * 2);
+  EXPECT_CLOSE(buffer, before + x);
+}
+
+TEST(CapturedStateTest, TensorsOfOneArray) {
+  std::vector<double> numbers{1, 2, 3, 4};
+  const auto of_array = [&](int64_t from, int64_t size) {
+    return at::from_blob(numbers.data() + from, {size}, at::kDouble);
+  };
+  const Tensor a = of_array(0, 3), b = of_array(0, 3);
+  const Tensor x = at::ones({3}, at::kDouble);
+  for (const bool writes_both : {false, true}) {
+    const auto step = [&](const Tensor& one, const Tensor& other, const Tensor& y) {
+      const Tensor before = other * 2;
+      one.add_(1);
+      if (writes_both) other.add_(y);
+      return y + other + before;
+    };
+    const Tensor expected = a.clone();
+    const Graph graph = trace([&](const Tensor& y) { return step(a, b, y); }, x);
+    EXPECT_EQ(graph.constants.size(), 1U);
+    EXPECT_CLOSE(a, expected);
+    const Tensor first = Program(graph).run({x})[0];
+    EXPECT_CLOSE(first, step(expected, expected, x));
+    const Tensor second = Executable(graph).run({x})[0];
+    EXPECT_CLOSE(second, step(expected, expected, x));
+    EXPECT_CLOSE(a, expected);
+  }
+  const Executable executable(trace(
+      [&](const Tensor& y) {
+        a.add_(1);
+        return y * 2;
+      },
+      x));
+  for (const Tensor& argument : {b, of_array(1, 3)}) {  // the latter is so in part
+    const Tensor given = executable.run({argument})[0];
+    EXPECT_CLOSE(given, argument * 2);
+  }
+  const Tensor overlapping = of_array(1, 3);
+  EXPECT_THAT(error_of<UnsupportedError>([&] {
+                trace(
+                    [&](const Tensor& y) {
+                      a.add_(1);
+                      return y + overlapping;
+                    },
+                    x);
+              }),
+              HasSubstr("overlaps"));
+}
+
+// An operator whose kernel is this function, as one in Python may be.
+std::function<Tensor(const Tensor&)>& kernel() {
+  static std::function<Tensor(const Tensor&)> function;
+  return function;
+}
+
+TORCH_LIBRARY(torchlift_state_test, m) { m.def("call(Tensor x) -> Tensor"); }
+
+TORCH_LIBRARY_IMPL(torchlift_state_test, CPU, m) {
+  m.impl("call", [](const Tensor& x) { return kernel()(x); });
+}
+
+Tensor called(const Tensor& x) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("torchlift_state_test::call", "")
+                             .typed<Tensor(const Tensor&)>();
+  return op.call(x);
+}
+
+TEST(CapturedStateTest, ARunInsideOfARun) {
+  const Tensor x = data({3});
+  for (const int64_t size : {3, 1 << 18}) {  // the latter is written in place
+    const Tensor state = at::zeros({size}, at::kDouble);
+    kernel() = [](const Tensor& t) { return t * 2; };
+    const Executable executable(trace(
+        [&](const Tensor& y) {
+          state.add_(1);
+          return called(y) + state[0];
+        },
+        x));
+    bool inside = false;
+    kernel() = [&](const Tensor& t) {
+      if (inside) return t * 2;
+      inside = true;
+      const Tensor given = executable.run({t})[0];
+      inside = false;
+      return given;
+    };
+    if (size == 3) {
+      EXPECT_THAT(error_of<UnsupportedError>([&] { executable.run({x}); }),
+                  HasSubstr("runs the same program again"));
+      EXPECT_EQ(state[0].item<double>(), 0);
+      EXPECT_CLOSE(executable.run({x})[0], x * 2 + 1);
+    } else {
+      EXPECT_CLOSE(executable.run({x})[0], x * 2 + 4);
+      EXPECT_EQ(state[0].item<double>(), 2);
+    }
+  }
+}
+
+TEST(CapturedStateTest, VersionsGoUpWhereARunThrows) {
+  const Tensor state = data({3});
+  kernel() = [](const Tensor& t) { return t * 2; };
+  const Program program(trace(
+      [&](const Tensor& x) {
+        state.add_(x);
+        return called(x);
+      },
+      data({3})));
+  kernel() = [](const Tensor& /*t*/) -> Tensor { throw std::runtime_error("as it must"); };
+  const int64_t before = state._version();
+  EXPECT_THROW(program.run({data({3})}), std::runtime_error);
+  EXPECT_GT(state._version(), before);
+}
+
+TEST(CapturedStateTest, VersionsOfViewsGoUp) {
+  for (const bool optimized : {false, true}) {
+    const Tensor table = at::zeros({4, 3}, at::kDouble), row = table[1];
+    const Graph graph = trace([&](const Tensor& x) { return row.add_(x) * 2; }, data({3}));
+    const auto run = [&, program = Program(graph), executable = Executable(graph)] {
+      const Tensor one = at::ones({3}, at::kDouble);
+      optimized ? executable.run({one}) : program.run({one});
+    };
+    const int64_t before = row._version();
+    run();
+    EXPECT_GT(row._version(), before);
+    EXPECT_EQ(row._version(), table._version());
+    const Tensor w = data({3}).requires_grad_(true);
+    const Tensor y = (w * row).sum();
+    run();
+    EXPECT_THROW(y.backward(), c10::Error);
+  }
+}
+
+TEST(CapturedStateTest, ManyBranchesInARow) {
+  const Tensor w = data({3}), state = at::zeros({3}, at::kDouble);
+  const auto f = [&](const Tensor& x) {
+    const Tensor positive = x.sum() > 0;
+    Tensor a = x, b = x + w;
+    for (int i = 0; i < 40; ++i) {
+      const auto yes = [&](const Tensor& p, const Tensor& q) { return std::tuple(p + w, q * 1); };
+      const auto no = [&](const Tensor& p, const Tensor& q) { return std::tuple(p, q + w); };
+      std::tie(a, b) = cond(positive, yes, no, a, b);
+    }
+    state.add_(b);
+    return a + b;
+  };
+  const Tensor x = data({3});
+  const Program program(trace(f, x));
+  const Tensor given = program.run({x})[0], written = state.clone();
+  state.zero_();
+  EXPECT_CLOSE(given, f(x));
+  EXPECT_CLOSE(written, state);
 }
 
 TEST(CapturedStateTest, WhatIsAnError) {

@@ -4,14 +4,16 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <mutex>
 #include <utility>
+#include <vector>
 
+#include "compile/memory_range.h"
 #include "compile/passes/blocked_groups.h"
 #include "compile/passes/channels_last.h"
 #include "compile/passes/memory_plan.h"
 #include "compile/passes/node_facts.h"
 #include "compile/passes/schedule.h"
+#include "compile/state_gate.h"
 
 namespace torchlift::compile {
 namespace {
@@ -44,20 +46,51 @@ Program Executable::prepared(Graph graph, const ExecutableOptions& options,
 struct Executable::State {
   explicit State(const Graph& graph) : as_traced(graph) {
     for (const ValueId id : written_constants(graph)) {
-      bytes += graph.find_constant(id)->tensor.nbytes();
+      tensors.push_back(graph.find_constant(id)->tensor);
+      bytes += tensors.back().nbytes();
     }
   }
 
-  std::mutex mutex;
+  StateGate gate;
   const Program as_traced;
+  std::vector<at::Tensor> tensors;
   size_t bytes = 0;
 
-  static bool shares_memory_with(const at::Tensor& input, const std::vector<at::Tensor>& state) {
-    return input.has_storage() &&
-           std::any_of(state.begin(), state.end(), [&](const at::Tensor& each) {
-             return each.storage().unsafeGetStorageImpl() == input.storage().unsafeGetStorageImpl();
+  // In the gate.
+  bool shares_memory_with(at::ArrayRef<at::Tensor> inputs) {
+    find_memory();
+    return overlap_ || std::any_of(inputs.begin(), inputs.end(), [&](const at::Tensor& input) {
+             const MemoryRange range = memory_range(input);
+             if (range.empty()) return false;
+             const auto next = std::partition_point(
+                 sorted_.begin(), sorted_.end(),
+                 [&](const MemoryRange& each) { return each.end <= range.begin; });
+             return next != sorted_.end() && next->overlaps(range);
            });
   }
+
+ private:
+  // The memory of a tensor may become another one (x.data = y).
+  void find_memory() {
+    bool same = memory_.size() == tensors.size();
+    memory_.resize(tensors.size());
+    for (size_t i = 0; i < tensors.size(); ++i) {
+      const MemoryRange now = memory_range(tensors[i]);
+      same = same && memory_[i] == now;
+      memory_[i] = now;
+    }
+    if (same) return;
+    sorted_ = memory_;
+    std::erase_if(sorted_, [](const MemoryRange& each) { return each.empty(); });
+    std::sort(sorted_.begin(), sorted_.end(),
+              [](const MemoryRange& a, const MemoryRange& b) { return a.begin < b.begin; });
+    const auto overlap = [](const MemoryRange& a, const MemoryRange& b) { return a.overlaps(b); };
+    overlap_ = std::adjacent_find(sorted_.begin(), sorted_.end(), overlap) != sorted_.end();
+  }
+
+  std::vector<MemoryRange> memory_;  // of each tensor
+  std::vector<MemoryRange> sorted_;
+  bool overlap_ = false;
 };
 
 Executable::Executable(Graph graph, const ExecutableOptions& options)
@@ -68,14 +101,13 @@ Executable::Executable(Graph graph, const ExecutableOptions& options)
 std::vector<at::Tensor> Executable::run(at::ArrayRef<at::Tensor> inputs,
                                         const RunOptions& options) const {
   if (state_ == nullptr) return run_program(inputs, options);
-  const std::vector<at::Tensor>& state = report_->functionalized.state;
-  const bool shared = std::any_of(inputs.begin(), inputs.end(), [&](const at::Tensor& input) {
-    return State::shares_memory_with(input, state);
-  });
-  const std::lock_guard<std::mutex> lock(state_->mutex);
-  if (shared || state_->bytes > kLargeState || state_->as_traced.needs_dispatch(inputs)) {
+  const StateGate::Run one(state_->gate);
+  if (state_->bytes > kLargeState || state_->as_traced.needs_dispatch(inputs) ||
+      state_->shares_memory_with(inputs)) {
     return state_->as_traced.run(inputs, options);
   }
+  const StateGate::LateUpdate late(state_->gate);
+  const std::vector<at::Tensor>& state = report_->functionalized.state;
   std::vector<at::Tensor> all = inputs.vec();
   all.insert(all.end(), state.begin(), state.end());
   return run_program(all, options);

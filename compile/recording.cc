@@ -83,8 +83,8 @@ ValueId Recording::alias_of_known(const Frame& frame, const at::Tensor& inner) {
 
 ValueId Recording::constant(const at::Tensor& t) {
   if (replacement_) {
-    const at::Tensor replaced = replacement_(t);
-    if (const LiftedTensorImpl* impl = as_lifted(replaced)) return find(impl->value());
+    const at::Tensor own = replaced(t);
+    if (const LiftedTensorImpl* impl = as_lifted(own)) return find(impl->value());
   }
   return constant_in(frames_.size() - 1, t);
 }

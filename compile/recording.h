@@ -79,6 +79,8 @@ class Recording {
   void replace_constants(std::function<at::Tensor(const at::Tensor&)> replacement) {
     replacement_ = std::move(replacement);
   }
+  // What the graph has in the place of t.
+  at::Tensor replaced(const at::Tensor& t) const { return replacement_ ? replacement_(t) : t; }
   ValueId add_value(const at::Tensor& real, const std::string& name);
   void note_spread(ValueId id) { top().spread.insert(id); }
   // Of the next assumption that is written down, in any frame.

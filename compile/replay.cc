@@ -369,12 +369,21 @@ struct Program::Plan {
     }
   }
 
-  // What runs below autograd leaves versions as they are.
-  void note_writes() const {
-    for (const at::Tensor& each : state) {
-      if (!each.is_inference()) each.unsafeGetTensorImpl()->bump_version();
+  // What runs below autograd leaves versions as they are; a run that throws may have written, too.
+  class NotedWrites {
+   public:
+    explicit NotedWrites(const std::vector<at::Tensor>& state) : state_(state) {}
+    ~NotedWrites() {
+      for (const at::Tensor& each : state_) {
+        if (!each.is_inference()) each.unsafeGetTensorImpl()->bump_version();
+      }
     }
-  }
+    NotedWrites(const NotedWrites&) = delete;
+    NotedWrites& operator=(const NotedWrites&) = delete;
+
+   private:
+    const std::vector<at::Tensor>& state_;
+  };
 
   static Step step_of(const Node& node) {
     Step step{.op = find_operator(node),
@@ -987,9 +996,9 @@ std::vector<at::Tensor> Program::run(at::ArrayRef<at::Tensor> inputs,
   const std::vector<at::Tensor> prepared = plan_->prepared(inputs, sizes);
   if (plan_->state.empty()) return plan_->attempt(prepared, sizes, !dispatch);
   const std::lock_guard<std::recursive_mutex> lock(plan_->state_mutex);
-  std::vector<at::Tensor> outputs = plan_->attempt(prepared, sizes, !dispatch);
-  if (!dispatch) plan_->note_writes();
-  return outputs;
+  std::optional<Plan::NotedWrites> noted;
+  if (!dispatch) noted.emplace(plan_->state);
+  return plan_->attempt(prepared, sizes, !dispatch);
 }
 
 }  // namespace torchlift::compile

@@ -45,13 +45,12 @@ bool is_one_of(const OperatorHandle& op, const std::array<std::string_view, N>& 
   return std::find(names.begin(), names.end(), op.schema().name()) != names.end();
 }
 
-// Batch norms in training mode write into their 4th and 5th argument, which their schemas do not
-// say. The 6th one tells the mode.
-bool writes_silently(const OperatorHandle& op, const IValue* args, size_t i) {
+// Of what may_write_silently tells.
+bool is_batch_norm(const OperatorHandle& op) {
   constexpr std::array<std::string_view, 6> kNorms = {
       "aten::batch_norm",        "aten::instance_norm",    "aten::_batch_norm_impl_index",
       "aten::native_batch_norm", "aten::cudnn_batch_norm", "aten::miopen_batch_norm"};
-  return (i == 3 || i == 4) && is_one_of(op, kNorms) && args[5].isBool() && args[5].toBool();
+  return is_one_of(op, kNorms);
 }
 
 // What a tensor is changes, and not its numbers.
@@ -72,11 +71,16 @@ bool fills_storage(const at::Tensor& t) {
          !t.is_neg() && t.nbytes() == t.storage().nbytes();
 }
 
-// All of its storage, as numbers of its dtype.
+// All of its storage, as numbers of its dtype. Writes count as writes into t, of which autograd may
+// have kept a view.
 at::Tensor all_of(const at::Tensor& t) {
   const auto count = static_cast<int64_t>(t.storage().nbytes() / t.element_size());
   at::Tensor whole = at::empty({0}, t.options().requires_grad(false));
-  return whole.set_(t.storage(), 0, {count}, {1});
+  whole.set_(t.storage(), 0, {count}, {1});
+  if (!t.is_inference() && !whole.is_inference()) {
+    whole.unsafeGetTensorImpl()->set_version_counter(t.unsafeGetTensorImpl()->version_counter());
+  }
+  return whole;
 }
 
 }  // namespace
@@ -88,15 +92,13 @@ StateFilter::StateFilter(CapturedState& state, Recording& recording, LevelPtr le
       around_(innermost()),
       shapes_filter_(recording.by_shapes() ? OperatorFilter::current() : nullptr),
       scope_(this) {
+  for (const c10::Storage& storage : state_.known_) add_state(storage.unsafeGetStorageImpl());
+  if (around_ != nullptr) {
+    for (const auto& [storage, stands_for_it] : around_->state_memory_) add_state(storage);
+  }
   innermost() = this;
   state_.run_ = {};
   state_.run_.transform = recording.transform();
-  for (const c10::Storage& storage : state_.known_) {
-    state_memory_.insert(storage.unsafeGetStorageImpl());
-  }
-  if (around_ != nullptr) {
-    state_memory_.insert(around_->state_memory_.begin(), around_->state_memory_.end());
-  }
   recording_.replace_constants([this](const at::Tensor& t) { return in_place_of(t); });
 }
 
@@ -110,14 +112,43 @@ bool StateFilter::call(const OperatorHandle& op, Stack* stack) {
   // What an operator is made of works on memory of its own.
   if (busy_) return shapes_filter_ != nullptr && shapes_filter_->call(op, stack);
   const BusyScope busy(busy_);
-  prepare(op, stack);
+  const Facts& facts = facts_of(op);
+  prepare(op, facts, stack);
   if (shapes_filter_ == nullptr) {
     call_unfiltered(op, stack);
   } else {
     op.callBoxed(*stack);
   }
-  note_made(op, *stack);
+  note_made(facts, *stack);
   return true;
+}
+
+// --- operators and their arguments ---------------------------------------------------------------
+
+StateFilter::Facts::Facts(const OperatorHandle& op)
+    : arguments(op.schema().arguments().size()),
+      results(op.schema().returns().size()),
+      // Random operators are written down wherever they stand.
+      random(op.hasTag(at::Tag::nondeterministic_seeded)),
+      asks(op.hasTag(at::Tag::data_dependent_output)),
+      changes_shape(op.hasTag(at::Tag::inplace_view)),
+      gives_other_memory(op.schema().name() == "aten::set_"),
+      may_write_silently(is_batch_norm(op)) {
+  const bool metadata = changes_metadata(op);
+  for (size_t i = 0; i < arguments; ++i) {
+    writes_argument.push_back(!metadata && torchlift::writes_argument(op, i));
+  }
+}
+
+const StateFilter::Facts& StateFilter::facts_of(const OperatorHandle& op) {
+  const c10::FunctionSchema* schema = &op.schema();
+  const auto found = facts_.find(schema);
+  return found != facts_.end() ? found->second : facts_.try_emplace(schema, op).first->second;
+}
+
+at::Tensor StateFilter::Place::tensor() const {
+  using Pointer = c10::intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>;
+  return at::Tensor(Pointer::reclaim_copy(plain));
 }
 
 StateFilter::Place StateFilter::place_of(const at::Tensor& t) const {
@@ -132,55 +163,84 @@ StateFilter::Place StateFilter::place_of(const at::Tensor& t) const {
     place.holder = impl;
     value = &impl->value();
   }
-  if (has_memory(*value)) place.plain = *value;
+  if (has_memory(*value)) place.plain = value->unsafeGetTensorImpl();
   return place;
 }
 
+StateFilter::Memory StateFilter::state_of(Memory storage) const {
+  if (state_memory_.empty()) return nullptr;
+  const auto found = state_memory_.find(storage);
+  if (found != state_memory_.end()) return found->second;
+  const MemoryRange range = memory_range(*storage);
+  if (range.empty()) return nullptr;
+  const auto next = state_ranges_.upper_bound(range.begin);
+  if (next == state_ranges_.end()) return nullptr;
+  const MemoryRange other = memory_range(*next->second);
+  if (other == range) return next->second;
+  if (!other.overlaps(range)) return nullptr;
+  unsupported_error(recording_.transform(),
+                    "the function writes into a captured tensor whose memory overlaps with that of "
+                    "another one that it uses, which begins or ends elsewhere (two that "
+                    "torch.from_numpy made of parts of one array, say). Make one tensor of all of "
+                    "it, and views of that.");
+}
+
+void StateFilter::add_state(Memory storage) {
+  const Memory known = state_of(storage);
+  state_memory_.emplace(storage, known == nullptr ? storage : known);
+  const MemoryRange range = memory_range(*storage);
+  if (known == nullptr && !range.empty()) state_ranges_.emplace(range.end, storage);
+}
+
+void StateFilter::note_argument(size_t i, const at::Tensor& t, Places* places) {
+  places->push_back(place_of(t));
+  Place& place = places->back();
+  place.argument = i;
+  if (place.plain != nullptr) arguments_.push_back(place.memory());
+}
+
 // Puts tensors of the level in the place of state among the arguments.
-void StateFilter::prepare(const OperatorHandle& op, Stack* stack) {
-  const size_t count = op.schema().arguments().size();
-  IValue* const args = stack->data() + (stack->size() - count);
+void StateFilter::prepare(const OperatorHandle& op, const Facts& facts, Stack* stack) {
+  IValue* const args = stack->data() + (stack->size() - facts.arguments);
   arguments_.clear();
-  Places places;  // gone when the operator runs: promotion counts who holds a tensor
-  // Random operators are written down wherever they stand.
-  bool recorded = op.hasTag(at::Tag::nondeterministic_seeded), any_state = false;
-  for (size_t i = 0; i < count; ++i) {
-    for_each_tensor(args[i], [&](const at::Tensor& t) {
-      places.push_back(place_of(t));
-      Place& place = places.back();
-      place.argument = i;
-      recorded = recorded || place.recorded;
-      if (!place.plain.defined()) return;
-      arguments_.push_back(memory_of(place.plain));
-      any_state = any_state || is_state(place.plain);
-    });
-  }
-  if (arguments_.empty()) return;
-  if (any_state) check_asked(op, places);
-  if (!changes_metadata(op)) {
-    for (const Place& place : places) {
-      if (!place.plain.defined()) continue;
-      if (writes_argument(op, place.argument) || writes_silently(op, args, place.argument)) {
-        any_state = note_write(place.plain, recorded || any_state) || any_state;
-      }
+  Places places;
+  for (size_t i = 0; i < facts.arguments; ++i) {
+    if (args[i].isTensor()) {
+      if (args[i].toTensor().defined()) note_argument(i, args[i].toTensor(), &places);
+    } else if (args[i].isList()) {
+      for_each_tensor(args[i], [&](const at::Tensor& t) { note_argument(i, t, &places); });
     }
   }
+  if (arguments_.empty()) return;
+  const auto shows_state = [this](const Place& place) {
+    return place.plain != nullptr && is_state(place);
+  };
+  bool any_state = std::any_of(places.begin(), places.end(), shows_state);
+  if (any_state) check_asked(op, facts, places);
+  const bool recorded = facts.random || std::any_of(places.begin(), places.end(),
+                                                    [](const Place& p) { return p.recorded; });
+  for (const Place& place : places) {
+    if (place.plain == nullptr || !facts.writes(args, place.argument)) continue;
+    any_state = note_write(place.tensor(), recorded || any_state) || any_state;
+  }
   if (!any_state) return;
-  for (size_t i = 0; i < count; ++i) {
-    const bool state = std::any_of(places.begin(), places.end(), [&](const Place& place) {
-      return place.argument == i && place.plain.defined() && is_state(place.plain);
-    });
-    if (!state) continue;
+  // What follows may let go of a tensor that a place points to.
+  c10::SmallVector<size_t, 6> replaced;
+  for (const Place& place : places) {
+    const bool noted = !replaced.empty() && replaced.back() == place.argument;
+    if (!noted && shows_state(place)) replaced.push_back(place.argument);
+  }
+  for (const size_t i : replaced) {
     args[i] = map_tensors(args[i], [&](const at::Tensor& t) { return in_place_of(t); });
   }
 }
 
-void StateFilter::check_asked(const OperatorHandle& op, const Places& places) const {
-  const bool asks = op.hasTag(at::Tag::data_dependent_output);
-  if (!asks && !op.hasTag(at::Tag::inplace_view)) return;
+void StateFilter::check_asked(const OperatorHandle& op, const Facts& facts,
+                              const Places& places) const {
+  if (!facts.asks && !facts.changes_shape) return;
   for (const Place& place : places) {
-    if (!place.plain.defined() || !is_state(place.plain)) continue;
-    if (asks) {
+    if (place.plain == nullptr || !is_state(place)) continue;
+    if (facts.asks) {
       unsupported_error(
           recording_.transform(), "a number was asked for (", op.schema().name(),
           "; .item(), float(x), int(x), bool(x), if x:) of a captured tensor that the function "
@@ -196,9 +256,9 @@ void StateFilter::check_asked(const OperatorHandle& op, const Places& places) co
 
 bool StateFilter::note_write(const at::Tensor& plain, bool recorded) {
   const Memory memory = memory_of(plain);
-  if (is_state(plain) || made_.count(memory) != 0) return false;
+  if (state_of(memory) != nullptr || made_.count(memory) != 0) return false;
   if (recorded) {
-    state_memory_.insert(memory);
+    add_state(memory);
     state_.run_.found.push_back(plain.storage());
     state_.run_.found_recorded = true;
     return true;
@@ -218,26 +278,30 @@ bool StateFilter::note_write(const at::Tensor& plain, bool recorded) {
 }
 
 // Of the results, in all levels. Values of the trace are never taken for anything else.
-void StateFilter::note_made(const OperatorHandle& op, const Stack& stack) {
-  if (op.schema().name() == "aten::set_") return;  // to the memory of another tensor, or a storage
-  const size_t count = op.schema().returns().size();
-  for (size_t i = stack.size() - count; i < stack.size(); ++i) {
-    for_each_tensor(stack[i], [&](const at::Tensor& t) {
-      const at::Tensor plain = place_of(t).plain;
-      if (!plain.defined()) return;
-      const Memory memory = memory_of(plain);
-      const bool given =
-          std::find(arguments_.begin(), arguments_.end(), memory) != arguments_.end();
-      if (!given) made_.try_emplace(memory, plain.storage().getWeakStorageImpl());
-    });
+void StateFilter::note_made(const Facts& facts, const Stack& stack) {
+  if (facts.gives_other_memory) return;
+  for (size_t i = stack.size() - facts.results; i < stack.size(); ++i) {
+    if (stack[i].isTensor()) {
+      if (stack[i].toTensor().defined()) note_made(stack[i].toTensor());
+    } else {
+      for_each_tensor(stack[i], [this](const at::Tensor& t) { note_made(t); });
+    }
   }
+}
+
+void StateFilter::note_made(const at::Tensor& t) {
+  const Place place = place_of(t);
+  if (place.plain == nullptr) return;
+  const Memory memory = place.memory();
+  if (std::find(arguments_.begin(), arguments_.end(), memory) != arguments_.end()) return;
+  made_.try_emplace(memory, place.plain->unsafe_storage().getWeakStorageImpl());
 }
 
 at::Tensor StateFilter::in_place_of(const at::Tensor& t) {
   if (!t.defined()) return t;
   const Place place = place_of(t);
-  if (!place.plain.defined() || !is_state(place.plain)) return t;
-  at::Tensor value = lifted(place.plain);
+  if (place.plain == nullptr || !is_state(place)) return t;
+  at::Tensor value = lifted(place.tensor());
   if (place.holder == nullptr) return value;
   const LiftedTensorImpl* own = as_lifted(value);
   if (&place.holder->level() == level_.get()) {
@@ -277,7 +341,8 @@ at::Tensor StateFilter::lifted(const at::Tensor& plain) {
 }
 
 const at::Tensor& StateFilter::base_of(const at::Tensor& plain) {
-  const auto found = bases_.find(memory_of(plain));
+  const Memory memory = state_of(memory_of(plain));
+  const auto found = bases_.find(memory);
   if (found != bases_.end()) return found->second;
   const UnfilteredScope unseen;
   const RuleDepthScope within(1);
@@ -292,9 +357,9 @@ const at::Tensor& StateFilter::base_of(const at::Tensor& plain) {
   at::Tensor inner = copied(whole).unsqueeze(0);
   recording_.know_constant(whole, inner);
   for (const c10::Storage& latest : state_.latest_) {
-    state_.run_.met_latest |= latest.unsafeGetStorageImpl() == memory_of(plain);
+    state_.run_.met_latest |= state_of(latest.unsafeGetStorageImpl()) == memory;
   }
-  return bases_.emplace(memory_of(plain), lift(std::move(inner), 0, level_)).first->second;
+  return bases_.emplace(memory, lift(std::move(inner), 0, level_)).first->second;
 }
 
 at::Tensor StateFilter::copied(const at::Tensor& whole) const {

@@ -79,12 +79,14 @@ auto trace_tuple(const F& f, const Args& args, const char* transform = "trace",
   std::optional<Traced<R>> done;
   do {
     done.reset();
-    TraceScope scope(transform, /*source=*/{}, known, &state);
     Args traced = args;
+    // Before the scope, which would take the copy of an argument that is state for one of f's.
+    for_each_leaf(traced, [&](at::Tensor& leaf, const Path&) {
+      if (leaf.defined() && known != Known::kShapes) leaf = leaf.detach().clone();
+    });
+    TraceScope scope(transform, /*source=*/{}, known, &state);
     for_each_leaf(traced, [&](at::Tensor& leaf, const Path& path) {
-      if (!leaf.defined()) return;
-      const at::Tensor own = known == Known::kShapes ? leaf : leaf.detach().clone();
-      leaf = scope.input(own, input_name(path.str()), meta_device);
+      if (leaf.defined()) leaf = scope.input(leaf, input_name(path.str()), meta_device);
     });
     R result = std::apply(f, traced);
     Graph graph = scope.finish(tree_flatten(result));

@@ -140,7 +140,9 @@ class Emitter {
   Recording& recording() const { return at_.recording; }
 
   FrameValue value_of(const Tensor& t) const {
-    const Lowered lowered = lower(stripped(t, level()), level());
+    // Before it is copied: the copy of state (NOTE [state]) is a node.
+    const Tensor own = recording().replaced(stripped(t, level()));
+    const Lowered lowered = lower(own, level());
     if (!lowered.bdim) return constant(lowered.value);
     return {recording().find(lowered.value), lowered.value.squeeze(0)};
   }

@@ -371,14 +371,20 @@ PyObject* trace_leaves(PyObject* /*self*/, PyObject* const* args, Py_ssize_t /*c
     const auto transform = borrow(args[3]).cast<std::string>();
     compile::CapturedState state(devices_of(leaves));
     while (true) {
+      // Before the scope, which would take the copy of an argument that is state for the
+      // function's.
+      Tensors own = leaves;
+      if (!devices.has_value()) {
+        for (at::Tensor& each : own) each = each.clone();
+      }
       compile::TraceScope scope(
           transform, [&skipped] { return line_now(skipped); },
           devices.has_value() ? compile::Known::kShapes : compile::Known::kValues, &state);
       Tensors traced;
-      for (size_t i = 0; i < leaves.size(); ++i) {
+      for (size_t i = 0; i < own.size(); ++i) {
         traced.push_back(devices.has_value()
-                             ? scope.input(leaves[i], names[i], c10::Device(devices->at(i)))
-                             : scope.input(leaves[i].clone(), names[i]));
+                             ? scope.input(own[i], names[i], c10::Device(devices->at(i)))
+                             : scope.input(own[i], names[i]));
       }
       Returned returned;
       const LeafOutputs out = returned(args[0], traced);

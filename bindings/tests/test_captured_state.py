@@ -574,3 +574,96 @@ def test_a_backend_that_fails_leaves_the_state():
         with pytest.raises(RuntimeError, match="no memory"):
             jitted(torch.ones(3))
     torch.testing.assert_close(state, torch.ones(3))
+
+
+def test_the_state_as_the_first_argument():
+    held = torch.zeros(3)
+
+    def f(x):
+        held.add_(1)
+        return x + torch.rand_like(x)
+
+    fast = jit(f)
+    fast(held)
+    for seed in range(2):
+        torch.manual_seed(seed)
+        expected = torch.rand(3)
+        torch.manual_seed(seed)
+        assert_close(fast(torch.zeros(3)), expected)
+    buffer = torch.ones(3)
+    traced = trace(lambda x: (buffer.add_(x), x * 2)[1])(buffer)
+    assert_close(buffer, torch.ones(3))
+    assert_close(traced(torch.ones(3)), torch.full((3,), 2.0))
+    assert_close(buffer, torch.full((3,), 2.0))
+
+
+def test_loops_that_begin_with_the_state():
+    def scanned(s, xs):
+        carry, ys = torchlift.scan(lambda c, x: (c * 0.5 + x, c.sin()), s, xs)
+        s.copy_(carry)
+        return ys
+
+    def looped(s, xs):
+        s.copy_(torchlift.while_loop(lambda c: c.sum() < xs.sum(), lambda c: c + 1, s))
+        return s * xs
+
+    for f in (scanned, looped):
+        state, theirs = torch.zeros(3), torch.zeros(3)
+        fast = jit(lambda xs: f(state, xs))
+        for _ in range(3):
+            xs = torch.rand(5, 3) * 4
+            assert_close(fast(xs), f(theirs, xs))
+            assert_close(state, theirs)
+
+
+def test_two_tensors_of_one_array():
+    numpy = pytest.importorskip("numpy")
+    array = numpy.zeros(3)
+    a, b = torch.from_numpy(array), torch.from_numpy(array)
+    zeros = torch.zeros(3, dtype=torch.float64)
+    fast = jit(lambda x: (a.add_(1), x + b)[1])
+    for count in range(1, 4):
+        assert_close(fast(zeros), torch.full_like(zeros, count))
+    fast = jit(lambda x: (a.add_(1), x * 2)[1])
+    fast(zeros)
+    a.zero_()
+    assert_close(fast(b), torch.full_like(zeros, 2))
+    overlapping = torch.from_numpy(array[1:])
+    with pytest.raises(UnsupportedError, match="overlaps with that of another one"):
+        trace(lambda x: (a.add_(1), x + overlapping)[1])(zeros[1:])
+
+
+def test_views_of_the_state_that_autograd_keeps():
+    table = torch.zeros(4, 3)
+    row = table[1]
+    fast = jit(lambda x: row.add_(x) * 2)
+    one, w = torch.ones(3), torch.ones(3, requires_grad=True)
+    fast(one)
+    y = (w * row).sum()
+    fast(one)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.backward()
+
+
+def test_an_operator_that_runs_the_program_again():
+    state, calls = torch.zeros(3), []
+
+    @torch.library.custom_op("torchlift_tests::again", mutates_args=())
+    def again(x: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return fast(x) if len(calls) == 1 else x * 2
+
+    def f(x):
+        state.add_(1)
+        return again(x)
+
+    calls.append(1)
+    fast = jit(f)
+    fast(torch.ones(3))  # traced
+    for _ in range(2):
+        before = state.clone()
+        calls.clear()
+        with pytest.raises(UnsupportedError, match="runs the same program again"):
+            fast(torch.ones(3))
+        assert_close(state, before)
+    assert_close(fast(torch.ones(3)), torch.full((3,), 2.0))

@@ -4,6 +4,7 @@
 #include <ATen/core/function_schema.h>
 
 #include <algorithm>
+#include <optional>
 #include <string>
 #include <unordered_set>
 #include <utility>
@@ -218,8 +219,12 @@ std::vector<at::Tensor> NativeFrame::with_constants(const std::vector<at::Tensor
 
 std::vector<at::Tensor> NativeFrame::run(const std::vector<at::Tensor>& inputs,
                                          const Compute& compute) const {
-  std::unique_lock<std::mutex> lock(*mutex_, std::defer_lock);
-  if (plan_.state > 0) lock.lock();
+  std::optional<StateGate::Run> one;
+  std::optional<StateGate::LateUpdate> late;
+  if (plan_.state > 0) {
+    one.emplace(*gate_);
+    late.emplace(*gate_);
+  }
   const std::vector<at::Tensor> all = with_constants(inputs);
   std::vector<at::Tensor> found = compute(all);
   check(found, dims(inputs));

@@ -24,11 +24,11 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <vector>
 
 #include "compile/graph.h"
 #include "compile/replay.h"
+#include "compile/state_gate.h"
 
 namespace torchlift::compile {
 
@@ -76,7 +76,7 @@ class NativeFrame {
   NativePlan plan_;
   Program finish_;
   // Of runs with state.
-  std::unique_ptr<std::mutex> mutex_ = std::make_unique<std::mutex>();
+  std::unique_ptr<StateGate> gate_ = std::make_unique<StateGate>();
 };
 
 }  // namespace torchlift::compile

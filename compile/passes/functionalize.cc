@@ -11,6 +11,7 @@
 #include <string_view>
 #include <utility>
 
+#include "compile/memory_range.h"
 #include "compile/passes/evaluate.h"
 #include "compile/passes/functional_variant.h"
 #include "compile/passes/node_facts.h"
@@ -156,18 +157,13 @@ class Functionalizer {
 
   void refuse_shared_memory(const Constant& written) const {
     for (const Constant& other : graph_.constants) {
-      if (other.id == written.id || !share_memory(other.tensor, written.tensor)) continue;
+      if (other.id == written.id || !may_share_memory(other.tensor, written.tensor)) continue;
       unsupported_error("compile", "the program writes into ", graph_.value(written.id).name,
                         ", a constant that shares memory with another one, ",
                         graph_.value(other.id).name,
                         ", which operators without writes cannot say. Let it use one of the two "
                         "tensors, and make views of it.");
     }
-  }
-
-  static bool share_memory(const at::Tensor& a, const at::Tensor& b) {
-    return a.has_storage() && b.has_storage() &&
-           a.storage().unsafeGetStorageImpl() == b.storage().unsafeGetStorageImpl();
   }
 
   // --- slots ---

@@ -6,8 +6,10 @@
 
 #include <algorithm>
 #include <array>
+#include <iterator>
 #include <string_view>
 #include <unordered_set>
+#include <utility>
 
 #include "core/error.h"
 
@@ -64,12 +66,18 @@ class WrittenMemory {
     }
     if (!node.is_control_flow() && !may_view(node)) return;
     std::vector<ValueId> all;
-    for (const ValueId argument : arguments_of(node)) {
-      all.insert(all.end(), of(argument).begin(), of(argument).end());
-    }
-    for (const ValueId result : results_of(node)) {
-      of(result).insert(of(result).end(), all.begin(), all.end());
-    }
+    for (const ValueId argument : arguments_of(node)) add_to(all, of(argument));
+    if (all.empty()) return;
+    for (const ValueId result : results_of(node)) add_to(of(result), all);
+  }
+
+  // Both are sorted, each root once: what loops and branches give may show all of their operands.
+  static void add_to(std::vector<ValueId>& roots, const std::vector<ValueId>& others) {
+    if (others.empty()) return;
+    std::vector<ValueId> all;
+    std::set_union(roots.begin(), roots.end(), others.begin(), others.end(),
+                   std::back_inserter(all));
+    roots = std::move(all);
   }
 
   static std::vector<ValueId> targets(const Node& node) {
@@ -102,7 +110,7 @@ class WrittenMemory {
     return found;
   }
 
-  std::vector<std::vector<ValueId>> shown_;  // by value: the roots whose memory it may show
+  std::vector<std::vector<ValueId>> shown_;  // by value: the roots it may show, sorted
   std::unordered_set<ValueId> written_;
 };
 

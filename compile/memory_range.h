@@ -1,0 +1,46 @@
+#ifndef TORCHLIFT_COMPILE_MEMORY_RANGE_H_
+#define TORCHLIFT_COMPILE_MEMORY_RANGE_H_
+
+// File: compile/memory_range.h
+//
+// Where the numbers of tensors lie: two storages may be of the same memory, as two that
+// torch.from_numpy made of one array are.
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/StorageImpl.h>
+
+#include <cstdint>
+
+namespace torchlift::compile {
+
+// Bytes [begin, end). Empty where nothing is known to lie (no storage, the meta device).
+struct MemoryRange {
+  uintptr_t begin = 0;
+  uintptr_t end = 0;
+
+  bool empty() const { return begin == end; }
+  bool overlaps(const MemoryRange& other) const {
+    return begin < other.end && other.begin < end && !empty() && !other.empty();
+  }
+  bool operator==(const MemoryRange&) const = default;
+};
+
+// All of the storage's memory.
+inline MemoryRange memory_range(c10::StorageImpl& storage) {
+  const auto begin = reinterpret_cast<uintptr_t>(storage._mutable_data_ptr_no_checks().get());
+  return begin == 0 ? MemoryRange() : MemoryRange{begin, begin + storage.nbytes()};
+}
+
+inline MemoryRange memory_range(const at::Tensor& t) {
+  return t.has_storage() ? memory_range(*t.storage().unsafeGetStorageImpl()) : MemoryRange();
+}
+
+inline bool may_share_memory(const at::Tensor& a, const at::Tensor& b) {
+  if (!a.has_storage() || !b.has_storage()) return false;
+  return a.storage().unsafeGetStorageImpl() == b.storage().unsafeGetStorageImpl() ||
+         memory_range(a).overlaps(memory_range(b));
+}
+
+}  // namespace torchlift::compile
+
+#endif  // TORCHLIFT_COMPILE_MEMORY_RANGE_H_
