@@ -508,6 +508,19 @@ TEST(CapturedStateTest, TensorsOfOneArray) {
               HasSubstr("overlaps"));
 }
 
+TEST(CapturedStateTest, ALazyCloneIsAnotherTensor) {
+  const Tensor source = data({3}), state = source._lazy_clone(), before = source.clone();
+  const auto f = [&](const Tensor& y) {
+    state.add_(y);
+    return y + source;
+  };
+  const Executable executable(trace(f, data({3})));
+  const Tensor x = data({3});
+  EXPECT_CLOSE(executable.run({x})[0], x + before);
+  EXPECT_CLOSE(source, before);
+  EXPECT_CLOSE(state, before + x);
+}
+
 // An operator whose kernel is this function, as one in Python may be.
 std::function<Tensor(const Tensor&)>& kernel() {
   static std::function<Tensor(const Tensor&)> function;

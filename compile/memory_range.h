@@ -8,6 +8,7 @@
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/StorageImpl.h>
+#include <c10/core/impl/COW.h>
 
 #include <cstdint>
 
@@ -35,10 +36,17 @@ inline MemoryRange memory_range(const at::Tensor& t) {
   return t.has_storage() ? memory_range(*t.storage().unsafeGetStorageImpl()) : MemoryRange();
 }
 
+// Lazy clones lie where what they are of does, until one is written.
+inline bool is_lazy_clone(c10::StorageImpl& storage) {
+  return c10::impl::cow::is_cow_data_ptr(storage._mutable_data_ptr_no_checks());
+}
+
+// Whether what is written into one may be seen in the other.
 inline bool may_share_memory(const at::Tensor& a, const at::Tensor& b) {
   if (!a.has_storage() || !b.has_storage()) return false;
-  return a.storage().unsafeGetStorageImpl() == b.storage().unsafeGetStorageImpl() ||
-         memory_range(a).overlaps(memory_range(b));
+  c10::StorageImpl* const memory = a.storage().unsafeGetStorageImpl();
+  return memory == b.storage().unsafeGetStorageImpl() ||
+         (!is_lazy_clone(*memory) && memory_range(a).overlaps(memory_range(b)));
 }
 
 }  // namespace torchlift::compile

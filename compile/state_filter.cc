@@ -172,7 +172,7 @@ StateFilter::Memory StateFilter::state_of(Memory storage) const {
   const auto found = state_memory_.find(storage);
   if (found != state_memory_.end()) return found->second;
   const MemoryRange range = memory_range(*storage);
-  if (range.empty()) return nullptr;
+  if (range.empty() || is_lazy_clone(*storage)) return nullptr;
   const auto next = state_ranges_.upper_bound(range.begin);
   if (next == state_ranges_.end()) return nullptr;
   const MemoryRange other = memory_range(*next->second);
