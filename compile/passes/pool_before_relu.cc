@@ -124,7 +124,7 @@ class Matcher {
       const ValueId result = node.results.empty() ? kNoValue : node.results[0].ids[0];
       if (keeps_order(node)) {
         if (!goes_to_relu(result, reached)) return false;
-      } else if (found_.relu_backward.count(reader) == 0 ||
+      } else if (found_.relu_backward.count(reader) == 0 || result == kNoValue ||
                  tensor_argument(node, "grad_output") != id ||
                  graph_.type(result) != graph_.type(id)) {
         return false;
