@@ -4,6 +4,8 @@
 
 #include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/ones.h>
 #include <ATen/ops/randn.h>
 #include <ATen/ops/tensor.h>
 #include <ATen/ops/zeros.h>
@@ -274,6 +276,30 @@ TEST(NativePlanTest, SharedMemoryOfInputsThatAreWrittenIsSeen) {
   const at::Tensor shared = at::randn({3});
   EXPECT_FALSE(frame.can_run({shared, shared.view({3})}));
   EXPECT_TRUE(frame.can_run({shared, shared.clone()}));
+  std::vector<float> numbers{1, 2, 3, 4};
+  const auto of_array = [&](int64_t from) { return at::from_blob(numbers.data() + from, {3}); };
+  EXPECT_FALSE(frame.can_run({of_array(0), of_array(1)}));
+}
+
+TEST(NativePlanTest, ARunInsideOfARunWithState) {
+  GraphBuilder b;
+  const ValueId x = b.input(at::randn({3}));
+  const at::Tensor state = at::zeros({3});
+  const ValueId held = b.constant(state);
+  b.call("aten::add_.Tensor", {{"self", ref(held)}, {"other", ref(x)}});
+  const Graph graph = b.finish({b.call("aten::sin", {{"self", ref(x)}})});
+  const NativeFrame frame(graph);
+  const Program computed(native_plan(graph).computed);
+  state.zero_();  // the builder calls the operators, too
+  const at::Tensor input = at::ones({3});
+  const auto again = [&](const Tensors& all) {
+    frame.run({input}, [&](const Tensors& inner) { return computed.run(inner); });
+    return computed.run(all);
+  };
+  EXPECT_THROW(frame.run({input}, again), UnsupportedError);
+  EXPECT_TRUE(state.equal(at::zeros({3})));
+  frame.run({input}, [&](const Tensors& all) { return computed.run(all); });
+  EXPECT_TRUE(state.equal(input));
 }
 
 TEST(NativePlanTest, DynamicDimsHaveAnySizeFromTwoOn) {

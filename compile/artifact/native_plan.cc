@@ -9,6 +9,7 @@
 #include <unordered_set>
 #include <utility>
 
+#include "compile/memory_range.h"
 #include "compile/passes/dead_code.h"
 #include "compile/passes/functionalize.h"
 #include "core/error.h"
@@ -183,8 +184,8 @@ bool NativeFrame::can_run(const std::vector<at::Tensor>& inputs) const {
   return std::none_of(plan_.updates.begin(), plan_.updates.end(), [&](int32_t written) {
     const auto i = static_cast<size_t>(written);
     for (size_t j = 0; j < all.size(); ++j) {
-      const void* const memory = memory_of(all[i]);
-      if (i != j && memory != nullptr && memory == memory_of(all[j])) return true;
+      const bool has_bytes = all[i].nbytes() > 0 && all[j].nbytes() > 0;
+      if (i != j && has_bytes && memory_range(all[i]).overlaps(memory_range(all[j]))) return true;
     }
     return false;
   });
