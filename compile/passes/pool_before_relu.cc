@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <optional>
 #include <set>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -203,8 +204,20 @@ class Exchange {
                                {"self", ValueRef{map_[index(result(match.pool))]}},
                                {"threshold", c10::IValue(int64_t{0})}});
       masked.source = node.source;
-      node.args[0] = ValueRef{append(graph_, nodes, std::move(masked), "masked")};
+      const ValueId g = tensor_argument(node, "grad_output");
+      node.args[0] = ValueRef{appended(std::move(masked), g, result(match.pool), "masked", nodes)};
     }
+  }
+
+  // The result of a pointwise operator on a and b, which have the same sizes. Its type is theirs if
+  // that is one; to infer it may take libtorch's meta kernels, whose first use takes a second.
+  ValueId appended(Node node, ValueId a, ValueId b, const std::string& name,
+                   std::vector<Node>* nodes) {
+    if (graph_.type(a) != graph_.type(b)) return append(graph_, nodes, std::move(node), name);
+    const ValueId id = graph_.add_value(TensorType(graph_.type(a)), name);
+    node.results = {Result{.ids = {id}}};
+    nodes->push_back(std::move(node));
+    return id;
   }
 
   void map_of_argument(const Match& match) {
@@ -217,7 +230,7 @@ class Exchange {
       const ValueId pooled = result(i);
       Node relu = make_node("aten::relu", "", {{"self", ValueRef{pooled}}});
       relu.source = graph_.nodes[index(match.relu)].source;
-      map_[index(pooled)] = append(graph_, nodes, std::move(relu), "relu");
+      map_[index(pooled)] = appended(std::move(relu), pooled, pooled, "relu", nodes);
       of_pooled_.emplace_back(map_[index(pooled)], pooled);
     }
   }
