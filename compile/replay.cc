@@ -714,7 +714,7 @@ struct Program::Plan {
       if (exclusive && next_blocked != blocked.end() && next_blocked->group.first == i) {
         const size_t last = i + next_blocked->group.count - 1;
         run_group(*next_blocked++, unobserved, sizes, &slots);
-        for (; i <= last; ++i) unobserved ? drop(steps[i], &slots) : drop_dead(steps[i], &slots);
+        for (; i <= last; ++i) drop(steps[i], unobserved, &slots);
         --i;
         continue;
       }
@@ -725,11 +725,7 @@ struct Program::Plan {
         run_control_flow(step, exclusive, &slots);
       }
       if (step.settled) settle_layouts(i, sizes, &slots);
-      if (unobserved) {
-        drop(step, &slots);
-      } else {
-        drop_dead(step, &slots);
-      }
+      drop(step, unobserved, &slots);
     }
     std::vector<at::Tensor> outputs;
     outputs.reserve(graph.outputs.size());
@@ -739,8 +735,9 @@ struct Program::Plan {
     return outputs;
   }
 
-  static void drop(const Step& step, Slots* slots) {
+  static void drop(const Step& step, bool unobserved, Slots* slots) {
     drop_dead(step, slots);
+    if (!unobserved) return;
     for (const ValueId id : step.hollowed) drop_numbers(&(*slots)[static_cast<size_t>(id)]);
   }
 
