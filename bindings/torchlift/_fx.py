@@ -72,10 +72,14 @@ class _Exporter:
             if value.name in self.numbers:
                 self.env[value.name] = tensor.item()
                 continue
-            kind = "_param_constant" if isinstance(tensor, torch.nn.Parameter) else "_tensor_constant"
-            count = sum(name.startswith(kind) for name in vars(self.root) | self.root._parameters)
-            setattr(self.root, f"{kind}{count}", tensor)
-            self.env[value.name] = self.fx_graph.get_attr(f"{kind}{count}")
+            self.env[value.name] = self._held(tensor)
+
+    def _held(self, tensor: torch.Tensor) -> "torch.fx.Node":
+        """An attribute of the module."""
+        kind = "_param_constant" if isinstance(tensor, torch.nn.Parameter) else "_tensor_constant"
+        count = sum(name.startswith(kind) for name in vars(self.root) | self.root._parameters)
+        setattr(self.root, f"{kind}{count}", tensor)
+        return self.fx_graph.get_attr(f"{kind}{count}")
 
     def _argument(self, argument: Any) -> Any:
         if isinstance(argument, _C.GraphValue):
@@ -167,10 +171,8 @@ class _Exporter:
         if len(expected) == 1:
             same = call(aten.eq.Scalar, (given, expected[0]))
         else:
-            count = sum(name.startswith("_tensor_constant") for name in vars(self.root))
-            name = f"_tensor_constant{count}"
-            setattr(self.root, name, torch.tensor(expected))
-            same = call(aten.all.default, (call(aten.eq.Tensor, (given, self.fx_graph.get_attr(name))),))
+            wanted = self._held(torch.tensor(expected))
+            same = call(aten.all.default, (call(aten.eq.Tensor, (given, wanted)),))
         was = str(expected[0] if len(expected) == 1 else expected)
         text = message.replace("{was}", was).replace("{is}", "another one")
         node = call(aten._assert_async.msg, (same, text))

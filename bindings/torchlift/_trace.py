@@ -149,10 +149,9 @@ def trace(
 
     Raises:
         UnsupportedError (a RuntimeError): for what a graph cannot say: numbers computed from the
-            arguments (`.item()`, `if x > 0`). It names the
-            line. Where the function does something else at other sizes of a dynamic dim. And by
-            shapes, for an operator that libtorch has no meta kernel for, or whose shape depends on
-            numbers.
+            arguments (`.item()`, `if x > 0`). It names the line. Where the function does something
+            else at other sizes of a dynamic dim. And by shapes, for an operator that libtorch has
+            no meta kernel for, or whose shape depends on numbers.
 
     A graph is for as many elements of x[mask], nonzero, unique... as there were: where a run has
     others, it raises `AssumptionError`.

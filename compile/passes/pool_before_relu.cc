@@ -38,7 +38,6 @@ bool is_relu_backward(const Node& node) {
 struct Match {
   int32_t relu = -1;
   int32_t pool = -1;
-  std::set<int32_t> views;          // between the two
   std::set<int32_t> pool_backward;  // each followed, perhaps by views, by
   std::set<int32_t> relu_backward;  // ... some of these
 };
@@ -79,7 +78,6 @@ class Matcher {
       const Node& node = graph_.nodes[index(reader)];
       if (node.is_control_flow()) return false;
       if (keeps_order(node)) {
-        found_.views.insert(reader);
         if (!is_read_for_pool(node.results[0].ids[0])) return false;
       } else if (node.full_name() == kPool) {
         if (found_.pool >= 0 && found_.pool != reader) return false;
@@ -192,7 +190,8 @@ class Exchange {
     return true;
   }
 
-  // ... what its gradient of the pool reads, and the views of relu are those of its argument.
+  // What read the result of relu reads its argument; what read relu's gradient reads the pool's,
+  // which is masked before it is spread.
   void before(int32_t i, std::vector<Node>* nodes) {
     for (const Match& match : matches_) {
       Node& node = graph_.nodes[index(i)];
