@@ -29,8 +29,8 @@ bool CapturedState::again() {
         run.transform,
         "the function writes a value that depends on the arguments into a tensor of another memory "
         "each time it runs: one that it makes past torch's operators (of an array, say), or "
-        "chooses "
-        "anew. Make it by torch.zeros or clone() in the function, or pass it as an argument.");
+        "chooses anew. Make it by torch.zeros or clone() in the function, or pass it as an "
+        "argument.");
   }
   put_back(run.written);
   before_.restore();

@@ -315,9 +315,7 @@ at::Tensor StateFilter::in_place_of(const at::Tensor& t) {
 at::Tensor StateFilter::lifted(const at::Tensor& plain) {
   if (plain.requires_grad()) {
     unsupported_error(
-        recording_.transform(),
-        "the function writes into the memory of a tensor of "
-        "shape ",
+        recording_.transform(), "the function writes into the memory of a tensor of shape ",
         plain.sizes(),
         " that requires a gradient and comes from outside. Pass it to the function as "
         "an argument, and return the new value.");
@@ -325,8 +323,7 @@ at::Tensor StateFilter::lifted(const at::Tensor& plain) {
   const at::Tensor& base = base_of(plain);
   if (plain.scalar_type() != base.scalar_type() || plain.is_conj() || plain.is_neg()) {
     unsupported_error(recording_.transform(),
-                      "the function writes into memory from outside that it "
-                      "uses as ",
+                      "the function writes into memory from outside that it uses as ",
                       base.scalar_type(), " and as ",
                       plain.is_conj() || plain.is_neg() ? "a conjugate or negative view"
                                                         : c10::toString(plain.scalar_type()),
