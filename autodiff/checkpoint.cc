@@ -31,6 +31,7 @@
 #include "core/grad_mode.h"
 #include "core/lifted_tensor.h"
 #include "core/random_state.h"
+#include "core/recorder.h"
 
 // NOTE [checkpoints]
 // The function runs as it is, and autograd records it in every domain. Then the record is dropped:
@@ -96,6 +97,17 @@ bool has_tangent(const Tensor& t) {
 bool any_tracked(const Tensor& t) {
   bool found = false;
   for_each_component(t, [&](const Tensor& part) { found = found || part.requires_grad(); });
+  return found;
+}
+
+// Whether operators on these tensors are written down. The graph has each operator once, whether or
+// not it was to be computed again, and its own plan of what to keep.
+bool any_traced(const Leaves& tensors) {
+  bool found = false;
+  for (const Tensor& each : tensors) {
+    if (!each.defined()) continue;
+    for_each_component(each, [&](const Tensor& part) { found = found || is_recorded(part); });
+  }
   return found;
 }
 
@@ -451,7 +463,9 @@ Leaves run(Function f, Leaves arguments, const CheckpointPolicy& policy) {
   }
   const Components components = components_of(run.results);
   // Where nobody differentiates there is nothing to compute again; see also docs/checkpoint.md.
-  if (components.empty() || recipe->context.narrowed()) return std::move(run.results);
+  if (components.empty() || recipe->context.narrowed() || any_traced(run.results)) {
+    return std::move(run.results);
+  }
   if (!(random.now() == random)) recipe->random = random;
   std::map<int64_t, decltype(make_node<CheckpointBackward>())> nodes;
   for (const auto& [depth, tensors] : components) {

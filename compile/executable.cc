@@ -11,8 +11,8 @@
 #include "compile/passes/blocked_groups.h"
 #include "compile/passes/channels_last.h"
 #include "compile/passes/memory_plan.h"
-#include "compile/passes/node_facts.h"
 #include "compile/passes/schedule.h"
+#include "compile/passes/written_memory.h"
 #include "compile/state_gate.h"
 
 namespace torchlift::compile {

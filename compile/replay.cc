@@ -13,9 +13,7 @@
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 
 #include <algorithm>
-#include <mutex>
 #include <numeric>
-#include <set>
 #include <string>
 #include <tuple>
 #include <unordered_map>
@@ -28,8 +26,9 @@
 #include "compile/assumptions.h"
 #include "compile/elementary.h"
 #include "compile/graph.h"
-#include "compile/passes/node_facts.h"
+#include "compile/passes/written_memory.h"
 #include "compile/seed_scope.h"
+#include "compile/state_gate.h"
 #include "compile/wrapped_number.h"
 #include "core/boxed.h"
 #include "core/dispatch.h"
@@ -318,7 +317,11 @@ class Attempt {
 
   void take_back() const {
     const c10::AutoGradMode no_grad(false);
-    for (const auto& [tensor, before] : written_) at::Tensor(tensor).copy_(before);
+    for (const auto& [tensor, before] : written_) {
+      at::Tensor now = tensor;
+      if (now.requires_grad() && !now.is_view()) now.detach_();  // of what the run has written
+      now.copy_(before);
+    }
     if (generators_.has_value()) generators_->restore();
   }
 
@@ -337,10 +340,9 @@ struct Program::Plan {
   Undo undo;
   std::vector<InputLayout> fixed_layouts;  // where no dim is dynamic
   std::vector<InputLayout> fixed_results;  // of all values, the same, where steps are settled
-  // The constants that a run writes into, one run at a time. (One may call another of the same
-  // program, by an operator in Python.)
+  // The constants that a run writes into, one run at a time.
   std::vector<at::Tensor> state;
-  mutable std::recursive_mutex state_mutex;
+  mutable StateGate gate;
 
   Plan(Graph given, const RunPlan& plan) : graph(std::move(given)) {
     verify(graph);
@@ -432,52 +434,23 @@ struct Program::Plan {
     step->is_out = step->in_place.has_value();
   }
 
-  // Into an input, or a view of one.
   bool finds_writes() const {
-    std::vector<bool> seen(graph.values.size(), false);
-    for (const ValueId id : graph.inputs) seen[static_cast<size_t>(id)] = true;
-    for (size_t n = 0; n < steps.size(); ++n) {
-      if (!steps[n].op.has_value()) continue;
-      const Effects effects = effects_of(graph.nodes[n]);
-      for (size_t i = 0; i < graph.nodes[n].args.size(); ++i) {
-        for (const ValueId id : values_in(graph.nodes[n].args[i])) {
-          if (!seen[static_cast<size_t>(id)]) continue;
-          if (writes_argument(*steps[n].op, i)) return true;
-          if (!effects.views) continue;
-          for (const ValueId view : results_of(graph.nodes[n]))
-            seen[static_cast<size_t>(view)] = true;
-        }
-      }
-    }
-    return false;
+    WrittenMemory memory(graph, graph.inputs);
+    memory.add(graph.nodes);
+    return !memory.roots().empty();
   }
 
   Undo find_undo() const {
     Undo found{.assumes = true};
-    // The inputs and constants whose memory a value may share.
-    std::vector<std::set<ValueId>> owners(graph.values.size());
-    for (const ValueId id : graph.inputs) owners[static_cast<size_t>(id)] = {id};
-    for (const Constant& each : graph.constants) owners[static_cast<size_t>(each.id)] = {each.id};
-    std::set<ValueId> written;
+    std::vector<ValueId> roots = graph.inputs;
+    for (const Constant& each : graph.constants) roots.push_back(each.id);
+    WrittenMemory memory(graph, roots);
     bool drawn = false;
-    for (size_t n = 0; n < steps.size(); ++n) {
-      const Effects effects = effects_of(graph.nodes[n]);
-      drawn = drawn || effects.draws;
-      std::set<ValueId> seen;
-      for (size_t i = 0; i < graph.nodes[n].args.size(); ++i) {
-        for (const ValueId id : values_in(graph.nodes[n].args[i])) {
-          const std::set<ValueId>& own = owners[static_cast<size_t>(id)];
-          seen.insert(own.begin(), own.end());
-          if (steps[n].op.has_value() && writes_argument(*steps[n].op, i)) {
-            written.insert(own.begin(), own.end());
-          }
-        }
-      }
-      for (const ValueId id : results_of(graph.nodes[n])) {
-        if (effects.views) owners[static_cast<size_t>(id)].insert(seen.begin(), seen.end());
-      }
-      if (!assumes(graph.nodes[n])) continue;
-      found.written.assign(written.begin(), written.end());
+    for (const Node& node : graph.nodes) {
+      memory.add(node);
+      drawn = drawn || effects_of(node).draws;
+      if (!assumes(node)) continue;
+      found.written.assign(memory.roots().begin(), memory.roots().end());
       found.draws = drawn;
     }
     return found;
@@ -655,10 +628,10 @@ struct Program::Plan {
                                   const std::vector<int64_t>& sizes, bool exclusive) const {
     if (!undo.assumes) return execute(inputs, sizes, exclusive);
     Attempt run;
-    // Where operators are dispatched, tensors belong to levels or autograd, which may not be
-    // written to by others.
-    if (exclusive) {
-      for (const ValueId id : undo.written) run.keep(external(id, inputs));
+    // What belongs to a level, or to autograd, may not be written to by others.
+    for (const ValueId id : undo.written) {
+      const at::Tensor& written = external(id, inputs);
+      if (exclusive || !seen_by_dispatch(written)) run.keep(written);
     }
     if (undo.draws) run.keep_generators(devices(inputs));
     try {
@@ -669,7 +642,7 @@ struct Program::Plan {
     }
   }
 
-  at::Tensor external(ValueId id, at::ArrayRef<at::Tensor> inputs) const {
+  const at::Tensor& external(ValueId id, at::ArrayRef<at::Tensor> inputs) const {
     if (const Constant* constant = graph.find_constant(id)) return constant->tensor;
     const auto found = std::find(graph.inputs.begin(), graph.inputs.end(), id);
     return inputs[static_cast<size_t>(found - graph.inputs.begin())];
@@ -992,7 +965,7 @@ std::vector<at::Tensor> Program::run(at::ArrayRef<at::Tensor> inputs,
   if (options.seed.has_value()) seeded.emplace(*options.seed, plan_->devices(inputs));
   const std::vector<at::Tensor> prepared = plan_->prepared(inputs, sizes);
   if (plan_->state.empty()) return plan_->attempt(prepared, sizes, !dispatch);
-  const std::lock_guard<std::recursive_mutex> lock(plan_->state_mutex);
+  const StateGate::Run one(plan_->gate);
   std::optional<Plan::NotedWrites> noted;
   if (!dispatch) noted.emplace(plan_->state);
   return plan_->attempt(prepared, sizes, !dispatch);

@@ -201,6 +201,23 @@ TEST(TraceNumbersTest, NothingIsHalfWritten) {
   EXPECT_FALSE(fits.equal(given));
 }
 
+// Batch norm's schema does not say that it writes into its running statistics.
+TEST(TraceNumbersTest, RunningStatisticsAreNotHalfWritten) {
+  TraceScope scope;
+  const Tensor given = at::tensor({1.0, -2.0, 3.0}).unsqueeze(1);
+  const Tensor x = scope.input(given, "x");
+  const Tensor mean = scope.input(at::zeros({1}, at::kDouble), "mean");
+  const Tensor var = scope.input(at::ones({1}, at::kDouble), "var");
+  const Tensor y = at::batch_norm(x, {}, {}, mean, var, /*training=*/true, 0.5, 1e-5, false);
+  const Program program(scope.finish({y.index({x.gt(0)})}));
+  const Tensor mean_given = at::zeros({1}, at::kDouble), var_given = at::ones({1}, at::kDouble);
+  EXPECT_THROW(program.run({given + 5, mean_given, var_given}), AssumptionError);
+  EXPECT_EQ(mean_given.item<double>(), 0);
+  EXPECT_EQ(var_given.item<double>(), 1);
+  program.run({given + 1, mean_given, var_given});
+  EXPECT_NE(mean_given.item<double>(), 0);
+}
+
 TEST(TraceNumbersTest, ChecksArePartOfTheGraph) {
   const auto one_hot = [](const Tensor& x) { return at::one_hot(x, 3); };
   const Tensor x = integers({0, 1, 2}), y = integers({2, 2, 0});

@@ -4,11 +4,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <functional>
 #include <string>
 #include <tuple>
 #include <vector>
 
+#include "autodiff/checkpoint.h"
 #include "autodiff/grad.h"
 #include "autodiff/jacobian.h"
 #include "autodiff/jvp.h"
@@ -94,6 +96,23 @@ TEST(TraceTest, EveryTransform) {
         return std::get<1>(jvp(vmap(grad(net)), std::tuple(x), std::tuple(x.cos())));
       },
       input());
+}
+
+// The graph has what a checkpoint would compute again once.
+TEST(TraceTest, Checkpoints) {
+  const Tensor w = at::rand({4, 4}, at::kDouble);
+  const auto part = [w](const Tensor& row) { return (row.matmul(w).tanh() * row).sin(); };
+  const auto net = [&](const Tensor& row) {
+    return checkpoint(part, checkpoint(part, CheckpointPolicy::products(), row)).sum();
+  };
+  expect_replays(vmap(net), input());
+  expect_replays(vmap(grad(net)), input());
+  expect_replays(grad([&](const Tensor& x) { return vmap(net)(x).sum(); }), input());
+  expect_replays(vmap(hessian(net)), input());
+  const Graph graph = torchlift::trace(vmap(grad(net)), input());
+  EXPECT_EQ(std::count_if(graph.nodes.begin(), graph.nodes.end(),
+                          [](const Node& node) { return node.op == "aten::tanh"; }),
+            2);
 }
 
 TEST(TraceTest, InPlaceOperatorsAndViews) {

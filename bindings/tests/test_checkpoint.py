@@ -273,3 +273,26 @@ def test_ended_levels():
     slope = lambda x: jvp(lambda y: checkpoint(torch.sin, y), (x,), (torch.ones_like(x),))[1].sum()
     with pytest.raises(UnsupportedError, match="a jvp that has ended"):
         grad(slope)(x)
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_in_traces(name, policy):
+    transform, shape = TRANSFORMS[name]
+    model = Model(policy)
+    f, x = transform(model), torch.rand(shape, dtype=D)
+    expected = transform(Model(None))(x)
+    torch.testing.assert_close(torchlift.jit(f)(x), expected)
+    traced = torchlift.trace(f)(torch.rand(shape, dtype=D))
+    calls = model.calls
+    torch.testing.assert_close(traced(x), expected)
+    assert model.calls == calls
+
+
+def test_in_a_trace_statistics_are_written_once():
+    norm, plain = (torch.nn.BatchNorm1d(3, dtype=D) for _ in range(2))
+    x = torch.rand(4, 3, dtype=D)
+    graph = torchlift.trace(grad(lambda x: checkpoint(norm, x).sin().sum()))(x)
+    torch.testing.assert_close(graph(x), grad(lambda x: plain(x).sin().sum())(x))
+    torch.testing.assert_close(norm.running_mean, plain.running_mean)
+    assert norm.num_batches_tracked == 1

@@ -342,6 +342,28 @@ def test_a_traced_function_under_vmap_and_in_a_trace():
     assert_close(grad(lambda x: traced(x).prod())(column(3, -1, 2)), column(2, 0, 3))
 
 
+@pytest.mark.parametrize("features", [3, 200_000])  # state of more than 1 MB is written in place
+def test_a_run_that_fails_leaves_running_statistics(features):
+    norm = torch.nn.BatchNorm1d(features, dtype=torch.float64)
+
+    def f(x):
+        y = norm(x)
+        return y[x[:, 0] > 0].sum(1)
+
+    def batch(*firsts):
+        x = torch.rand(len(firsts), features, dtype=torch.float64)
+        x[:, 0] = torch.tensor(firsts)
+        return x
+
+    traced = trace(f)(batch(1.0, -1.0, 2.0))
+    before = {name: value.clone() for name, value in norm.state_dict().items()}
+    with pytest.raises(AssumptionError, match="was 2 .* is 3"):
+        traced(batch(1.0, 1.0, 2.0))
+    assert_close(norm.state_dict(), before)
+    traced(batch(-1.0, 1.0, 2.0))
+    assert norm.num_batches_tracked == before["num_batches_tracked"] + 1
+
+
 def test_assumed_answers_have_a_graph_each():
     def f(x, w):
         return torch.cov(x, correction=3, fweights=w)

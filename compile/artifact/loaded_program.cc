@@ -16,7 +16,7 @@
 #include "compile/artifact/format_error.h"
 #include "compile/artifact/native_code.h"
 #include "compile/artifact/native_plan.h"
-#include "compile/passes/node_facts.h"
+#include "compile/passes/written_memory.h"
 #include "compile/seed_scope.h"
 #include "core/error.h"
 #include "core/level.h"

@@ -15,6 +15,7 @@
 #include "compile/passes/evaluate.h"
 #include "compile/passes/functional_variant.h"
 #include "compile/passes/node_facts.h"
+#include "compile/passes/written_memory.h"
 #include "core/boxed.h"
 #include "core/error.h"
 

@@ -6,9 +6,7 @@
 
 #include <algorithm>
 #include <array>
-#include <iterator>
 #include <string_view>
-#include <unordered_set>
 #include <utility>
 
 #include "core/error.h"
@@ -42,88 +40,6 @@ bool writes_silently(const Node& node) {
   const auto* training = std::get_if<c10::IValue>(&argument("training"));
   return training != nullptr && training->isBool() && training->toBool() &&
          std::holds_alternative<ValueRef>(argument("running_mean"));
-}
-
-namespace {
-
-// What of some values' memory a graph writes into: follows the views that others are of them.
-class WrittenMemory {
- public:
-  WrittenMemory(const Graph& graph, const std::vector<ValueId>& roots)
-      : shown_(graph.values.size()) {
-    for (const ValueId id : roots) of(id) = {id};
-    for (const Node& node : graph.nodes) add(node);
-  }
-
-  bool contains(ValueId root) const { return written_.count(root) != 0; }
-
- private:
-  std::vector<ValueId>& of(ValueId id) { return shown_.at(static_cast<size_t>(id)); }
-
-  void add(const Node& node) {
-    for (const ValueId target : node.is_control_flow() ? operands_written(node) : targets(node)) {
-      written_.insert(of(target).begin(), of(target).end());
-    }
-    if (!node.is_control_flow() && !may_view(node)) return;
-    std::vector<ValueId> all;
-    for (const ValueId argument : arguments_of(node)) add_to(all, of(argument));
-    if (all.empty()) return;
-    for (const ValueId result : results_of(node)) add_to(of(result), all);
-  }
-
-  // Both are sorted, each root once: what loops and branches give may show all of their operands.
-  static void add_to(std::vector<ValueId>& roots, const std::vector<ValueId>& others) {
-    if (others.empty()) return;
-    std::vector<ValueId> all;
-    std::set_union(roots.begin(), roots.end(), others.begin(), others.end(),
-                   std::back_inserter(all));
-    roots = std::move(all);
-  }
-
-  static std::vector<ValueId> targets(const Node& node) {
-    const bool silently = writes_silently(node);
-    std::vector<ValueId> found;
-    if (!silently && !effects_of(node).writes) return found;
-    const auto& arguments = find_operator(node)->schema().arguments();
-    for (size_t i = 0; i < node.args.size(); ++i) {
-      const auto* alias = arguments[i].alias_info();
-      const bool statistic = silently && arguments[i].name().starts_with("running_");
-      if (!statistic && (alias == nullptr || !alias->isWrite())) continue;
-      for (const ValueId id : values_in(node.args[i])) found.push_back(id);
-    }
-    return found;
-  }
-
-  // The lists among the arguments are, in their order, the inputs of the subgraphs.
-  static std::vector<ValueId> operands_written(const Node& node) {
-    std::vector<ValueId> operands;
-    for (size_t i = node.op == kCondOp ? 1 : 0; i < node.args.size(); ++i) {
-      for (const ValueId id : values_in(node.args[i])) operands.push_back(id);
-    }
-    std::vector<ValueId> found;
-    for (const auto& subgraph : node.subgraphs) {
-      const WrittenMemory inside(*subgraph, subgraph->inputs);
-      for (size_t k = 0; k < std::min(operands.size(), subgraph->inputs.size()); ++k) {
-        if (inside.contains(subgraph->inputs[k])) found.push_back(operands[k]);
-      }
-    }
-    return found;
-  }
-
-  std::vector<std::vector<ValueId>> shown_;  // by value: the roots it may show, sorted
-  std::unordered_set<ValueId> written_;
-};
-
-}  // namespace
-
-std::vector<ValueId> written_constants(const Graph& graph) {
-  std::vector<ValueId> constants, written;
-  for (const Constant& constant : graph.constants) constants.push_back(constant.id);
-  const WrittenMemory memory(graph, constants);
-  for (const ValueId id : constants) {
-    if (memory.contains(id)) written.push_back(id);
-  }
-  return written;
 }
 
 bool is_pure(const Node& node) {

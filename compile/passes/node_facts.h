@@ -40,10 +40,6 @@ bool is_pure(const Node& node);
 // in training.
 bool writes_silently(const Node& node);
 
-// The constants of the graph that its nodes write into, through views too: the state that a run
-// leaves to the next one (NOTE [state] in compile/captured_state.h).
-std::vector<ValueId> written_constants(const Graph& graph);
-
 // The operator's tag, "pointwise".
 bool is_pointwise(const Node& node);
 
