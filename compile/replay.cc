@@ -10,7 +10,6 @@
 #include <ATen/ops/stack.h>
 #include <c10/core/TensorImpl.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
-#include <c10/core/impl/TorchDispatchModeTLS.h>
 
 #include <algorithm>
 #include <numeric>
@@ -35,6 +34,7 @@
 #include "core/error.h"
 #include "core/keys.h"
 #include "core/lifted_tensor.h"
+#include "core/onlookers.h"
 #include "core/random_state.h"
 
 namespace torchlift::compile {
@@ -657,15 +657,9 @@ struct Program::Plan {
     throw AssumptionError(message + "\n  at " + node->source, error.number(), error.found());
   }
 
-  // Whether no operator of this run goes through code of others: a dispatch mode of Python's, a
-  // transform of torch.func, a tensor subclass. See `Onlookers`.
+  // See `Onlookers`.
   bool is_unobserved(at::ArrayRef<at::Tensor> inputs) const {
-    const c10::DispatchKeySet usual =
-        c10::default_included_set | c10::autocast_dispatch_keyset | kPlainKeys;
-    if (!plain_constants || c10::impl::dispatch_mode_enabled() ||
-        !usual.has_all(c10::impl::tls_local_dispatch_key_set().included_)) {
-      return false;
-    }
+    if (!plain_constants || !has_no_modes() || is_profiled()) return false;
     return std::all_of(inputs.begin(), inputs.end(),
                        [](const at::Tensor& t) { return kPlainKeys.has_all(t.key_set()); });
   }

@@ -6,6 +6,9 @@
 #include <ATen/ops/bmm.h>
 #include <ATen/ops/mm.h>
 
+#include <utility>
+
+#include "batching/rules/narrow_kernel.h"
 #include "core/lifted_tensor.h"
 
 namespace torchlift {
@@ -53,13 +56,19 @@ at::Tensor in_order(const at::Tensor& turned) { return turned.mT().contiguous();
 }  // namespace
 
 at::Tensor product(const at::Tensor& a, const at::Tensor& b) {
-  if (is_turned(a, b)) return in_order(product(b.mT(), a.mT()));
+  if (is_turned(a, b)) {
+    if (auto result = narrow_product(a, b)) return *std::move(result);
+    return in_order(product(b.mT(), a.mT()));
+  }
   return is_batch(a) ? at::bmm(a, b) : at::mm(a, b);
 }
 
 at::Tensor product_added_to(const at::Tensor& self, const at::Tensor& a, const at::Tensor& b,
                             const at::Scalar& beta, const at::Scalar& alpha) {
   if (self.dim() > 0 && is_turned(a, b)) {
+    if (beta.equal(1) && alpha.equal(1)) {
+      if (auto result = narrow_product(a, b, self)) return *std::move(result);
+    }
     const at::Tensor turned_self = self.dim() == 1 ? self.unsqueeze(1) : self.mT();
     return in_order(product_added_to(turned_self, b.mT(), a.mT(), beta, alpha));
   }

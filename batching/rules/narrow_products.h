@@ -11,7 +11,8 @@
 // libtorch calls, has no good kernel for it on processors other than Intel's: measured on AMD's
 // with AVX-512, [256, 128] times [128, 10] takes 2.2 times as long as [10, 128] times [128, 256],
 // and up to 50 times where the left operand is a transposed view. So there the transposes are
-// multiplied, and the result is copied into the usual layout, which costs 1/K of the product.
+// multiplied, and the result is copied into the usual layout, which costs 1/K of the product; or,
+// where it serves, a kernel of our own computes columns (narrow_kernel.h).
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/Scalar.h>

@@ -56,6 +56,7 @@ TEST(NarrowProducts, AreProducts) {
               const Tensor self = at::randn(shape, dtype);
               expect_close(product_added_to(self, a, b, 0.5, 2),
                            expected.mul(2).add(self.to(at::kDouble), 0.5));
+              expect_close(product_added_to(self, a, b, 1, 1), expected.add(self.to(at::kDouble)));
             }
           }
         }
@@ -71,10 +72,13 @@ TEST(NarrowProducts, AnUnreadSelf) {
   expect_close(product_added_to(self, a, b, 0, 1), a.to(at::kDouble).mm(b.to(at::kDouble)));
 }
 
-TEST(NarrowProducts, HaveGradients) {
-  const Tensor a = at::randn({2, 64, 64}, at::kDouble).set_requires_grad(true);
-  const Tensor b = at::randn({2, 64, 6}, at::kDouble).set_requires_grad(true);
-  const Tensor self = at::randn({2, 1, 6}, at::kDouble).set_requires_grad(true);
+class NarrowProductsOf : public ::testing::TestWithParam<at::ScalarType> {};
+INSTANTIATE_TEST_SUITE_P(Dtypes, NarrowProductsOf, ::testing::Values(at::kFloat, at::kDouble));
+
+TEST_P(NarrowProductsOf, HaveGradients) {
+  const Tensor a = at::randn({2, 64, 64}, GetParam()).set_requires_grad(true);
+  const Tensor b = at::randn({2, 64, 6}, GetParam()).set_requires_grad(true);
+  const Tensor self = at::randn({2, 1, 6}, GetParam()).set_requires_grad(true);
   const auto gradients = [&](const Tensor& out) {
     out.square().sum().backward();
     std::vector<Tensor> found;
@@ -86,7 +90,7 @@ TEST(NarrowProducts, HaveGradients) {
   };
   const auto got = gradients(product_added_to(self, a, b, 1, 1));
   const auto expected = gradients(at::baddbmm(self, a, b));
-  for (size_t i = 0; i < got.size(); ++i) EXPECT_TRUE(got[i].allclose(expected[i]));
+  for (size_t i = 0; i < got.size(); ++i) EXPECT_TRUE(got[i].allclose(expected[i], 1e-4, 1e-4));
 }
 
 // Layers with few outputs, as functions of one example use them: weights that differ, rows that
