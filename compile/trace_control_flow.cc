@@ -16,6 +16,7 @@
 #include "core/dispatch.h"
 #include "core/error.h"
 #include "core/lifted_tensor.h"
+#include "nn_functional/substitution.h"
 
 // NOTE [tracing control flow]
 // A condition that is one number for all examples becomes a node with a graph for each branch. Both
@@ -269,7 +270,17 @@ Leaves shapes_of_loop(const std::vector<FrameValue>& carried, const Graph& body,
   return results;
 }
 
-// What a node gives in this run, by itself: `operands` are its lists of tensors.
+// The same numbers in other memory.
+Tensor apart(const Tensor& real, const Recording& recording) {
+  if (recording.by_shapes()) return hollow_like(real, real.device());
+  const UnfilteredScope unseen;
+  const RuleDepthScope within(1);
+  const c10::AutoGradMode no_grad(false);
+  return real.clone();
+}
+
+// What a node gives in this run, by itself, each in memory of its own (a loop without a step gives
+// what it starts with): `operands` are its lists of tensors.
 Leaves results_of_run(const Node& node, const std::vector<std::vector<FrameValue>>& operands,
                       size_t count) {
   Graph graph;
@@ -289,7 +300,15 @@ Leaves results_of_run(const Node& node, const std::vector<std::vector<FrameValue
   graph.nodes.push_back(std::move(alone));
   const RuleDepthScope within(1);
   const c10::AutoGradMode no_grad(false);
-  return Program(std::move(graph)).run(inputs);
+  Leaves results = Program(std::move(graph)).run(inputs);
+  for (Tensor& result : results) {
+    const bool lent = std::any_of(inputs.begin(), inputs.end(), [&](const Tensor& other) {
+      return other.is_alias_of(result);
+    });
+    if (lent) result = result.clone();
+    inputs.push_back(result);
+  }
+  return results;
 }
 
 // The leaves with the batch dims of `levels`, as the results of a node have them; undefined where
@@ -316,13 +335,15 @@ std::vector<FrameValue> operands_of(const Emitter& emitter, const Leaves& leaves
   return values;
 }
 
-// Inputs of a frame like these values, whose memory they have in this run.
-std::vector<FrameValue> add_inputs(Frame& frame, const std::vector<FrameValue>& values,
-                                   const char* name) {
+// Inputs of a frame like these values. They have memory of their own: values are told apart by it
+// where autograd makes other tensors of them, and the frame may read what it starts with, too.
+std::vector<FrameValue> add_inputs(const Recording& recording, Frame& frame,
+                                   const std::vector<FrameValue>& values, const char* name) {
   std::vector<FrameValue> inputs;
   for (const FrameValue& each : values) {
-    inputs.push_back({frame.graph.add_input(type_of(each.real), name), each.real});
-    frame.outside.insert(each.real.storage().unsafeGetStorageImpl());
+    const Tensor real = apart(each.real, recording);
+    inputs.push_back({frame.graph.add_input(type_of(real), name), real});
+    frame.outside.insert(real.storage().unsafeGetStorageImpl());
   }
   return inputs;
 }
@@ -433,7 +454,7 @@ class LoopTrace {
 
   // The inputs of a frame, as the function sees them.
   Leaves enter(Frame& frame, std::vector<ValueId>& inputs) const {
-    const std::vector<FrameValue> values = add_inputs(frame, start_, "carry");
+    const std::vector<FrameValue> values = add_inputs(emitter_.recording(), frame, start_, "carry");
     inputs = ids(values);
     return leaves_of(emitter_, values, levels_, carry_);
   }
@@ -539,10 +560,10 @@ class ScanTrace {
     start_ = operands_of(emitter_, carry_, carry_levels_);
     frame_ = Frame();
     const FrameScope scope(emitter_.recording(), frame_);
-    const std::vector<FrameValue> carried = add_inputs(frame_, start_, "carry");
+    const std::vector<FrameValue> carried = add_inputs(emitter_.recording(), frame_, start_, "carry");
     std::vector<FrameValue> slices;
     for (const FrameValue& each : rows_) slices.push_back({each.id, each.real.select(0, 0)});
-    slices = add_inputs(frame_, slices, "x");
+    slices = add_inputs(emitter_.recording(), frame_, slices, "x");
     inputs_ = ids(carried);
     for (const FrameValue& each : slices) inputs_.push_back(each.id);
     Leaves given = leaves_of(emitter_, carried, carry_levels_, carry_);

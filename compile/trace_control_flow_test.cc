@@ -269,6 +269,46 @@ TEST(TraceWhile, InForiLoopsWithTensorBounds) {
   expect_replays(power, {number(3), number(0), number(7)});
 }
 
+// What it starts with, read in the condition and in the body too: itself, a view of it, and a
+// value that shares its memory.
+TEST(TraceWhile, ReadsWhatItStartsWith) {
+  const Inputs inputs = {at::tensor({4.0, 9.0}), at::tensor({1e6, 1.0}), at::tensor({1.0, 1.0})};
+  const auto root_of = [](const Tensor& a, const Tensor& start) {
+    return while_loop([&](const Tensor& x) { return (x * x - a).abs().max().gt(1e-9); },
+                      [&](const Tensor& x) { return (x + a / x) / 2; }, start);
+  };
+  const auto of_itself = [&](const Tensor& a) { return root_of(a, a); };
+  expect_replays(of_itself, inputs);
+  expect_replays([&](const Tensor& a) { return root_of(a.view({2}), a.view({2})); }, inputs);
+  expect_replays([&](const Tensor& a) { return root_of(a.detach(), a); }, inputs);
+  expect_replays([&](const Tensor& a) { return of_itself(a * 2); }, inputs);
+  expect_replays(vmap(of_itself), {at::stack(inputs)});
+  // Several that start alike.
+  const auto pair = [](const Tensor& a) {
+    const auto [x, unchanged] = while_loop(
+        [](const std::pair<Tensor, Tensor>& c) {
+          return (c.first * c.first - c.second).abs().max().gt(1e-9);
+        },
+        [](const std::pair<Tensor, Tensor>& c) {
+          return std::pair((c.first + c.second / c.first) / 2, c.second * 1);
+        },
+        std::pair(a, a));
+    return x + 10 * unchanged;
+  };
+  expect_replays(pair, inputs);
+}
+
+// The result of no step shares the memory of what the loop starts with; what reads one or the
+// other afterwards, by other tensors of it, does not confuse them.
+TEST(TraceWhile, OfNoStepIsAnotherValue) {
+  const auto f = [](const Tensor& a) {
+    const Tensor last = while_loop([](const Tensor& x) { return x.sum().lt(10); },
+                                   [](const Tensor& x) { return x * 2; }, a);
+    return last.detach() - a.detach() * 3;
+  };
+  expect_replays(f, {at::tensor({40.0, 9.0}), at::tensor({1.0, 2.0})});
+}
+
 TEST(TraceWhile, DerivativesAroundAndInside) {
   const Inputs inputs = {at::scalar_tensor(2, at::kDouble), at::scalar_tensor(50, at::kDouble)};
   // Inside of the body.
@@ -324,6 +364,25 @@ TEST(TraceScan, UnderVmap) {
     })(xs);
   };
   expect_replays(sums, both_signs({4, 5, 3}));
+}
+
+// What it starts with, and its first row, read in the step too.
+TEST(TraceScan, ReadsWhatItIsGiven) {
+  const auto from_itself = [](const Tensor& a) {
+    return scan([&](const Tensor& h, const Tensor& x) { return std::pair((h + a / h) / 2 + x, h); },
+                a, at::stack({a * 0, a * 0, a}))
+        .second;
+  };
+  expect_replays(from_itself, both_signs({3}));
+  const auto first_row = [](const Tensor& xs) {
+    const Tensor first = xs.select(0, 0);
+    return scan([&](const Tensor& h,
+                    const Tensor& x) { return std::pair(h + x * first, x - first.detach()); },
+                first, xs)
+        .second;
+  };
+  expect_replays(first_row, both_signs({4, 3}));
+  expect_replays(vmap(first_row), both_signs({2, 4, 3}));
 }
 
 TEST(TraceScan, IsUnrolledWhereItIsDifferentiated) {
