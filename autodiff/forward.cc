@@ -122,9 +122,10 @@ at::Tensor ForwardScope::constant(const at::Tensor& x) {
   return in_domain(x);
 }
 
-at::Tensor ForwardScope::dual(const at::Tensor& x, const at::Tensor& tangent) {
-  check_alive(x);
+at::Tensor ForwardScope::dual(const at::Tensor& input, const at::Tensor& tangent) {
+  check_alive(input);
   check_alive(tangent);
+  const at::Tensor x = input.is_inference() ? input.clone() : input;
   at::Tensor lifted_tangent;
   if (level_scope_.has_value() && level_scope_->level()->kind() != LevelKind::kJvp) {
     lifted_tangent = lift(tangent, 0, level_scope_->level());

@@ -27,6 +27,7 @@
 
 #include "autodiff/forward_mode.h"
 #include "core/grad_mode.h"
+#include "core/inference_mode.h"
 #include "core/level.h"
 
 namespace torch::autograd {
@@ -87,6 +88,7 @@ class ForwardScope {
   void check_output(const at::Tensor& output, std::optional<int64_t> bdim) const;
 
   bool outer_grad_;
+  InferenceModeOff inference_off_;
   DualLevel dual_level_;
   std::optional<LevelScope> level_scope_;
   Level* domain_ = nullptr;  // of f's tensors; null for plain ones

@@ -23,6 +23,19 @@ at::Tensor block_of(const at::Tensor& seconds, const at::Tensor& a, int64_t a_st
   return block.reshape(joined(joined(seconds.sizes().slice(2), a.sizes()), b.sizes()));
 }
 
+// A Hessian is the derivative of gradients, which have the dtype of the input; a series has that of
+// the output, in which large second derivatives of a half-precision loss are infinite.
+void check_of_one_dtype(const LeafOutputs& out, const Tensors& inputs) {
+  for (size_t i = 0; i < out.values; ++i) {
+    for (const at::Tensor& input : inputs) {
+      if (!out.leaves[i].defined() || out.leaves[i].scalar_type() == input.scalar_type()) continue;
+      unsupported_error("hessian", "an output in ", c10::toString(out.leaves[i].scalar_type()),
+                        " of an input in ", c10::toString(input.scalar_type()),
+                        " has no Hessian by Taylor mode.");
+    }
+  }
+}
+
 }  // namespace
 
 bool takes_taylor_mode(const Tensors& inputs, const ChunkOptions& chunks, ComplexNumbers numbers) {
@@ -45,6 +58,7 @@ JacobianBlocks taylor_hessian(LeafFunction f, const Tensors& inputs) {
   }
   const LeafOutputs out = f(arguments);
   check_differentiable("jacrev", out, inputs);
+  check_of_one_dtype(out, inputs);
   JacobianBlocks result;
   for (JetOutput& output : scope.finish(out.leaves)) {
     result.outputs.push_back(std::move(output.primal));

@@ -31,6 +31,7 @@
 #include <vector>
 
 #include "autodiff/forward_mode.h"
+#include "core/inference_mode.h"
 #include "core/interpreter.h"
 #include "core/level.h"
 
@@ -69,6 +70,7 @@ class JetScope {
 
   const Seconds seconds_;
   const bool outer_grad_;
+  InferenceModeOff inference_off_;
   std::optional<LevelScope> level_scope_;
   std::optional<c10::AutoGradMode> grad_guard_;
   std::optional<ForwardModeScope> mode_;

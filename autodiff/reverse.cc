@@ -401,6 +401,8 @@ at::Tensor ReverseScope::primal(const at::Tensor& input) {
     primal_tracked_outside_ = true;
     primals_.push_back(p);
     return p;
+  } else if (x.is_inference()) {
+    p = x.clone();  // which can require a gradient
   } else {
     p = forward_cut_ ? constant_here(x) : detached_here(x);
   }

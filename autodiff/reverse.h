@@ -25,6 +25,7 @@
 #include <vector>
 
 #include "core/grad_mode.h"
+#include "core/inference_mode.h"
 #include "core/level.h"
 
 namespace torchlift {
@@ -75,6 +76,7 @@ class ReverseScope {
  private:
   Level* level_;
   bool outer_grad_;
+  InferenceModeOff inference_off_;
   bool forward_cut_;  // whether no_grad is on in a function under forward mode
   uint64_t first_node_;
   std::vector<at::Tensor> primals_;

@@ -6,10 +6,12 @@
 
 #include <algorithm>
 #include <limits>
+#include <memory>
 #include <utility>
 
 #include "core/error.h"
 #include "core/grad_mode.h"
+#include "core/inference_mode.h"
 #include "core/interpreter.h"
 #include "core/keys.h"
 #include "core/lifted_tensor.h"
@@ -25,6 +27,8 @@ struct ThreadState {
   // Random operators belong to levels[0 .. random_limit - 1]; -1 stands for all of them.
   int64_t random_limit = -1;
   DomainLimit domain_limit;
+  // Of the levels that were opened in inference mode.
+  std::vector<std::pair<const Level*, std::unique_ptr<InferenceModeOff>>> inference_modes;
 };
 
 ThreadState& thread_state() {
@@ -126,7 +130,11 @@ LevelScope::LevelScope(Level::Options options)
       mode_guard_(mode_keys(level_->kind())),
       rule_depth_(std::exchange(rule_depth(), kNoRule)),
       domain_limit_(thread_state().domain_limit) {
-  thread_state().domain_limit = limit_of_rule(rule_depth_, domain_limit_);
+  ThreadState& state = thread_state();
+  state.domain_limit = limit_of_rule(rule_depth_, domain_limit_);
+  if (c10::InferenceMode::is_enabled()) {
+    state.inference_modes.emplace_back(level_.get(), std::make_unique<InferenceModeOff>());
+  }
 }
 
 void Level::note_shared(c10::intrusive_ptr_target* shared) {
@@ -152,11 +160,15 @@ void Level::settle_shared() {
 LevelScope::~LevelScope() {
   level_->settle_shared();
   rule_depth() = rule_depth_;
-  thread_state().domain_limit = domain_limit_;
+  ThreadState& state = thread_state();
+  state.domain_limit = domain_limit_;
+  if (!state.inference_modes.empty() && state.inference_modes.back().first == level_.get()) {
+    state.inference_modes.pop_back();
+  }
   level_->alive_.store(false, std::memory_order_relaxed);
   level_->unusual_.fetch_add(1, std::memory_order_relaxed);
   // Scopes are destroyed in the reverse of their order, so ours is the last.
-  thread_state().levels.pop_back();
+  state.levels.pop_back();
 }
 
 Level* current_level() {

@@ -5,6 +5,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/_is_all_true_ops.h>
+#include <ATen/ops/_is_any_true.h>
 #include <ATen/ops/_is_any_true_ops.h>
 #include <ATen/ops/allclose_ops.h>
 #include <ATen/ops/arange.h>
@@ -20,6 +21,8 @@
 #include <ATen/ops/tensor_split_ops.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
+#include <torch/csrc/autograd/anomaly_mode.h>
+#include <torch/csrc/autograd/graph_task.h>
 
 #include <algorithm>
 #include <optional>
@@ -289,7 +292,16 @@ Batched repeat_interleave_rule(const Level& level, BatchedArg repeats,
 
 Batched is_all_true_rule(BatchedArg self) { return {flat(self).all(1), 0}; }
 
-Batched is_any_true_rule(BatchedArg self) { return {flat(self).any(1), 0}; }
+// Where the engine looks for NaNs (torch.autograd.set_detect_anomaly), it asks about all examples at
+// once: it reads the answer.
+bool asks_for_anomalies() {
+  return torch::autograd::AnomalyMode::is_enabled() && torch::autograd::get_current_graph_task_id() >= 0;
+}
+
+Batched is_any_true_rule(BatchedArg self) {
+  if (asks_for_anomalies()) return {at::_is_any_true(self.value), std::nullopt};
+  return {flat(self).any(1), 0};
+}
 
 // The least and the largest of all examples are the expected ones.
 void assume_rule(const c10::OperatorHandle& op, const LevelPtr& level, torch::jit::Stack* stack) {

@@ -7,6 +7,7 @@ import threading
 import pytest
 import torch
 
+import torchlift
 from torchlift import (
     NanError,
     check_nan,
@@ -16,7 +17,9 @@ from torchlift import (
     grad,
     hessian,
     jacfwd,
+    jacrev,
     jvp,
+    vjp,
     vmap,
 )
 
@@ -258,3 +261,27 @@ def test_the_engine_s_threads():
     text = found(vmap(grad(root_times_zero)), x)
     assert "SqrtBackward0" in text and "row 1 of vmap" in text
     assert line_of(root_times_zero, 1) in text
+
+
+class TestAnomalyMode:
+    """torch.autograd.set_detect_anomaly, which asks each gradient for NaNs."""
+
+    @pytest.mark.parametrize("wrong", [False, True])
+    def test_looks_at_all_examples(self, wrong):
+        x = torch.tensor([1.0, -1.0 if wrong else 2.0, 3.0])
+        f = lambda x: (x.sqrt() * (x > 0)).sum()  # noqa: E731
+        programs = [
+            lambda: vmap(grad(f))(x),
+            lambda: vmap(vmap(grad(f)))(x[None]),
+            lambda: vmap(lambda x: vjp(f, x)[1](torch.tensor(1.0)))(x),
+            lambda: vmap(jacrev(f))(x),
+            lambda: jacrev(lambda x: vmap(f)(x))(x),
+        ]
+        with torch.autograd.set_detect_anomaly(True):
+            for program in programs:
+                if wrong:
+                    with pytest.raises(RuntimeError, match="returned nan values"):
+                        program()
+                else:
+                    program()
+        assert torchlift._C.open_levels() == 0

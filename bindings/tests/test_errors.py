@@ -44,7 +44,7 @@ class TestInDims:
         with fails(TransformError, "argument 0 (x) has shape [] with 0 dims", "in_dims=None"):
             vmap(loss)(torch.tensor(1.0), Y)
         with fails(TransformError, "argument 'y'", "in_dims={'y': None}"):
-            vmap(loss)(X, y=torch.tensor(1.0))
+            vmap(loss, in_dims={"x": 0})(X, y=torch.tensor(1.0))
 
     def test_path_in_a_tree(self):
         def predict(params, x):

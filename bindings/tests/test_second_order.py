@@ -223,3 +223,19 @@ def test_tangents_outlive_an_inner_vmap():
     value, tangent = torchlift.jvp(f, (w, b), (w.cos(), b.cos()))
     torch.testing.assert_close(tangent, x @ w.cos() + 3 * b.cos())
     torch.testing.assert_close(value, x @ w + 4 * b - 1)
+
+
+@pytest.mark.parametrize("out", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_hessian_has_the_dtype_of_the_input(out: torch.dtype) -> None:
+    """As a gradient has: the second derivatives of this loss are too large for float16."""
+    x = torch.tensor([0.05, 0.15])
+    f = lambda x: (300 * x).square().sum().to(out)
+    expected = torch.func.hessian(f)(x)
+    for found in (
+        torchlift.hessian(f)(x),
+        torchlift.vmap(torchlift.hessian(f))(x[None])[0],
+        torchlift.hessian(f, chunk_size=1)(x),
+        torchlift.jit(torchlift.hessian(f))(x),
+    ):
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, expected)

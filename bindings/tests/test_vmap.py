@@ -139,10 +139,25 @@ class TestScalars:
 
 
 class TestKeywords:
-    def test_keywords_are_mapped_over_dim_0(self):
-        x, s = torch.randn(4, 3), torch.randn(4)
-        got = vmap(lambda x, s: x * s)(x, s=s)
-        torch.testing.assert_close(got, x * s[:, None])
+    @pytest.mark.parametrize("in_dims", [0, (0,)])
+    def test_keywords_are_shared_as_in_torch_func(self, in_dims):
+        x, s = torch.randn(3, 3), torch.randn(3)
+        f = lambda x, s, t: x * s + t["t"]  # noqa: E731
+        given = {"s": s, "t": {"t": torch.tensor(2.0)}}
+        got = vmap(f, in_dims=in_dims)(x, **given)
+        torch.testing.assert_close(got, torch.func.vmap(f, in_dims=in_dims)(x, **given))
+        torch.testing.assert_close(got, x * s + 2)
+        torch.testing.assert_close(vmap(f, in_dims=in_dims, chunk_size=2)(x, **given), got)
+
+    def test_keywords_that_a_dict_names_are_mapped(self):
+        x, s = torch.randn(4, 3), torch.randn(2, 4)
+        got = vmap(lambda x, s: x * s.sum(), in_dims={"s": 1})(x, s=s)
+        torch.testing.assert_close(got, x * s.sum(0)[:, None])
+
+    def test_keywords_alone(self):
+        with pytest.raises(torchlift.TransformError, match=r"share keyword arguments .* in_dims=\{'x': 0\}"):
+            vmap(lambda x: x)(x=torch.ones(3))
+        torch.testing.assert_close(vmap(lambda x: x, in_dims={"x": 0})(x=torch.ones(3)), torch.ones(3))
 
     def test_non_tensor_keywords(self):
         got = vmap(lambda x, dim: x.sum(dim))(torch.ones(4, 3), dim=0)

@@ -44,8 +44,8 @@ def vmap(
             of `func` instead, positional or keyword: `{"x": 0, "w": None}`; those it leaves out are
             mapped over dim 0. (For a function of one parameter that is not named in it, such a dict
             would have no parameter to name: that is an error; write `({...},)` for the structure of
-            an argument.) Negative dims count from the end. Tensors in keyword arguments are mapped
-            over dim 0 unless a dict says otherwise.
+            an argument.) Negative dims count from the end. Without a dict all examples share the
+            keyword arguments, as in torch.func.
         out_dims: where the mapped dim goes in each output: an int, None (for an output that is the
             same for all examples), or a structure of these like the output's.
         randomness: "error" (random operators raise), "same" (the same numbers for every example),
@@ -197,7 +197,7 @@ class _Vmap:
         in_dims = self.in_dims
         if isinstance(in_dims, dict):
             return self.named_in_dims(args, kwargs)
-        kwarg_dims = {name: _Implicit(0) for name in kwargs}
+        kwarg_dims = dict.fromkeys(kwargs)
         if in_dims is None:
             return [None] * len(args), kwarg_dims
         if isinstance(in_dims, int) and not isinstance(in_dims, bool):
@@ -376,6 +376,13 @@ class _Vmap:
             return (
                 "there is no tensor among the arguments to map over. Pass one, or say how often "
                 "the function is to run: axis_size=n."
+            )
+        keyword = next((leaf.argument for leaf in leaves if isinstance(leaf.argument, str)), None)
+        if keyword is not None and not isinstance(self.in_dims, dict):
+            return (
+                f"there is nothing to map over: all examples share keyword arguments unless in_dims "
+                f"names them. Map over {keyword!r} with in_dims={{{keyword!r}: 0}}, or pass it by "
+                f"position."
             )
         return (
             "in_dims is None for every tensor, so there is nothing to map over. Give an int for "
