@@ -44,8 +44,9 @@ std::optional<int64_t> sparse_dims_asked(const TracedCall& call, const std::vect
 void check_sparse_dims(int64_t sparse_dims, int64_t rank) {
   TORCH_CHECK(sparse_dims > 0 || rank == 0,
               "dense_to_sparse: sparse_dim argument must be in >0 when self.dim()>0");
-  TORCH_CHECK(0 <= sparse_dims && sparse_dims <= rank, "sparse_dim argument must be in [0,", rank,
-              "] range, but ", sparse_dims, " is given");
+  TORCH_CHECK(0 <= sparse_dims && sparse_dims <= rank,
+              "dense_to_sparse: sparse_dim argument must be in [0,", rank, "] range, but ",
+              sparse_dims, " is given");
 }
 
 }  // namespace

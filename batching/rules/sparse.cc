@@ -91,7 +91,7 @@ at::Tensor dense_of_recorded(const at::Tensor& t, int64_t sparse_dims, bool mask
   const ReadsAsDense reading;
   if (!t.is_floating_point() && !t.is_complex()) return t.clone();
   const at::Tensor numbers = t.add(0);
-  return masked_grad ? numbers.masked_fill(is_left_out(t.detach(), sparse_dims), 0) : numbers;
+  return masked_grad ? numbers.masked_fill(is_left_out(t, sparse_dims), 0) : numbers;
 }
 
 // A marked tensor is dense, and this one has no mark.
@@ -99,6 +99,7 @@ at::Tensor to_dense(const at::Tensor& self, std::optional<at::ScalarType> dtype,
                     std::optional<bool> masked_grad) {
   at::Tensor dense = is_marked_sparse(self) ? at::alias(self) : self;
   if (const auto sparse_dims = recorded_sparse_dims(self)) {
+    TORCH_CHECK(!dtype.has_value(), "dtype argument is not supported by sparse_to_dense");
     dense = dense_of_recorded(self, *sparse_dims, masked_grad.value_or(true));
   }
   return at::compositeimplicitautograd::to_dense(dense, dtype, masked_grad);
