@@ -16,6 +16,7 @@
 #include "compile/dynamic.h"
 #include "compile/executable.h"
 #include "compile/graph.h"
+#include "compile/passes/channels_last.h"
 #include "compile/passes/memory_plan.h"
 #include "compile/replay.h"
 #include "compile/save.h"
@@ -161,6 +162,24 @@ TEST(TraceSparseTest, Vmap) {
   expect_replays(vmap(vmap(f)), first, first.flip(0));
   expect_replays(vmap([](const Tensor& x) { return x.to_sparse(1); }), first, first.flip(0));
   expect_replays(grad([=](const Tensor& x) { return vmap(f)(x).to_dense().exp().sum(); }));
+}
+
+// Passes that look at strides, of images.
+TEST(TraceSparseTest, ImagesThatAreChannelsLast) {
+  const Tensor first = at::randn({2, 16, 32, 32}, at::kDouble), other = first.flip(0);
+  const Tensor constant = at::eye(16).to(at::kDouble).to_sparse();
+  const auto pooled = [](const Tensor& x) { return at::max_pool2d(x.sin(), {2, 2}); };
+  expect_replays([=](const Tensor& x) { return pooled(x).relu().to_sparse(); }, first, other);
+  expect_replays([=](const Tensor& x) { return pooled(x).relu().to_sparse(3); }, first, other);
+  const auto f = [=](const Tensor& x) {
+    const Tensor y = pooled(x);
+    return std::vector<Tensor>{y.relu().to_sparse(), y, constant.mm(y[0].flatten(1))};
+  };
+  const Graph graph = torchlift::trace(f, first);
+  Graph laid_out = graph;
+  EXPECT_FALSE(channels_last(laid_out).empty());
+  const std::vector<Tensor> outputs = Executable(graph).run({other}), expected = f(other);
+  for (size_t i = 0; i < outputs.size(); ++i) expect_same(outputs[i], expected[i], "optimized");
 }
 
 TEST(TraceSparseTest, DynamicDims) {

@@ -154,6 +154,7 @@ bool is_product(const Node& node) {
 }
 
 bool is_matrix_for_products(const TensorType& type) {
+  if (type.layout != c10::kStrided) return false;
   const SizeExpr &row = type.strides.end()[-2], &column = type.strides.end()[-1];
   const SizeExpr &rows = type.sizes.end()[-2], &columns = type.sizes.end()[-1];
   return (column == 1 && row == columns) || (row == 1 && column == rows);
@@ -346,6 +347,7 @@ class Relayout {
     std::optional<Strides> strides;
     for (const ValueId id : arguments_of(node)) {
       const TensorType& own = graph_.type(id);
+      if (own.layout != c10::kStrided) return keep(std::move(node));
       if (own.sizes != type.sizes) {
         if (is_other(id)) return keep(std::move(node));
         continue;
