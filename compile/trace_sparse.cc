@@ -57,14 +57,18 @@ bool trace_to_sparse(const TracedCall& call, torch::jit::Stack* stack) {
   const std::vector<IValue> args = torch::jit::pop(*stack, call.op.schema().arguments().size());
   const Tensor& t = args[0].toTensor();
   const std::optional<int64_t> asked = sparse_dims_asked(call, args);
-  const std::optional<int64_t> before = recorded_sparse_dims(t);
+  const std::optional<int64_t> before = sparse_dims_of_result(t);
   const int64_t sparse_dims = asked.value_or(before.value_or(t.dim()));
   check_sparse_dims(sparse_dims, t.dim());
   TORCH_CHECK(sparse_dims == before.value_or(sparse_dims),
               "to_sparse: conversion from Sparse to Sparse with sparse_dim argument "
               "!=self.sparse_dim() is not supported");
   Tensor copy = untracked(t, call.level).clone();
-  mark_recorded_sparse(copy, sparse_dims);
+  if (is_marked_sparse(t)) {
+    mark_sparse(copy, sparse_dims);  // of indices and values: it may have zeros, with gradients
+  } else {
+    mark_recorded_sparse(copy, sparse_dims);
+  }
   stack->emplace_back(std::move(copy));
   return true;
 }

@@ -182,6 +182,27 @@ def test_what_is_tracked_runs_the_function():
         assert_same(vmap(run)(torch.stack([traced_with()] * 2)), vmap(f)(torch.stack([traced_with()] * 2)), "vmap")
 
 
+def test_tensors_of_indices_and_values(tmp_path):
+    """Without their zeros."""
+    indices = torch.tensor([[0, 1, 2, 2], [1, 2, 0, 0]])
+
+    def f(x):
+        return torch.sparse_coo_tensor(indices, x, (3, 3))
+
+    first, other = torch.tensor([1.0, 0.0, 2.0, 3.0]), torch.tensor([0.0, 4.0, 5.0, -7.0])
+    for way, run in ways_of(f, (first,), tmp_path).items():
+        assert_same(run(other), f(other).to_dense().to_sparse(), way)
+    for dense in (
+        lambda x: f(x).to_dense(),
+        lambda x: f(x).coalesce().to_dense(),
+        lambda x: f(x).to_sparse().to_dense(),
+        lambda x: f(x).to_sparse(2).to_sparse().to_dense(),
+    ):
+        check(dense, tmp_path, first, other)
+        check(grad(lambda x: dense(x).exp().sum()), tmp_path, first, other)  # noqa: B023
+    check(vmap(f), tmp_path, torch.stack([first, other]), torch.stack([other, first]))
+
+
 def test_a_constant_stays_one():
     sparse = traced_with().to_sparse()
     traced = trace(lambda x: (sparse, x))(run_with())
