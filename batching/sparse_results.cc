@@ -1,14 +1,18 @@
 #include "batching/sparse_results.h"
 
 #include <ATen/core/List.h>
+#include <c10/core/StorageImpl.h>
 #include <c10/core/TensorImpl.h>
 #include <c10/util/intrusive_ptr.h>
 
 #include <algorithm>
+#include <mutex>
 #include <optional>
 #include <utility>
 #include <vector>
 
+#include "core/lifted_tensor.h"
+#include "core/recorder.h"
 #include "core/tensor_operators.h"
 
 namespace torchlift {
@@ -40,6 +44,28 @@ void forget_the_dead() {
             all.end());
 }
 
+struct RecordedMark {
+  c10::weak_intrusive_ptr<c10::StorageImpl> memory;
+  int64_t sparse_dims;
+};
+
+// The engine's threads see tensors of a trace, too.
+struct RecordedMarks {
+  std::mutex mutex;
+  std::vector<RecordedMark> all;
+};
+
+RecordedMarks& recorded_marks() {
+  static auto* const marks = new RecordedMarks;
+  return *marks;
+}
+
+at::Tensor innermost(const at::Tensor& t) {
+  at::Tensor value = t;
+  while (const LiftedTensorImpl* impl = as_lifted(value)) value = at::Tensor(impl->value());
+  return value;
+}
+
 }  // namespace
 
 void mark_sparse(const at::Tensor& t, int64_t sparse_dims) {
@@ -55,6 +81,39 @@ at::Tensor as_marked(at::Tensor batch, const at::Tensor& t, int64_t dim) {
   const Mark* mark = mark_of(t);
   if (mark == nullptr) return batch;
   return batch.to_sparse(mark->sparse_dims + (dim <= mark->sparse_dims ? 1 : 0));
+}
+
+void mark_recorded_sparse(const at::Tensor& t, int64_t sparse_dims) {
+  RecordedMarks& marks = recorded_marks();
+  const std::lock_guard<std::mutex> lock(marks.mutex);
+  std::erase_if(marks.all, [](const RecordedMark& mark) { return mark.memory.expired(); });
+  marks.all.push_back({innermost(t).storage().getWeakStorageImpl(), sparse_dims});
+}
+
+std::optional<int64_t> recorded_sparse_dims(const at::Tensor& t) {
+  if (!is_recorded(t)) return std::nullopt;
+  RecordedMarks& marks = recorded_marks();
+  const std::lock_guard<std::mutex> lock(marks.mutex);
+  if (marks.all.empty()) return std::nullopt;
+  const at::Tensor plain = innermost(t);
+  if (!plain.has_storage()) return std::nullopt;
+  const c10::StorageImpl* memory = plain.storage().unsafeGetStorageImpl();
+  for (const RecordedMark& mark : marks.all) {
+    if (mark.memory._unsafe_get_target() == memory && !mark.memory.expired()) {
+      return mark.sparse_dims;
+    }
+  }
+  return std::nullopt;
+}
+
+std::optional<int64_t> sparse_dims_of_result(const at::Tensor& t) {
+  if (const Mark* mark = mark_of(t)) return mark->sparse_dims;
+  return recorded_sparse_dims(t);
+}
+
+int64_t& ReadsAsDense::depth() {
+  static thread_local int64_t depth = 0;
+  return depth;
 }
 
 at::Tensor dense_coo(int64_t sparse_dim, c10::SymIntArrayRef size, const at::Tensor& indices,

@@ -32,9 +32,10 @@
 // there.
 //
 // Throws UnsupportedError for what a graph cannot say: a number computed from the inputs (item(),
-// if), a shape that depends on one (nonzero), sparse results; by shapes, an operator on large
-// tensors without a meta kernel, of which libtorch has fewer where no Python runs. Nothing is
-// recorded of f's side effects beyond tensors; f gets copies of the inputs.
+// if), a shape that depends on one (nonzero), sparse tensors other than results of to_sparse that f
+// returns (compile/trace_sparse.h); by shapes, an operator on large tensors without a meta kernel,
+// of which libtorch has fewer where no Python runs. Nothing is recorded of f's side effects beyond
+// tensors; f gets copies of the inputs.
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/Device.h>

@@ -13,6 +13,7 @@
 
 #include "compile/hollow.h"
 #include "compile/replay.h"
+#include "compile/trace_sparse.h"
 #include "core/dispatch.h"
 #include "core/error.h"
 #include "core/lifted_tensor.h"
@@ -145,6 +146,7 @@ class Emitter {
     const Tensor own = recording().replaced(stripped(t, level()));
     const Lowered lowered = lower(own, level());
     if (!lowered.bdim) return constant(lowered.value);
+    check_is_dense(own, "a branch or a loop", recording());
     return {recording().find(lowered.value), lowered.value.squeeze(0)};
   }
 

@@ -24,6 +24,7 @@
 
 #include "batching/rules/numbers.h"
 #include "compile/recording.h"
+#include "compile/trace_sparse.h"
 #include "core/error.h"
 #include "core/lifted_tensor.h"
 
@@ -40,12 +41,6 @@ std::vector<IValue> arguments(const TracedCall& call, const Stack& stack) {
 
 std::vector<IValue> take_arguments(const TracedCall& call, Stack* stack) {
   return torch::jit::pop(*stack, call.op.schema().arguments().size());
-}
-
-// The value of t, a tensor of `level`, which nobody differentiates.
-Tensor untracked(const Tensor& t, const LevelPtr& level) {
-  const LiftedTensorImpl* impl = as_lifted(t);
-  return impl == nullptr ? t : lift(Tensor(impl->value()), impl->bdim(), level);
 }
 
 // --- ctc_loss ------------------------------------------------------------------------------------
@@ -380,6 +375,11 @@ bool repeat_interleave(const TracedCall& call, Stack* stack) {
 const std::unordered_map<std::string, TraceRule>& rules() {
   static const auto* all = new std::unordered_map<std::string, TraceRule>{
       {"aten::_ctc_loss", &ctc_loss},
+      {"aten::_to_sparse", &trace_to_sparse},
+      {"aten::_to_sparse_bsc", &refuse_to_compressed},
+      {"aten::_to_sparse_bsr", &refuse_to_compressed},
+      {"aten::_to_sparse_csc", &refuse_to_compressed},
+      {"aten::_to_sparse_csr", &refuse_to_compressed},
       {"aten::_unique", &unique},
       {"aten::_unique2", &unique},
       {"aten::_use_cudnn_ctc_loss", &use_cudnn_ctc_loss},
@@ -398,6 +398,11 @@ const std::unordered_map<std::string, TraceRule>& rules() {
 }
 
 }  // namespace
+
+Tensor untracked(const Tensor& t, const LevelPtr& level) {
+  const LiftedTensorImpl* impl = as_lifted(t);
+  return impl == nullptr ? t : lift(Tensor(impl->value()), impl->bdim(), level);
+}
 
 TraceRule find_trace_rule(const c10::OperatorHandle& op) {
   if (op.schema().is_mutable()) return nullptr;  // out= forms

@@ -9,6 +9,7 @@
 // makes. For these there is a rule here, which calls others in its place (they are written down in
 // turn), or writes down what must hold of the numbers.
 
+#include <ATen/core/Tensor.h>
 #include <ATen/core/stack.h>
 
 #include "core/level.h"
@@ -37,6 +38,9 @@ using TraceRule = bool (*)(const TracedCall& call, torch::jit::Stack* stack);
 
 // Null if there is none.
 TraceRule find_trace_rule(const c10::OperatorHandle& op);
+
+// The value of t, a tensor of `level`, which nobody differentiates.
+at::Tensor untracked(const at::Tensor& t, const LevelPtr& level);
 
 // For an operator that no graph can say, as each run would have another shape.
 [[noreturn]] void throw_shape_of_numbers(const c10::OperatorHandle& op, const Recording& recording);

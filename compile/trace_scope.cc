@@ -21,6 +21,7 @@
 #include "compile/state_filter.h"
 #include "compile/trace_control_flow.h"
 #include "compile/trace_rules.h"
+#include "compile/trace_sparse.h"
 #include "compile/uniform_constants.h"
 #include "core/boxed.h"
 #include "core/dispatch.h"
@@ -238,6 +239,7 @@ class Call {
       *real = own ? impl->value() : t;
       return take_constant(*real);
     }
+    if (!keeps_tensor()) check_is_dense(t, name(), recording_);
     const ValueId id = recording_.find(impl->value());
     *real = impl->value().squeeze(0);
     if (written) {
@@ -245,6 +247,12 @@ class Call {
       targets_.push_back({t, *real, id});
     }
     return id;
+  }
+
+  // The result is the tensor itself, as autograd and what is returned need it.
+  bool keeps_tensor() const {
+    const std::string& op = op_.schema().name();
+    return op == "aten::alias" || op == "aten::detach";
   }
 
   // What a branch or loop body writes into must be its own: it may not run, or run often.
@@ -346,8 +354,8 @@ class Call {
     if (real.layout() != c10::kStrided) {
       unsupported_error(recording_.transform(), name(), ": its result has the layout ",
                         real.layout(),
-                        ". Only strided tensors can be traced; make it dense, or make the sparse "
-                        "tensor outside and use it in the function.");
+                        ". Only strided tensors can be traced, and what to_sparse makes of one; "
+                        "compute with x.to_dense().");
     }
     const ValueId id = recording_.add_value(real, base_name(op_.schema().name()));
     result->ids.push_back(id);
@@ -504,6 +512,7 @@ at::Tensor TraceScope::input(const at::Tensor& x, const std::string& name,
 
 Graph TraceScope::finish(const std::vector<at::Tensor>& outputs) {
   recording_->check_copies();
+  SparseResults sparse(recording_->graph());
   for (const at::Tensor& given : outputs) {
     const at::Tensor output = state_ == nullptr ? given : state_->in_place_of(given);
     if (!output.defined()) {
@@ -515,8 +524,9 @@ Graph TraceScope::finish(const std::vector<at::Tensor>& outputs) {
       unsupported_error(recording_->transform(),
                         "an output belongs to a level around the function that is traced.");
     }
-    recording_->graph().outputs.push_back(lowered.bdim ? recording_->find(lowered.value)
-                                                       : recording_->constant(lowered.value));
+    const ValueId id =
+        lowered.bdim ? recording_->find(lowered.value) : recording_->constant(lowered.value);
+    recording_->graph().outputs.push_back(sparse.result(output, id));
   }
   if (state_ != nullptr) state_->finish(recording_->graph());
   state_.reset();

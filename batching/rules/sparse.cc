@@ -9,6 +9,8 @@
 #include <ATen/ops/_sparse_mm_reduce_impl_backward_ops.h>
 #include <ATen/ops/_sparse_mm_reduce_impl_ops.h>
 #include <ATen/ops/alias.h>
+#include <ATen/ops/coalesce_compositeimplicitautograd_dispatch.h>
+#include <ATen/ops/coalesce_ops.h>
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/sparse_coo_tensor.h>
 #include <ATen/ops/sparse_mask_ops.h>
@@ -17,6 +19,7 @@
 #include <ATen/ops/zeros_like.h>
 
 #include <array>
+#include <numeric>
 #include <optional>
 #include <string_view>
 #include <tuple>
@@ -73,11 +76,39 @@ void to_compressed(const c10::OperatorHandle& op, const LevelPtr& level, torch::
   stack->emplace_back(copy_of(args[0].toTensor(), level));
 }
 
+// Whether an element is none of those that to_sparse takes: those in which a number is not zero.
+at::Tensor is_left_out(const at::Tensor& dense, int64_t sparse_dims) {
+  if (sparse_dims == dense.dim()) return dense.eq(0);
+  std::vector<int64_t> dims(static_cast<size_t>(dense.dim() - sparse_dims));
+  std::iota(dims.begin(), dims.end(), sparse_dims);
+  return dense.ne(0).any(dims, /*keepdim=*/true).logical_not();
+}
+
+// What libtorch gives for the sparse tensor that t, of a trace, stands for: the numbers, added to
+// zeros, so that none is a negative zero. Unless masked_grad is false, a gradient reaches the
+// elements alone.
+at::Tensor dense_of_recorded(const at::Tensor& t, int64_t sparse_dims, bool masked_grad) {
+  const ReadsAsDense reading;
+  if (!t.is_floating_point() && !t.is_complex()) return t.clone();
+  const at::Tensor numbers = t.add(0);
+  return masked_grad ? numbers.masked_fill(is_left_out(t, sparse_dims), 0) : numbers;
+}
+
 // A marked tensor is dense, and this one has no mark.
 at::Tensor to_dense(const at::Tensor& self, std::optional<at::ScalarType> dtype,
                     std::optional<bool> masked_grad) {
-  const at::Tensor dense = is_marked_sparse(self) ? at::alias(self) : self;
+  at::Tensor dense = is_marked_sparse(self) ? at::alias(self) : self;
+  if (const auto sparse_dims = recorded_sparse_dims(self)) {
+    TORCH_CHECK(!dtype.has_value(), "dtype argument is not supported by sparse_to_dense");
+    dense = dense_of_recorded(self, *sparse_dims, masked_grad.value_or(true));
+  }
   return at::compositeimplicitautograd::to_dense(dense, dtype, masked_grad);
+}
+
+// What was made by to_sparse has each place once, and so have the numbers of others.
+at::Tensor coalesce(const at::Tensor& self) {
+  const bool stands_for_one = is_marked_sparse(self) || recorded_sparse_dims(self).has_value();
+  return stands_for_one ? self : at::compositeimplicitautograd::coalesce(self);
 }
 
 // --- indices and values --------------------------------------------------------------------------
@@ -234,6 +265,7 @@ RuleEntry made_of_others() {
     boxed_rule("aten::_to_sparse_csc", "", &to_compressed),
     boxed_rule("aten::_to_sparse_bsr", "", &to_compressed),
     boxed_rule("aten::_to_sparse_bsc", "", &to_compressed),
+    composite<ops::coalesce, &coalesce>(),
     composite<ops::to_dense, &to_dense>(),
     made_of_others<SparseCoo, &sparse_coo>(),
     made_of_others<ops::sparse_mask, &sparse_mask>(),

@@ -90,7 +90,16 @@ def jacobian_of_gradient(loss, x):
     return torch.stack(columns, -1).reshape(4, 4, 4, 4)
 
 
-@pytest.mark.parametrize("make", [lambda x: x.to_sparse(), lambda x: x.to_sparse(1), lambda x: matrix_of(x[0])])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: x.to_sparse(),
+        lambda x: x.to_sparse(1),
+        lambda x: x.to_sparse().coalesce(),
+        lambda x: matrix_of(x[0]),
+        lambda x: matrix_of(x[0]).coalesce(),
+    ],
+)
 def test_what_vmap_returns(make):
     xs = real(3, 4, 4)
     expected = torch.stack([make(x) for x in xs])

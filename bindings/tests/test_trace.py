@@ -568,7 +568,7 @@ class TestErrors:
             (lambda x: x[: int(x[0])], "a number was asked for"),
             (lambda x: x.clone().resize_(2), "Make a new tensor instead"),
             (lambda x: torch.bernoulli(x.sigmoid(), generator=torch.Generator()), "default generator"),
-            (lambda x: x.to_sparse(), "Only strided tensors|sparse"),
+            (lambda x: torch.eye(3).to_sparse() * x, "Only strided tensors can be traced"),
         ],
     )
     def test_names_the_line_and_the_fix(self, f, message):

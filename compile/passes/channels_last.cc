@@ -34,8 +34,10 @@ bool is_cpu_tensor(const TensorType& type) {
   return type.device.is_cpu() && type.layout == c10::kStrided;
 }
 
-// Whether strides are the same where there is more than one element to step over.
+// Whether strides are the same where there is more than one element to step over. A sparse tensor
+// has none.
 bool same_strides(const TensorType& type, const Strides& a, const Strides& b) {
+  if (type.layout != c10::kStrided) return true;
   for (size_t d = 0; d < type.sizes.size(); ++d) {
     if (type.sizes[d] != 1 && a[d] != b[d]) return false;
   }
@@ -55,7 +57,8 @@ Strides contiguous_strides(const std::vector<SizeExpr>& sizes) {
 }
 
 bool is_channels_last(const TensorType& type) {
-  return type.dim() == 4 && same_strides(type, type.strides, channels_last_strides(type.sizes));
+  return type.dim() == 4 && type.layout == c10::kStrided &&
+         same_strides(type, type.strides, channels_last_strides(type.sizes));
 }
 
 // And not contiguous at the same time, as what has one channel is: libtorch takes it for that.
@@ -151,6 +154,7 @@ bool is_product(const Node& node) {
 }
 
 bool is_matrix_for_products(const TensorType& type) {
+  if (type.layout != c10::kStrided) return false;
   const SizeExpr &row = type.strides.end()[-2], &column = type.strides.end()[-1];
   const SizeExpr &rows = type.sizes.end()[-2], &columns = type.sizes.end()[-1];
   return (column == 1 && row == columns) || (row == 1 && column == rows);
@@ -343,6 +347,7 @@ class Relayout {
     std::optional<Strides> strides;
     for (const ValueId id : arguments_of(node)) {
       const TensorType& own = graph_.type(id);
+      if (own.layout != c10::kStrided) return keep(std::move(node));
       if (own.sizes != type.sizes) {
         if (is_other(id)) return keep(std::move(node));
         continue;

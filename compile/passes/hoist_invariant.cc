@@ -160,6 +160,7 @@ class Hoister {
   // clone() gives contiguous tensors.
   bool can_copy_back(ValueId id) const {
     const TensorType& type = graph_.type(id);
+    if (type.layout != c10::kStrided) return false;
     SizeExpr stride = 1;
     for (size_t d = type.sizes.size(); d-- > 0;) {
       if (type.strides[d] != stride) return false;

@@ -55,14 +55,31 @@ class Planner {
 
   // --- classes ---
 
+  // Sparse tensors that the graph returns, and that no node reads (NOTE [sparse values in graphs]
+  // in compile/trace_sparse.h), are as large as their numbers ask for: they have no part in the
+  // plan.
+  std::vector<bool> sparse_results() const {
+    std::vector<bool> found(graph_.values.size(), false);
+    for (const ValueId id : graph_.outputs) {
+      if (id != kNoValue) found[index(id)] = graph_.type(id).layout != c10::kStrided;
+    }
+    for (const Node& node : graph_.nodes) {
+      for (const ValueId id : arguments_of(node)) found[index(id)] = false;
+    }
+    return found;
+  }
+
   void find_classes() {
+    const std::vector<bool> sparse = sparse_results();
     for (const Node& node : graph_.nodes) {
       if (node.is_control_flow()) {
         share_all(node);  // a branch may give one of its operands
       } else if (may_view(node)) {
         share(node);
       } else {
-        for (const ValueId result : results_of(node)) allocation_[index(result)] = true;
+        for (const ValueId result : results_of(node)) {
+          allocation_[index(result)] = !sparse[index(result)];
+        }
       }
     }
   }

@@ -56,7 +56,8 @@ struct MemoryPlan {
   int64_t peak_bytes() const { return arena_bytes + output_bytes; }
 };
 
-// At these sizes of the dynamic dims. For graphs without writes, of strided tensors.
+// At these sizes of the dynamic dims. For graphs without writes, of strided tensors (but for what
+// they return).
 MemoryPlan memory_plan(const Graph& graph, const std::vector<int64_t>& symbols = {});
 
 }  // namespace torchlift::compile

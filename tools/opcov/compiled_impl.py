@@ -26,14 +26,35 @@ def copies(args: Any) -> Any:
     return tree_map(lambda t: t.clone() if isinstance(t, torch.Tensor) else t, args)
 
 
+def parts(t: torch.Tensor) -> list[torch.Tensor]:
+    """Strided tensors that tell what it is."""
+    if t.layout == torch.strided:
+        return [t]
+    coo = t.coalesce()
+    return [coo.indices(), coo.values()]
+
+
+def alike(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether they are of one kind, with as many elements."""
+    if (a.shape, a.dtype, a.layout) != (b.shape, b.dtype, b.layout):
+        return False
+    return all(x.shape == y.shape for x, y in zip(parts(a), parts(b), strict=True))
+
+
+def kind(t: torch.Tensor) -> str:
+    layout = "" if t.layout == torch.strided else f" {t.layout}, {t._nnz()} elements"
+    return f"{t.dtype} {list(t.shape)}{layout}"
+
+
 def compare(eager: Any, replayed: Any) -> None:
     for expected, got in zip(tree_leaves(eager), tree_leaves(replayed), strict=True):
         if not isinstance(expected, torch.Tensor):
             continue
-        if expected.shape != got.shape or expected.dtype != got.dtype:
-            raise Mismatch(f"replayed: {got.dtype} {list(got.shape)}, eager: {expected.dtype} {list(expected.shape)}")
-        if not torch.allclose(got, expected, rtol=1e-5, atol=1e-6, equal_nan=True):
-            raise Mismatch("the replay differs from the eager result")
+        if not alike(expected, got):
+            raise Mismatch(f"replayed: {kind(got)}, eager: {kind(expected)}")
+        for a, b in zip(parts(got), parts(expected), strict=True):
+            if not torch.allclose(a, b, rtol=1e-5, atol=1e-6, equal_nan=True):
+                raise Mismatch("the replay differs from the eager result")
 
 
 def agrees(a: Any, b: Any) -> bool:
@@ -60,10 +81,12 @@ def bits(t: torch.Tensor) -> torch.Tensor:
 
 
 def equal(a: list[Any], b: list[Any]) -> bool:
-    return all(
-        x is y or (x.dtype == y.dtype and x.shape == y.shape and torch.equal(bits(x), bits(y)))
-        for x, y in zip(a, b, strict=True)
-    )
+    def same(x: Any, y: Any) -> bool:
+        if x is y:
+            return True
+        return alike(x, y) and all(torch.equal(bits(p), bits(q)) for p, q in zip(parts(x), parts(y), strict=True))
+
+    return all(same(x, y) for x, y in zip(a, b, strict=True))
 
 
 def check_round_trip(graph: _C.Graph, inputs: list[torch.Tensor]) -> None:

@@ -212,8 +212,8 @@ class _Call(torch.autograd.Function):
                 "aot_function(torchlift.grad(f), ...), or use the function itself."
             )
         compiled = ctx.compiled
-        # The graph was traced for tangents in the order of their dims.
-        tangents = [grads[i].contiguous() for i in compiled.tracked_outputs]
+        # The graph was traced for dense tangents in the order of their dims.
+        tangents = [grads[i].to_dense().contiguous() for i in compiled.tracked_outputs]
         with torch.no_grad(), torch._C._DisableAutocast():
             found = iter(call(compiled.backward, [*ctx.saved_tensors, *tangents]))
         gradients: "list[Any]" = [None] * (len(ctx.needs_input_grad) - 1)
