@@ -421,7 +421,11 @@ class TraceRecorder final : public Recorder {
     recording_->note_copy_for_view(op, base, copy);
   }
 
+  // Also called while no operator of the level is at work, as of the cotangents of a backward pass:
+  // clone() must not make a tensor of the level (NOTE [factories] in core/factory.cc) then.
   at::Tensor spread(const at::Tensor& value, int64_t /*size*/) const override {
+    const RuleDepthScope within(1);
+    const c10::AutoGradMode no_grad(false);
     const at::Tensor real =
         recording_->by_shapes()
             ? hollow_like(at::empty(value.sizes(), value.options().device(c10::kMeta)),

@@ -151,6 +151,21 @@ TEST(TraceTest, WritesIntoWhatTheFunctionMakes) {
                  input());
 }
 
+// What autograd does with a write into a view (CopySlices) writes into memory that it makes.
+TEST(TraceTest, DerivativesThroughWritesIntoViews) {
+  const auto f = [](const Tensor& row) {
+    Tensor z = row.clone();
+    z.slice(0, 1, 2).fill_(0.);
+    return z.sin().sum();
+  };
+  const auto weighted = [&](const Tensor& row) { return (grad(f)(row) * row).sum(); };
+  expect_replays(vmap(grad(f)), input());
+  expect_replays(vmap(grad(weighted)), input());
+  expect_replays(vmap(jacrev(grad(f))), input());
+  expect_replays(vmap(hessian(f)), input());
+  expect_replays(vmap(vmap(grad(weighted))), at::rand({2, 3, 4}, at::kDouble));
+}
+
 TEST(TraceTest, CapturedTensorsAreConstants) {
   const Tensor w = at::rand({4, 2}, at::kDouble);
   const Graph graph = expect_replays([&](const Tensor& x) { return x.matmul(w); }, input());
