@@ -761,7 +761,8 @@ struct Program::Plan {
     const bool exclusive = onlookers.exclusive;
     if (onlookers.unobserved && step.function != nullptr && step.function->serves(*stack)) {
       call_function(step, stack);
-    } else if (exclusive && step.in_place.has_value()) {
+    } else if (exclusive && step.in_place.has_value() &&
+               can_be_written_over((*stack)[step.over].toTensor())) {
       if (step.is_out) stack->push_back((*stack)[step.over]);
       step.in_place->callBoxed(*stack);
     } else if (step.kernel != nullptr) {
