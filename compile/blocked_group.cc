@@ -115,7 +115,7 @@ void run_blocks(const BlockedGroup& group, const Graph& graph,
   Slots whole = *slots;
   for (const BlockedGroup::Output& output : group.outputs) {
     at::Tensor& result = whole[static_cast<size_t>(output.id)];
-    if (output.over != kNoValue) {
+    if (output.over != kNoValue && can_be_written_over(whole[static_cast<size_t>(output.over)])) {
       result = whole[static_cast<size_t>(output.over)];
       continue;
     }

@@ -20,6 +20,7 @@
 // another.
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/DispatchKeySet.h>
 
 #include <cstdint>
 #include <functional>
@@ -34,6 +35,14 @@ inline constexpr int64_t kBlockAlignment = 256;
 
 // The tensors of a run, by the id of their value.
 using Slots = std::vector<at::Tensor>;
+
+// Whether a result may take the memory of a value that nobody reads any more. Not if that is a view
+// that conjugates or negates (the result would be one, too), nor zeros without memory.
+inline bool can_be_written_over(const at::Tensor& t) {
+  constexpr c10::DispatchKeySet kLazy(
+      {c10::DispatchKey::Conjugate, c10::DispatchKey::Negative, c10::DispatchKey::ZeroTensor});
+  return !t.key_set().has_any(kLazy);
+}
 
 // Nodes first, ..., first + count - 1, whose results are dense and have the same sizes and strides.
 struct BlockedGroup {

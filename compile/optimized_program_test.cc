@@ -86,5 +86,35 @@ TEST(OptimizedProgram, FromSeveralThreads) {
   for (const Tensor& result : results) EXPECT_CLOSE(result, f(x, w));
 }
 
+// What a result is written over, and what takes the place of an operator that changes nothing, may
+// be a view that conjugates or negates. The result is none, and view_as_real does not take one.
+TEST(OptimizedProgram, ConjugateViews) {
+  using Function = Tensor (*)(const Tensor&, const Tensor&);
+  const std::vector<Function> functions = {
+      [](const Tensor& z, const Tensor& w) { return at::view_as_real(w * z.sin().conj()).sin(); },
+      [](const Tensor& z, const Tensor& w) { return at::real(z.sin().conj() + w) * 1; },
+      [](const Tensor& z, const Tensor& w) { return at::imag(z.sin().conj()) * at::real(w); },
+      [](const Tensor& z, const Tensor& w) {
+        return (at::imag(z.sin().conj()).exp() * at::real(w)).view(at::kInt) * 1;
+      },
+      [](const Tensor& z, const Tensor&) { return at::view_as_real(-(-z.sin().conj())) * 2; },
+      [](const Tensor& z, const Tensor&) { return at::view_as_real(-(-z)) * 2; },
+      [](const Tensor& z, const Tensor&) {
+        return at::view_as_real(at::cat({z.sin().conj()})) * 2;
+      },
+      [](const Tensor& z, const Tensor& w) {
+        return at::view_as_real(at::where(at::ones({8}, at::kBool), z.sin().conj(), w)) * 2;
+      }};
+  const Tensor z = at::randn({8}, at::kComplexFloat), w = at::randn({8}, at::kComplexFloat);
+  for (size_t i = 0; i < functions.size(); ++i) {
+    const OptimizedProgram program(torchlift::trace(functions[i], z, w));
+    for (const Tensor& given : {z, z.conj()}) {
+      const Tensor got = program.run({given, w})[0];
+      EXPECT_CLOSE(got, functions[i](given, w));
+      EXPECT_FALSE(got.is_conj() || got.is_neg()) << i;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace torchlift::compile

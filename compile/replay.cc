@@ -25,6 +25,7 @@
 #include "compile/assumptions.h"
 #include "compile/elementary.h"
 #include "compile/graph.h"
+#include "compile/own_copy.h"
 #include "compile/passes/written_memory.h"
 #include "compile/seed_scope.h"
 #include "compile/state_gate.h"
@@ -340,6 +341,7 @@ struct Program::Plan {
   Undo undo;
   std::vector<InputLayout> fixed_layouts;  // where no dim is dynamic
   std::vector<InputLayout> fixed_results;  // of all values, the same, where steps are settled
+  std::vector<size_t> constant_outputs;    // places of those that may be constants
   // The constants that a run writes into, one run at a time.
   std::vector<at::Tensor> state;
   mutable StateGate gate;
@@ -369,6 +371,7 @@ struct Program::Plan {
     for (const ValueId id : written_constants(graph)) {
       state.push_back(graph.find_constant(id)->tensor);
     }
+    constant_outputs = compile::constant_outputs(graph, plan.state);
   }
 
   // What runs below autograd leaves versions as they are; a run that throws may have written, too.
@@ -699,7 +702,28 @@ struct Program::Plan {
     for (const ValueId id : graph.outputs) {
       outputs.push_back(id == kNoValue ? at::Tensor() : slots[static_cast<size_t>(id)]);
     }
+    copy_constants(&outputs);
     return outputs;
+  }
+
+  // One value is one tensor, as often as it is given.
+  void copy_constants(std::vector<at::Tensor>* outputs) const {
+    for (const size_t i : constant_outputs) {
+      const at::Tensor given = (*outputs)[i];
+      if (!given.defined() || !shows_constant(given)) continue;
+      const at::Tensor copy = own_copy(given);
+      for (size_t k = 0; k < outputs->size(); ++k) {
+        if (graph.outputs[k] == graph.outputs[i]) (*outputs)[k] = copy;
+      }
+    }
+  }
+
+  // Of those that may: what reshape and a branch give is known when they have run.
+  bool shows_constant(const at::Tensor& t) const {
+    if (is_lifted(t) || !t.has_storage()) return true;
+    return std::any_of(graph.constants.begin(), graph.constants.end(), [&](const Constant& each) {
+      return each.tensor.has_storage() && each.tensor.is_alias_of(t);
+    });
   }
 
   static void drop(const Step& step, bool unobserved, Slots* slots) {
@@ -761,7 +785,8 @@ struct Program::Plan {
     const bool exclusive = onlookers.exclusive;
     if (onlookers.unobserved && step.function != nullptr && step.function->serves(*stack)) {
       call_function(step, stack);
-    } else if (exclusive && step.in_place.has_value()) {
+    } else if (exclusive && step.in_place.has_value() &&
+               can_be_written_over((*stack)[step.over].toTensor())) {
       if (step.is_out) stack->push_back((*stack)[step.over]);
       step.in_place->callBoxed(*stack);
     } else if (step.kernel != nullptr) {

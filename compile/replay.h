@@ -44,6 +44,9 @@ struct RunPlan {
   // Values whose strides a pass chose (compile/passes/channels_last.h): where a kernel gives
   // others, its result is copied.
   std::vector<ValueId> chosen;
+  // Constants that somebody else writes into, which outputs may be: NOTE [outputs that are
+  // constants] in compile/own_copy.h.
+  std::vector<ValueId> state;
 };
 
 class Program {
@@ -51,7 +54,8 @@ class Program {
   // Throws what verify() does.
   explicit Program(Graph graph, const RunPlan& plan = {});
 
-  // One tensor for each input of the graph; gives one for each output. Throws TransformError,
+  // One tensor for each input of the graph; gives one for each output, which is no constant of it
+  // (compile/own_copy.h). Throws TransformError,
   // before anything runs, if these are not as many, or of another dtype, shape or device than the
   // graph was traced with (a dynamic dim may have any size).
   std::vector<at::Tensor> run(at::ArrayRef<at::Tensor> inputs,

@@ -106,6 +106,21 @@ TEST(TraceCond, ResultsThatAreOperandsConstantsOrTheSame) {
   expect_replays(f, both_signs({3}));
 }
 
+TEST(TraceCond, OutputsThatAreConstantsAreCopied) {
+  const Tensor w = at::rand({3}, at::kDouble), x = at::rand({3}, at::kDouble), before = w.clone();
+  const auto f = [&](const Tensor& t) {
+    return cond(
+        sum_is_positive(t), [&](const Tensor&) { return w; }, [](const Tensor& y) { return y * 2; },
+        t);
+  };
+  const Program program(torchlift::trace(f, x));
+  for (int i = 0; i < 2; ++i) {
+    const Tensor got = program.run({x})[0];
+    EXPECT_CLOSE(got, before);
+    got.add_(100);
+  }
+}
+
 TEST(TraceCond, WhatIsClosedOverIsAnOperand) {
   const auto f = [](const Tensor& x) {
     const Tensor y = x.sin(), z = x.cos();

@@ -173,6 +173,23 @@ TEST(TraceTest, CapturedTensorsAreConstants) {
   EXPECT_TRUE(graph.constants[0].tensor.is_same(w));
 }
 
+// What a kernel does not read, but wants to have, is a constant of the graph all the same.
+TEST(TraceTest, ConstantsHoldNumbersThatWereWritten) {
+  const Tensor x = at::rand({4, 3}), w = at::rand({3, 5}), y = at::arange(4);
+  const auto loss = [](const Tensor& w, const Tensor& x, const Tensor& y) {
+    return at::cross_entropy_loss(x.matmul(w), y);
+  };
+  for (int i = 0; i < 8; ++i) {
+    std::vector<Tensor> used;  // memory that the trace may get
+    for (int k = 0; k < 64; ++k) used.push_back(at::full({1}, 1234.0F));
+    used.clear();
+    const Graph graph = torchlift::trace(vmap(grad(loss), {.in_dims = in(kNone, 0, 0)}), w, x, y);
+    for (const Constant& constant : graph.constants) {
+      EXPECT_FALSE(at::any(constant.tensor == 1234).item().toBool()) << graph.str();
+    }
+  }
+}
+
 TEST(TraceTest, SeveralResultsAndLists) {
   expect_replays(
       [](const Tensor& x) {
@@ -264,6 +281,41 @@ TEST(ReplayTest, InputsOfOtherStrides) {
   const auto columns = [](const Tensor& y) { return y.t().view({12}); };
   const Program transposed(torchlift::trace(columns, x));
   EXPECT_CLOSE(transposed.run({x.contiguous()})[0], columns(x));
+}
+
+// See NOTE [outputs that are constants] in compile/own_copy.h.
+TEST(ReplayTest, OutputsAreNoConstants) {
+  const Tensor x = at::rand({3}), captured = at::rand({2, 3});
+  const auto f = [&](const Tensor& t) {
+    const Tensor ones = at::ones({3});
+    return std::vector<Tensor>{ones,
+                               ones,
+                               captured,
+                               captured.t(),
+                               captured[1],
+                               t * 2,
+                               at::ones({1}).expand({4}).reshape({2, 2})};
+  };
+  const Program program(torchlift::trace(f, x));
+  std::vector<Tensor> expected;
+  for (const Tensor& each : f(x)) expected.push_back(each.clone());
+  for (int i = 0; i < 2; ++i) {
+    const std::vector<Tensor> got = program.run({x});
+    EXPECT_TRUE(got[0].is_same(got[1])) << "as the function gives them";
+    for (size_t k = 0; k < got.size(); ++k) {
+      EXPECT_CLOSE(got[k], expected[k]);
+      EXPECT_FALSE(got[k].is_alias_of(captured));
+    }
+    EXPECT_EQ(got[6].strides(), f(x)[6].strides());
+    for (const size_t k : {0, 2, 3, 4, 5}) got[k].add_(100);
+  }
+}
+
+TEST(ReplayTest, StateIsGivenItself) {
+  const Tensor state = at::zeros({3});
+  const auto f = [&](const Tensor& t) { return state.add_(t); };
+  const Program program(torchlift::trace(f, at::ones({3})));
+  EXPECT_TRUE(program.run({at::ones({3})})[0].is_alias_of(state));
 }
 
 TEST(ReplayTest, CanBeTransformed) {

@@ -2,6 +2,7 @@
 #include <ATen/ops/cummax.h>
 #include <ATen/ops/cummin.h>
 #include <ATen/ops/cumprod.h>
+#include <ATen/ops/cumprod_backward.h>
 #include <ATen/ops/cumsum.h>
 #include <ATen/ops/logcumsumexp.h>
 #include <gtest/gtest.h>
@@ -47,6 +48,31 @@ TEST(CumulativeRules, InPlace) {
         return Tensors{y.cumsum_(-1).cumprod_(0)};
       },
       true);
+}
+
+// In levels, by NOTE [gradients of running products]; without them, by libtorch's formula.
+TEST(CumulativeRules, GradientOfProducts) {
+  for (const int64_t n : {1, 2, 3, 5, 8}) {
+    for (const int64_t dim : {0, 1}) {
+      for (const int64_t zeros : {0, 2}) {
+        check_rule({.name = "cumprod_backward of " + std::to_string(n),
+                    .f =
+                        [&](const Tensors& in) {
+                          return Tensors{
+                              at::cumprod_backward(in[0], in[1], dim, in[1].cumprod(dim))};
+                        },
+                    .make =
+                        [&](int64_t) {
+                          at::Tensor x = randn({n, n, 2});
+                          for (int64_t k = 0; k < zeros; ++k) {
+                            x.select(0, n / (k + 2)).zero_();
+                            x.select(1, n / (k + 2)).zero_();
+                          }
+                          return Tensors{randn({n, n, 2}), x};
+                        }});
+      }
+    }
+  }
 }
 
 }  // namespace

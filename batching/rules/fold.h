@@ -22,7 +22,7 @@
 // leading dim.
 
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 #include <c10/core/SymIntArrayRef.h>
 
 #include <algorithm>
@@ -210,7 +210,8 @@ struct PlanesOfShape {
     }
     c10::SmallVector<int64_t, 6> sizes(self.value.sizes());
     sizes.insert(sizes.begin() + *grad.bdim, level.size());
-    const at::Tensor shape = at::empty({}, self.value.options()).expand(sizes);
+    // Of zeros: a trace keeps it as a constant, which must not be another one each time.
+    const at::Tensor shape = at::zeros({}, self.value.options()).expand(sizes);
     return Planes<Op, Rank>()(level, grad, BatchedArg{shape, grad.bdim}, rest...);
   }
 };

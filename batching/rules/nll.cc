@@ -4,7 +4,6 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/cross_entropy_loss_compositeimplicitautograd_dispatch.h>
 #include <ATen/ops/cross_entropy_loss_ops.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/gather.h>
 #include <ATen/ops/log_softmax.h>
 #include <ATen/ops/nll_loss2d_backward.h>
@@ -177,8 +176,9 @@ Batched nll_backward(BatchedArg grad, BatchedArg self, BatchedArg target,
   if (!rows.folds || !self.batched() || !target.batched()) {
     return {scattered_grads(rows, cotangents), 0};
   }
-  // The kernel looks at the total weight only for a mean.
-  const at::Tensor unused = at::empty({1}, self.value.options());
+  // The kernel looks at the total weight only for a mean. A trace keeps it as a constant, which
+  // must not be another one each time.
+  const at::Tensor unused = at::zeros({}, self.value.options());
   const at::Tensor g = rows.folded(cotangents);
   const at::Tensor x = rows.folded(rows.self);
   const at::Tensor t = rows.folded(rows.target);

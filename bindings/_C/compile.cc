@@ -27,6 +27,7 @@
 #include "compile/graph.h"
 #include "compile/passes/functionalize.h"
 #include "compile/passes/optimize.h"
+#include "compile/passes/written_memory.h"
 #include "compile/replay.h"
 #include "compile/size_expr.h"
 #include "compile/trace_scope.h"
@@ -333,6 +334,7 @@ void define_graph(py::module_& m) {
       .def("number_constants", &number_constants)
       .def("answers", &answers)
       .def("functionalize", &functionalize_graph)
+      .def("constant_outputs", [](const Graph& self) { return compile::constant_outputs(self); })
       .def("simplify_for_compiler",
            [](Graph& self) {
              return guarded_object([&]() -> py::object {

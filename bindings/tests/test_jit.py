@@ -295,6 +295,58 @@ class TestModules:
         assert "train() and eval()" in f.explain()[1]
 
 
+# --- outputs that are constants --------------------------------------------------------------------
+
+
+CAPTURED = torch.arange(6.0).reshape(2, 3)
+
+
+def independent(p, x):
+    return {
+        "unused": grad(lambda p: (p["w"] * x).sum())(p)["unused"],
+        "ones": torch.ones(3),
+        "linear": grad(lambda x: x.sum())(x),
+        "captured": CAPTURED,
+        "view": CAPTURED.t()[1:],
+        "x": x * 2,
+    }
+
+
+RUNS = {
+    "jit": lambda f, args, tmp_path: jit(f),
+    "trace": lambda f, args, tmp_path: torchlift.trace(f)(*args),
+    "load": lambda f, args, tmp_path: (
+        torchlift.save(f, tmp_path / "f.tlc", *args),
+        torchlift.load(tmp_path / "f.tlc"),
+    )[1],
+    "make_fx": lambda f, args, tmp_path: torchlift.make_fx(f)(*args),
+    "jit, backend": lambda f, args, tmp_path: jit(f, backend=tlc.nop),
+    "aot_function": lambda f, args, tmp_path: tlc.aot_function(f, tlc.nop),
+}
+
+
+@pytest.mark.parametrize("way", RUNS)
+def test_what_is_written_into_outputs_is_not_in_the_next_run(way, tmp_path):
+    args = ({"w": torch.ones(3), "unused": torch.ones(2)}, torch.ones(3))
+    expected = torch.utils._pytree.tree_map(torch.clone, independent(*args))
+    f = RUNS[way](independent, args, tmp_path)
+    for _ in range(3):
+        got = f(*args)
+        assert_close(got, expected)
+        for value in got.values():
+            if 0 not in value.stride():
+                value.add_(100)
+    assert_close(CAPTURED, torch.arange(6.0).reshape(2, 3))
+
+
+def test_a_parameter_that_is_returned_is_differentiable():
+    w = torch.ones(3, requires_grad=True)
+    f = jit(lambda x: (w, x))
+    f(torch.ones(3))
+    f(torch.ones(3))[0].sum().backward()
+    assert_close(w.grad, torch.ones(3))
+
+
 # --- backends --------------------------------------------------------------------------------------
 
 

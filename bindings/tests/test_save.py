@@ -51,6 +51,26 @@ def test_any_size_of_a_dynamic_dim(tmp_path, data):
         )
 
 
+def test_cross_entropy_of_any_batch_size(tmp_path):
+    """Its backward pass takes a weight that it does not read: the same in each trace, and in each file."""
+
+    def loss(w, x, y):
+        return torch.nn.functional.cross_entropy(x @ w, y)
+
+    f = torchlift.vmap(torchlift.grad(loss), in_dims=(None, 0, 0))
+    w, x, y = torch.randn(4, 3), torch.randn(64, 4), torch.randint(3, (64,))
+    contents = set()
+    for i in range(5):
+        used = [torch.full((1,), float(i + 2)) for _ in range(100)]
+        del used
+        path = tmp_path / f"{i}.tlc"
+        torchlift.save(f, path, w, x, y, dynamic={"x": {0: "batch"}, "y": {0: "batch"}})
+        contents.add(path.read_bytes())
+    assert len(contents) == 1
+    got = torchlift.load(path)(w, x[:7], y[:7])
+    torch.testing.assert_close(got, f(w, x[:7], y[:7]))
+
+
 @pytest.mark.parametrize("channels", [8, 12, 33])
 def test_pools_of_any_batch_size(tmp_path, channels):
     """The layout that a batched max pool works in is chosen by the channels alone in a trace."""

@@ -79,7 +79,7 @@ def functionalize(func: Callable[..., Any], *, remove: str = "mutations") -> Cal
 def _run(
     graph: "_C.Graph", tensors: "list[torch.Tensor]", names: "list[str]", copy_views: bool
 ) -> "list[Any]":
-    frame = Frame("functionalize", graph)
+    frame = Frame("functionalize", graph, once=True)
     tensors = frame.inputs(tensors)
     frame.check_aliases(tensors)
     if copy_views:

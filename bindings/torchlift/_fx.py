@@ -58,6 +58,18 @@ class _Exporter:
             self._node(*node)
         self._read(graph.outputs(), constants)
         self.outputs = [self._argument(value) for value in graph.outputs()]
+        self._copy_constants(graph)
+
+    def _copy_constants(self, graph: "_C.Graph") -> None:
+        """What a caller writes into an output must not be in the constants of the next call."""
+        copies: "dict[Any, torch.fx.Node]" = {}
+        for i in graph.constant_outputs():
+            given = self.outputs[i]
+            if not isinstance(given, torch.fx.Node):
+                continue
+            if given not in copies:
+                copies[given] = self.fx_graph.call_function(torch.ops.aten.clone.default, (given,))
+            self.outputs[i] = copies[given]
 
     def _constants_of(self, node: "tuple[Any, ...]", constants: "dict[str, torch.Tensor]") -> None:
         for argument in node[2]:

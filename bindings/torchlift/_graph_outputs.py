@@ -166,11 +166,14 @@ class Frame:
     `graph` has no writes. Its inputs are those that it was traced with, then `state`: the captured
     tensors that the function writes into. So `tensors` of the methods here are what `inputs` gives. Its
     outputs are, by `order`: what goes back into the inputs `updates`, then the outputs that are to be
-    computed; `finish` makes the function's outputs of those.
+    computed; `finish` makes the function's outputs of those. Outputs that are constants are copied in
+    each run (NOTE [outputs that are constants] in compile/own_copy.h); not if `once`, as the graph is
+    of one call.
     """
 
-    def __init__(self, transform: str, traced: "_C.Graph") -> None:
+    def __init__(self, transform: str, traced: "_C.Graph", once: bool = False) -> None:
         self.transform = transform
+        self.once = once
         self.outputs = outputs_of(traced)
         self.graph = traced.copy()
         _, updates, self.state = self.graph.functionalize()
@@ -241,7 +244,7 @@ class Frame:
                 source = {
                     "graph": lambda: computed[output.place],
                     "input": lambda: tensors[output.place],
-                    "constant": lambda: output.value,
+                    "constant": lambda: self._constant(output.value),
                     "output": lambda: make(output.place),
                     "none": lambda: None,
                 }[output.kind]()
@@ -249,6 +252,10 @@ class Frame:
             return made[i]
 
         return [make(i) for i in range(len(self.outputs))]
+
+    def _constant(self, tensor: torch.Tensor) -> torch.Tensor:
+        is_state = any(tensor is each for each in self.state)
+        return tensor if self.once or is_state else tensor.clone()
 
 
 def _memory_of(tensor: torch.Tensor) -> Any:

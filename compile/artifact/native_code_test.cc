@@ -199,7 +199,7 @@ TEST(NativePlanTest, RandomProgramsGiveWhatTheReplayGives) {
   }
 }
 
-TEST(NativePlanTest, ViewsOfInputsConstantsAndResultsAreViews) {
+TEST(NativePlanTest, ViewsOfInputsAndResultsAreViewsAndConstantsAreCopied) {
   GraphBuilder b;
   const ValueId x = b.input(at::randn({2, 3}));
   const at::Tensor held = at::randn({2, 3});
@@ -221,7 +221,8 @@ TEST(NativePlanTest, ViewsOfInputsConstantsAndResultsAreViews) {
   const at::Tensor input = at::randn({2, 3});
   const Tensors outputs = run_around(graph, {input});
   EXPECT_EQ(outputs[0].data_ptr(), input.data_ptr());
-  EXPECT_EQ(outputs[1].data_ptr(), held.data_ptr());
+  EXPECT_FALSE(outputs[1].is_alias_of(held));
+  EXPECT_TRUE(outputs[1].equal(held.t()));
   EXPECT_EQ(outputs[2].storage().data(), outputs[3].storage().data());
   EXPECT_TRUE(outputs[3].equal(input.add(held).t()));
   EXPECT_TRUE(outputs[4].is_same(input));

@@ -12,6 +12,7 @@
 #include "compile/memory_range.h"
 #include "compile/passes/dead_code.h"
 #include "compile/passes/functionalize.h"
+#include "compile/passes/written_memory.h"
 #include "core/error.h"
 
 namespace torchlift::compile {
@@ -165,7 +166,8 @@ NativePlan native_plan(const Graph& graph) {
   return plan;
 }
 
-NativeFrame::NativeFrame(const Graph& graph) : plan_(native_plan(graph)), finish_(plan_.finish) {}
+NativeFrame::NativeFrame(const Graph& graph)
+    : plan_(native_plan(graph)), finish_(plan_.finish, {.state = written_constants(graph)}) {}
 
 std::vector<int64_t> NativeFrame::dims(const std::vector<at::Tensor>& inputs) const {
   std::vector<int64_t> sizes;

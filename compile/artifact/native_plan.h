@@ -15,8 +15,7 @@
 // say that an output is an input, or a view of one, or that two outputs share their memory. So it
 // computes the tensors that own the memory of the outputs, and the graph `finish` makes the views
 // from them, as the program would have. The program's constants are inputs of the compiled code: a
-// file holds them once, for it and for the replay, and a view of a constant is one of the same
-// tensor.
+// file holds them once, for it and for the replay.
 
 #include <ATen/core/Tensor.h>
 

@@ -121,11 +121,19 @@ class Simplifier {
   bool is_real(ValueId id) const { return !at::isComplexType(graph_.type(id).dtype); }
   bool is_integral(ValueId id) const { return at::isIntegralType(graph_.type(id).dtype, true); }
 
+  // Whether it may be a view that conjugates, which view_as_real does not take. An operator gives
+  // the numbers themselves.
+  bool may_be_conjugated(ValueId id) const {
+    if (is_real(id)) return false;
+    const Node* node = producer(id);
+    return node == nullptr || node->is_control_flow() || may_view(*node);
+  }
+
   // --- rules ---
 
   void simplify(Node& node) {
     const ValueId same = same_as(node);
-    if (same != kNoValue) {
+    if (same != kNoValue && (may_view(node) || !may_be_conjugated(same))) {
       replace(result(node), same);
     } else if (node.op == "aten::pow") {
       square(node);

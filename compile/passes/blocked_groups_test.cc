@@ -351,5 +351,17 @@ TEST_F(BlockedGroupsTest, RunsAtTheSameTime) {
   for (std::thread& each : threads) each.join();
 }
 
+// A result that took the memory of a view that conjugates would be one, which view_as_real refuses.
+TEST_F(BlockedGroupsTest, ConjugateViewsAreNotWrittenOver) {
+  GraphBuilder b;
+  const ValueId z = b.input(at::randn({64, 64}, at::kComplexFloat));
+  const ValueId flipped = b.call("aten::flip", {{"self", ref(z)}, {"dims", ints({0})}});
+  const ValueId conjugate = call(b, "_conj", flipped);
+  const ValueId y = call(b, "exp", binary(b, "mul.Tensor", conjugate, z));
+  const Graph graph = b.finish({call(b, "sum", call(b, "view_as_real", y))});
+  const Planned result = check(graph, {b.example(z)}, 1);
+  EXPECT_EQ(result.groups[0].outputs[0].over, conjugate);
+}
+
 }  // namespace
 }  // namespace torchlift::compile

@@ -83,4 +83,22 @@ std::vector<ValueId> written_constants(const Graph& graph) {
   return written;
 }
 
+std::vector<size_t> constant_outputs(const Graph& graph, const std::vector<ValueId>& state) {
+  std::vector<ValueId> constants;
+  for (const Constant& constant : graph.constants) constants.push_back(constant.id);
+  WrittenMemory memory(graph, constants);
+  memory.add(graph.nodes);
+  const auto is_shared = [&](ValueId constant) {
+    return memory.contains(constant) ||
+           std::find(state.begin(), state.end(), constant) != state.end();
+  };
+  std::vector<size_t> found;
+  for (size_t i = 0; i < graph.outputs.size(); ++i) {
+    if (graph.outputs[i] == kNoValue) continue;
+    const std::vector<ValueId>& shown = memory.shown_by(graph.outputs[i]);
+    if (!std::all_of(shown.begin(), shown.end(), is_shared)) found.push_back(i);
+  }
+  return found;
+}
+
 }  // namespace torchlift::compile

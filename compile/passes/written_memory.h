@@ -9,6 +9,7 @@
 //   for (const Node& node : graph.nodes) memory.add(node);
 //   memory.contains(graph.inputs[0]);
 
+#include <cstddef>
 #include <set>
 #include <vector>
 
@@ -29,6 +30,10 @@ class WrittenMemory {
   // The roots that the nodes so far write into.
   const std::set<ValueId>& roots() const { return written_; }
   bool contains(ValueId root) const { return written_.count(root) != 0; }
+  // The roots whose memory a value of the nodes so far may show, sorted.
+  const std::vector<ValueId>& shown_by(ValueId id) const {
+    return shown_.at(static_cast<size_t>(id));
+  }
 
  private:
   std::vector<ValueId>& of(ValueId id) { return shown_.at(static_cast<size_t>(id)); }
@@ -40,6 +45,11 @@ class WrittenMemory {
 // The constants of the graph that its nodes write into, in the graph's order: the state that a run
 // leaves to the next one (NOTE [state] in compile/captured_state.h).
 std::vector<ValueId> written_constants(const Graph& graph);
+
+// The outputs that may be, or be views of, constants that no node writes into, by their places in
+// Graph::outputs: NOTE [outputs that are constants] in compile/own_copy.h. `state`: constants that
+// count as written though these nodes do not.
+std::vector<size_t> constant_outputs(const Graph& graph, const std::vector<ValueId>& state = {});
 
 }  // namespace torchlift::compile
 
