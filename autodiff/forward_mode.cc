@@ -100,7 +100,8 @@ void give_written_tangents(const OperatorHandle& op, Stack* stack) {
   for (size_t i = 0; i < count; ++i) {
     if (!writes_argument(op, i)) continue;
     for_each_tensor((*stack)[first + i], [&](const at::Tensor& t) {
-      if (is_lifted(t) || t._fw_grad(/*level=*/0).defined() || !t.is_floating_point()) return;
+      if (is_lifted(t) || t._fw_grad(/*level=*/0).defined()) return;
+      if (!t.is_floating_point() && !t.is_complex()) return;
       t._set_fw_grad(at::_new_zeros_with_same_feature_meta(lifted_tangent, t), /*level=*/0,
                      /*is_inplace_op=*/true);
     });

@@ -2,9 +2,14 @@
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/allclose.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/complex.h>
 #include <ATen/ops/diag_embed.h>
 #include <ATen/ops/diagonal.h>
 #include <ATen/ops/eye.h>
+#include <ATen/ops/imag.h>
+#include <ATen/ops/index.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/randn.h>
@@ -20,6 +25,7 @@
 
 #include <functional>
 #include <map>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -196,6 +202,25 @@ TEST_F(JacobianTest, WritesIntoAFreshBuffer) {
   };
   EXPECT_NEAR_TENSOR(jacfwd(f)(x), difference(f, x), 1e-6, 1e-8);
   EXPECT_NEAR_TENSOR(jacrev(f)(x), difference(f, x), 1e-6, 1e-8);
+}
+
+// Into complex buffers of the function, and into those that the gradient of an index is made in.
+TEST_F(JacobianTest, WritesIntoAComplexBuffer) {
+  const at::Tensor x = randn({4});
+  const Function written = [](const at::Tensor& a) {
+    at::Tensor z = at::zeros({3}, at::kComplexDouble);
+    z.select(0, 1).copy_(at::complex(a, a.sin()).select(0, 2) * a.select(0, 0));
+    at::Tensor conjugate = at::zeros({2}, at::kComplexDouble).conj();
+    conjugate.copy_(at::complex(a, a.sin()).slice(0, 0, 2));
+    return at::cat({at::view_as_real(z).flatten(), at::imag(conjugate)});
+  };
+  EXPECT_TIGHT(jacfwd(written)(x), jacrev(written)(x));
+  const Function indexed = [](const at::Tensor& a) {
+    const at::Tensor places = at::arange(2) + 1;
+    const at::Tensor z = at::index(at::complex(a, a.sin()), {std::optional<at::Tensor>(places)});
+    return z.abs().pow(3).sum();
+  };
+  EXPECT_TIGHT(jacfwd(grad(indexed))(x), jacrev(grad(indexed))(x));
 }
 
 TEST_F(JacobianTest, NonContiguousInputs) {

@@ -7,8 +7,13 @@
 #include <ATen/ops/conv_transpose2d.h>
 #include <ATen/ops/convolution.h>
 #include <ATen/ops/ones.h>
+#include <ATen/record_function.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+
+#include <memory>
+#include <string>
+#include <vector>
 
 #include "batching/testing/rule_check.h"
 #include "core/level.h"
@@ -195,6 +200,59 @@ TEST(ConvolutionRules, OldForm) {
                   [](int64_t) {
                     return Tensors{randn({2, 3, 6}), randn({2, 3, 3}), randn({2})};
                   }});
+}
+
+// How many calls of libtorch's convolution had a bias.
+int& biased_calls() {
+  static int calls = 0;
+  return calls;
+}
+
+// Kernels with a bias for the channels of all examples are slow.
+TEST(ConvolutionRules, TheBiasIsAddedAfter) {
+  LevelScope scope({.size = 7});
+  const at::Tensor x = lift(at::ones({7, 1, 2, 5}), 0, scope.level());
+  const at::Tensor w = lift(at::ones({7, 2, 2, 3}), 0, scope.level());
+  const at::Tensor b = lift(at::ones({7, 2}), 0, scope.level());
+  biased_calls() = 0;
+  const auto handle = at::addThreadLocalCallback(
+      at::RecordFunctionCallback(
+          [](const at::RecordFunction& call) -> std::unique_ptr<at::ObserverContext> {
+            if (std::string(call.name()) == "aten::_convolution") {
+              const c10::IValue& bias = call.inputs()[2];
+              biased_calls() += bias.isTensor() && bias.toTensor().defined() ? 1 : 0;
+            }
+            return nullptr;
+          })
+          .needsInputs(true)
+          .scopes({at::RecordScope::FUNCTION}));
+  for (const at::Tensor& bias : {b, at::ones({2})}) {
+    at::conv1d(x, w, bias);
+    at::conv1d(at::ones({1, 2, 5}), w, bias);
+    at::conv_transpose1d(x, w, bias);
+    at::conv_transpose1d(at::ones({1, 2, 5}), w, bias);
+  }
+  at::removeCallback(handle);
+  EXPECT_EQ(biased_calls(), 0);
+}
+
+TEST(ConvolutionRules, ABiasMustFit) {
+  LevelScope scope({.size = 7});
+  const at::Tensor w = lift(at::ones({7, 2, 2, 3}), 0, scope.level());
+  const auto message = [&](const at::Tensor& bias) -> std::string {
+    try {
+      at::convolution(at::ones({1, 2, 5}), w, bias, {1}, {0}, {1}, false, {0}, 1);
+    } catch (const c10::Error& e) {
+      return e.what_without_backtrace();
+    }
+    return "nothing was thrown";
+  };
+  EXPECT_THAT(message(at::ones({1})),
+              ::testing::HasSubstr("expected a bias of shape [2], one number for each output "
+                                   "channel, but got shape [1]"));
+  EXPECT_THAT(message(at::ones({2, 1})), ::testing::HasSubstr("but got shape [2, 1]"));
+  EXPECT_THAT(message(at::ones({2}, at::kDouble)),
+              ::testing::HasSubstr("expected a bias of the input's dtype, Float, but got Double"));
 }
 
 TEST(ConvolutionRules, RanksMustAgree) {

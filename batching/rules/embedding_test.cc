@@ -55,6 +55,50 @@ TEST(EmbeddingRules, SecondOrder) {
               .second_order = true});
 }
 
+// So many numbers that the tables become one, for some of the levels at least.
+TEST(EmbeddingRules, Large) {
+  for (const auto dtype : {at::kLong, at::kInt}) {
+    check_rule(
+        {.name = "embedding, large",
+         .f = [=](const Tensors& in) { return Tensors{at::embedding(in[0], in[1].to(dtype))}; },
+         .make =
+             [](int64_t) {
+               return Tensors{randn({5, 300}), integers(0, 5, {3, 4})};
+             }});
+  }
+}
+
+TEST(EmbeddingRules, LargeNested) {
+  const at::Tensor tables = randn({2, 3, 5, 64}), indices = integers(0, 5, {2, 3, 50});
+  const auto lookup = [](const at::Tensor& table, const at::Tensor& index) {
+    return at::embedding(table, index);
+  };
+  const at::Tensor got = vmap(vmap(lookup))(tables, indices);
+  const at::Tensor turned =
+      vmap(vmap(lookup), {.in_dims = in(1, 0)})(tables.transpose(0, 1).contiguous(), indices);
+  EXPECT_TRUE(at::equal(got, turned));
+  for (int64_t i = 0; i < 2; ++i) {
+    for (int64_t j = 0; j < 3; ++j) {
+      EXPECT_TRUE(at::equal(got[i][j], lookup(tables[i][j], indices[i][j])));
+    }
+  }
+}
+
+// An index that is out of its own table, not out of all of them.
+TEST(EmbeddingRules, IndicesOutOfATable) {
+  const at::Tensor tables = randn({3, 5, 64});
+  for (const int64_t wrong : {-1, 5, -5, 9}) {
+    for (const int64_t count : {2, 50}) {
+      at::Tensor indices = at::ones({3, count}, at::kLong);
+      indices[1][1] = wrong;
+      const auto lookup = [](const at::Tensor& table, const at::Tensor& index) {
+        return at::embedding(table, index);
+      };
+      EXPECT_ANY_THROW(vmap(lookup)(tables, indices)) << wrong << " of " << count;
+    }
+  }
+}
+
 TEST(EmbeddingRules, Renorm) {
   check_rule({.name = "embedding_renorm_",
               .f =

@@ -20,13 +20,16 @@
 #include <ATen/ops/tensordot.h>
 #include <ATen/ops/vdot.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/record_function.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <exception>
+#include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "batching/testing/rule_check.h"
 #include "core/level.h"
@@ -300,6 +303,37 @@ TEST(MatmulRules, Composites) {
   check_rule(product("bilinear",
                      [](const Tensors& in) { return at::bilinear(in[0], in[1], in[2], in[3]); },
                      {{2, 3}, {2, 5}, {4, 3, 5}, {4}}));
+}
+
+// The shapes that aten::bmm was called with.
+std::vector<std::vector<int64_t>>& shapes_of_bmm() {
+  static std::vector<std::vector<int64_t>> shapes;
+  return shapes;
+}
+
+// A batch of products with one column each takes several times as long as one with rows.
+TEST(MatmulRules, MatricesTimesVectorsAreRows) {
+  LevelScope scope({.size = 7});
+  const at::Tensor a = lift(at::ones({7, 3, 5}), 0, scope.level());
+  const at::Tensor v = lift(at::ones({7, 5}), 0, scope.level());
+  shapes_of_bmm().clear();
+  const auto handle = at::addThreadLocalCallback(
+      at::RecordFunctionCallback(
+          [](const at::RecordFunction& call) -> std::unique_ptr<at::ObserverContext> {
+            if (std::string(call.name()) == "aten::bmm") {
+              for (const c10::IValue& input : call.inputs()) {
+                shapes_of_bmm().push_back(input.toTensor().sizes().vec());
+              }
+            }
+            return nullptr;
+          })
+          .needsInputs(true)
+          .scopes({at::RecordScope::FUNCTION}));
+  at::mv(a, v);
+  at::linear(v, a, at::ones({3}));
+  at::removeCallback(handle);
+  const std::vector<int64_t> rows{7, 1, 5}, transposes{7, 5, 3};
+  EXPECT_THAT(shapes_of_bmm(), ::testing::ElementsAre(rows, transposes, rows, transposes));
 }
 
 std::string message_of(const std::function<void()>& f) {

@@ -30,25 +30,31 @@ constexpr int64_t kVectorBytes = 64;
 constexpr int64_t kManyRows = 16;
 constexpr int64_t kManyTerms = 32;
 constexpr int64_t kMuchWork = int64_t{1} << 17;
+// From how many elements of a matrix of a batch on that is so of its product with a column.
+constexpr int64_t kLargeForColumn = 512;
 
 // Operators on values of another vmap come to the rules of its level, with the sizes that count. A
 // graph has the product as it is: one that serves all sizes cannot depend on them, and who runs it
 // decides then (compile/replay.cc).
 bool is_decided_here(const at::Tensor& t) { return as_lifted(t) == nullptr; }
 
+bool is_batch(const at::Tensor& a) { return a.dim() == 3; }
+
 bool is_turned(const at::Tensor& a, const at::Tensor& b) {
   if (!has_slow_kernels()) return false;
   const at::ScalarType dtype = a.scalar_type();
   if (dtype != at::kFloat && dtype != at::kDouble) return false;
   const int64_t rows = a.size(-2), terms = a.size(-1), columns = b.size(-1);
-  if (columns <= 2 || columns * static_cast<int64_t>(a.element_size()) >= kVectorBytes)
+  if (columns == 0 || columns * static_cast<int64_t>(a.element_size()) >= kVectorBytes)
     return false;
-  if (rows < kManyRows || terms < kManyTerms || a.numel() * columns < kMuchWork) return false;
+  if (columns == 1) {  // at::mm has a kernel for this
+    if (!is_batch(a) || a.size(0) < 2 || rows * terms < kLargeForColumn) return false;
+  } else if (rows < kManyRows || terms < kManyTerms || a.numel() * columns < kMuchWork) {
+    return false;
+  }
   return a.device().is_cpu() && a.layout() == c10::kStrided && b.layout() == c10::kStrided &&
          b.scalar_type() == dtype && is_decided_here(a) && is_decided_here(b);
 }
-
-bool is_batch(const at::Tensor& a) { return a.dim() == 3; }
 
 // A product of transposes, whose rows are not narrow, in the layout that at::mm returns.
 at::Tensor in_order(const at::Tensor& turned) { return turned.mT().contiguous(); }
