@@ -208,8 +208,8 @@ int& biased_calls() {
   return calls;
 }
 
-// Kernels with a bias for the channels of all examples are slow.
-TEST(ConvolutionRules, TheBiasIsAddedAfter) {
+// The kernel for transposed ones is slow with a bias for the channels of all examples.
+TEST(ConvolutionRules, TheBiasIsAddedAfterTransposedOnes) {
   LevelScope scope({.size = 7});
   const at::Tensor x = lift(at::ones({7, 1, 2, 5}), 0, scope.level());
   const at::Tensor w = lift(at::ones({7, 2, 2, 3}), 0, scope.level());
@@ -227,8 +227,6 @@ TEST(ConvolutionRules, TheBiasIsAddedAfter) {
           .needsInputs(true)
           .scopes({at::RecordScope::FUNCTION}));
   for (const at::Tensor& bias : {b, at::ones({2})}) {
-    at::conv1d(x, w, bias);
-    at::conv1d(at::ones({1, 2, 5}), w, bias);
     at::conv_transpose1d(x, w, bias);
     at::conv_transpose1d(at::ones({1, 2, 5}), w, bias);
   }
@@ -241,7 +239,7 @@ TEST(ConvolutionRules, ABiasMustFit) {
   const at::Tensor w = lift(at::ones({7, 2, 2, 3}), 0, scope.level());
   const auto message = [&](const at::Tensor& bias) -> std::string {
     try {
-      at::convolution(at::ones({1, 2, 5}), w, bias, {1}, {0}, {1}, false, {0}, 1);
+      at::convolution(at::ones({1, 2, 5}), w, bias, {1}, {0}, {1}, true, {0}, 1);
     } catch (const c10::Error& e) {
       return e.what_without_backtrace();
     }

@@ -229,9 +229,10 @@ bool scan_arguments(PyObject* in_dims, PyObject* arguments, Scan& scan) {
 PyObject* vmap_call(PyObject* /*self*/, PyObject* const* args, Py_ssize_t /*count*/) {
   return guarded([&]() -> py::object {
     PyObject *func = args[0], *in_dims = args[1], *out_dims = args[2], *finish = args[5];
-    PyObject* arguments = args[6];
+    PyObject *arguments = args[6], *chunk_size = args[7];
     Scan scan(args[4]);
     if (!scan_arguments(in_dims, arguments, scan) || scan.size() < 0) return not_implemented();
+    if (chunk_size != Py_None && scan.size() > to_int(chunk_size)) return not_implemented();
     const LevelScope scope(options(scan.size(), args[3]));
     const Lift lift_argument(scope.level());
     const py::object lifted = map_with_dims(in_dims, arguments, lift_argument);

@@ -24,8 +24,8 @@ namespace torchlift::python {
 // leaves: tensors; dims: for each the out_dim, an int or None; unflatten(list) makes the result;
 // fail(i, batched) raises the error that out_dim i does not suit leaf i.
 
-// vmap_call(func, in_dims, out_dims, randomness, axis_size, finish, args) -> result or
-// NotImplemented
+// vmap_call(func, in_dims, out_dims, randomness, axis_size, finish, args, chunk_size) -> result or
+// NotImplemented, which it also returns where there is more than one chunk.
 PyObject* vmap_call(PyObject* self, PyObject* const* args, Py_ssize_t count);
 
 // vmap_leaves(call, size, randomness, leaves, dims, chunks=None) -> result. call(lifted leaves)

@@ -218,6 +218,40 @@ class TestChunks:
         got = vmap(lambda x: (x, torch.ones(2)), out_dims=(0, None), chunk_size=2)(torch.ones(5))
         assert got[0].shape == (5,) and got[1].shape == (2,)
 
+    @pytest.mark.parametrize("chunk", (2, 5))
+    def test_structures_are_looked_at_in_every_chunk(self, chunk):
+        calls = []
+
+        def changing(outputs):
+            calls.clear()
+
+            def f(x):
+                calls.append(x)
+                return outputs[min(len(calls), len(outputs)) - 1](x)
+
+            return lambda **options: vmap(f, chunk_size=chunk, **options)(torch.arange(5.0))
+
+        pair = lambda x: {"a": x.sin(), "b": (x, x * 2)}  # noqa: E731
+        got = changing([pair])(out_dims={"a": 0, "b": (0, -1)})
+        assert got["b"][1].equal(torch.arange(5.0) * 2) and list(got) == ["a", "b"]
+        if chunk == 5:
+            return
+        with pytest.raises(ValueError, match=r"one chunk returned 1 tensors, an earlier one 3"):
+            changing([pair, torch.sin])()
+        with pytest.raises(ValueError, match=r"the output\['b'\]\[1\] is 3 \(of type int\)"):
+            changing([pair, lambda x: {"a": x, "b": (x, 3)}])()
+        with pytest.raises(ValueError, match=r"the output\['a'\] differs between examples"):
+            changing([lambda x: {"a": torch.ones(2)}, lambda x: {"a": x}])(out_dims=None)
+        with pytest.raises(ValueError, match=r"out_dims has \{'a': 0\} for it"):
+            changing([lambda x: {"a": x}, lambda x: [x]])(out_dims={"a": 0})
+
+    def test_one_chunk_is_no_chunk(self):
+        x = torch.randn(5, 3)
+        assert vmap(torch.sin, chunk_size=5)(x).equal(x.sin())
+        w = torch.randn(3, requires_grad=True)
+        assert vmap(torch.mul, in_dims=(0, None), chunk_size=8)(x, w).grad_fn is not None
+        assert vmap(lambda s: x[0] * s, in_dims=None, axis_size=3, chunk_size=2)(2).shape == (3, 3)
+
     def test_under_grad(self):
         x = torch.randn(5, 3)
         f = lambda w: vmap(lambda v: (v * w).sin().sum(), chunk_size=2)(x).sum()  # noqa: E731

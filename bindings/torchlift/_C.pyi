@@ -49,6 +49,7 @@ def vmap_call(
     axis_size: int | None,
     finish: Callable[[Any], tuple[Any, ...]],
     args: tuple[Any, ...],
+    chunk_size: int | None,
     /,
 ) -> Any: ...
 def vmap_leaves(

@@ -145,6 +145,8 @@ def broadcast_prefix(
     A leaf of prefix (an int or None) stands for the whole subtree in its place.
     """
     if prefix is None or isinstance(prefix, int):
+        if type(tree) is torch.Tensor:
+            return [(path, prefix, tree, True)]
         paths, leaves, _ = flatten_with_path(tree)
         return [(path + below, prefix, leaf, not below) for below, leaf in zip(paths, leaves)]
     dims = flatten_one_level(prefix)

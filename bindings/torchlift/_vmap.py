@@ -6,7 +6,6 @@ in bindings/_C/vmap.h.
 
 from __future__ import annotations
 
-import functools
 from typing import Any, Callable, Mapping, Sequence
 
 import torch
@@ -81,7 +80,7 @@ def vmap(
         in_dims = tuple(in_dims)
     # Most calls need no _Vmap, and are made of a vmap that is itself made for the one call.
     options = (func, in_dims, out_dims, random, chunk_size, axis_size, memory_budget)
-    if chunk_size is not None or memory_budget is not None or isinstance(in_dims, dict):
+    if memory_budget is not None or isinstance(in_dims, dict):
 
         @wraps(func)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -97,7 +96,7 @@ def vmap(
     @wraps(func)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         if not kwargs:
-            result = call(func, in_dims, out_dims, random, axis_size, finish, args)
+            result = call(func, in_dims, out_dims, random, axis_size, finish, args, chunk_size)
             if result is not NotImplemented:
                 return result
         return _Vmap(*options).general(args, kwargs)
@@ -134,6 +133,10 @@ def _check_options(
     return random
 
 
+def _as_it_is(leaves: "list[Any]") -> "list[Any]":
+    return leaves
+
+
 class _Leaf:
     """A leaf of the arguments: where it is, and the dim it is mapped over."""
 
@@ -158,6 +161,8 @@ class _Vmap:
     ) -> None:
         self.func, self.in_dims, self.out_dims, self.random = func, in_dims, out_dims, random
         self.chunk_size, self.axis_size, self.memory_budget = chunk_size, axis_size, memory_budget
+        # The structure of an output that out_dims fit, and the dim of each leaf.
+        self.placed: "tuple[Any, list[Any]] | None" = None
 
     # --- inputs ---------------------------------------------------------------------------------
 
@@ -170,7 +175,8 @@ class _Vmap:
             *((name, value, kwarg_dims[name]) for name, value in kwargs.items()),
         ]:
             found = self.flat_argument(args, kwargs, argument, value, dims)
-            specs.append((len(found), _pytree.flatten(value)[1]))
+            is_leaf = type(value) is torch.Tensor
+            specs.append((len(found), _pytree.LEAF if is_leaf else _pytree.flatten(value)[1]))
             leaves += found
         size = self.batch_size(args, kwargs, leaves)
 
@@ -397,8 +403,16 @@ class _Vmap:
         # Where the function is on several devices, the first mapped tensor's memory counts.
         like = next((v for v, dim in zip(values, dims) if dim is not None), None)
         chunks = _C.Chunks(size, self.random, self.chunk_size, self.memory_budget, like)
-        plain = functools.partial(self.chunk_output, call)
-        unflatten = None
+        places: "list[Any]" = []
+        unflatten: Any = None
+
+        def flat(lifted: "list[Any]") -> "tuple[Any, ...]":
+            """As `call`, but the result is kept flat."""
+            nonlocal places, unflatten
+            leaves, places, own, fail = call(lifted)
+            unflatten = unflatten or own
+            return leaves, places, _as_it_is, fail
+
         try:
             while chunks.next():
                 start, count = chunks.start(), chunks.length()
@@ -406,19 +420,12 @@ class _Vmap:
                     value if dim is None else value.narrow(dim, start, count)
                     for value, dim in zip(values, dims)
                 ]
-                result = _C.vmap_leaves(plain, count, self.random, chunk, dims, chunks)
-                chunks.end(result[0], result[1])
-                unflatten = unflatten or result[2]
+                result = _C.vmap_leaves(flat, count, self.random, chunk, dims, chunks)
+                chunks.end(result, places)
                 del result, chunk
             return unflatten(chunks.join())
         finally:
             chunks.close()
-
-    @staticmethod
-    def chunk_output(call: Callable[..., Any], values: "list[Any]") -> "tuple[Any, ...]":
-        """As `call`, but the result is kept flat: (leaves, out_dims, unflatten)."""
-        leaves, dims, unflatten, fail = call(values)
-        return leaves, dims, lambda lowered: (lowered, dims, unflatten), fail
 
     # --- outputs --------------------------------------------------------------------------------
 
@@ -427,19 +434,15 @@ class _Vmap:
         if output is None:
             self.fail_output("the function returned None. It must return tensors: did it forget its "
                              "return statement?")
-        out_dims = self.out_dims
-        if isinstance(output, torch.Tensor) and isinstance(out_dims, (tuple, list)):
-            if len(out_dims) == 1:
-                out_dims = out_dims[0]
+        if type(output) is torch.Tensor and not output.is_nested:
+            if self.out_dims is None or type(self.out_dims) is int:
+                return [output], [self.out_dims], _pytree.LEAF.unflatten, self.misfit_of(output)
         leaves, spec = _pytree.flatten(output)
-        try:
-            entries = _pytree.broadcast_prefix(out_dims, output)
-        except _pytree.PrefixError as error:
-            self.fail_output(
-                f"the output{_pytree.format_path(error.path)} is {describe(error.tree)}, but "
-                f"out_dims has {error.prefix!r} for it. out_dims is an int, None, or a structure "
-                f"of these like the output's."
-            )
+        # Chunks have outputs of one structure: only the leaves of the second are new.
+        if self.placed is not None and spec == self.placed[0]:
+            if all(isinstance(leaf, torch.Tensor) and not leaf.is_nested for leaf in leaves):
+                return leaves, self.placed[1], spec.unflatten, self.misfit_of(output)
+        entries = self.place(output)
         for path, _, leaf, _ in entries:
             if not isinstance(leaf, torch.Tensor):
                 self.fail_output(
@@ -451,9 +454,31 @@ class _Vmap:
                     f"the output{_pytree.format_path(path)} is a nested tensor, which has no dim "
                     f"for the examples. Return its to_padded_tensor(0.0)."
                 )
+        dims = [dim for _, dim, _, _ in entries]
+        self.placed = spec, dims
+        return leaves, dims, spec.unflatten, self.misfit_of(output)
+
+    def place(self, output: Any) -> "list[tuple[tuple[Any, ...], Any, Any, bool]]":
+        """For every leaf of the output: (its path, its out_dim, it, whether they are level)."""
+        out_dims = self.out_dims
+        if isinstance(output, torch.Tensor) and isinstance(out_dims, (tuple, list)):
+            if len(out_dims) == 1:
+                out_dims = out_dims[0]
+        try:
+            return _pytree.broadcast_prefix(out_dims, output)
+        except _pytree.PrefixError as error:
+            self.fail_output(
+                f"the output{_pytree.format_path(error.path)} is {describe(error.tree)}, but "
+                f"out_dims has {error.prefix!r} for it. out_dims is an int, None, or a structure "
+                f"of these like the output's."
+            )
+            raise AssertionError from error
+
+    def misfit_of(self, output: Any) -> "Callable[[int, bool], None]":
+        """What raises the error that an out_dim does not suit its leaf."""
 
         def fail(index: int, batched: bool) -> None:
-            path, dim, leaf, _ = entries[index]
+            path, dim, leaf, _ = self.place(output)[index]
             where = f"the output{_pytree.format_path(path)}"
             if batched:
                 self.fail_output(
@@ -467,7 +492,7 @@ class _Vmap:
                 f"[{-rank}, {rank - 1}], got {dim}."
             )
 
-        return leaves, [dim for _, dim, _, _ in entries], spec.unflatten, fail
+        return fail
 
     # --- errors ---------------------------------------------------------------------------------
 
