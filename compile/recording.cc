@@ -1,11 +1,20 @@
 #include "compile/recording.h"
 
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/as_strided.h>
+#include <c10/core/ScalarType.h>
+#include <c10/util/accumulate.h>
+
 #include <algorithm>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include "batching/rules/numbers.h"
 #include "core/error.h"
+#include "core/level.h"
 #include "core/lifted_tensor.h"
+#include "nn_functional/substitution.h"
 
 namespace torchlift::compile {
 
@@ -33,8 +42,12 @@ void Recording::know_in(Frame& frame, const at::Tensor& inner, ValueId id) {
   if (!inner.has_storage()) return;
   const c10::StorageImpl* storage = inner.storage().unsafeGetStorageImpl();
   const auto found = frame.owners.find(storage);
-  if (found == frame.owners.end() || found->second.tensor.expired()) {
-    frame.owners.insert_or_assign(storage, known);
+  const bool spread = found != frame.owners.end() && frame.spread.count(found->second.id) > 0;
+  if (found == frame.owners.end() || (!spread && found->second.tensor.expired())) {
+    frame.owners.insert_or_assign(
+        storage,
+        MemoryOwner{
+            .tensor = known.tensor, .memory = inner.storage().getWeakStorageImpl(), .id = id});
   }
 }
 
@@ -96,8 +109,42 @@ void Recording::know_constant(const at::Tensor& t, const at::Tensor& inner) {
 ValueId Recording::constant_in(size_t depth, const at::Tensor& t) {
   if (depth > 0) return capture_in(depth, constant_in(depth - 1, t), t);
   const auto [found, added] = constants_.try_emplace(t.unsafeGetTensorImpl(), kNoValue);
-  if (added) found->second = root_.graph.add_constant(t);
+  if (added) {
+    if (t.has_storage()) {
+      constants_in_[t.storage().unsafeGetStorageImpl()].push_back(root_.graph.constants.size());
+    }
+    found->second = root_.graph.add_constant(t);
+  }
   return found->second;
+}
+
+namespace {
+
+// t in memory of its own, with the same strides.
+at::Tensor kept(const at::Tensor& t) {
+  const UnfilteredScope unseen;
+  const RuleDepthScope within(1);
+  const c10::AutoGradMode no_grad(false);
+  if (t.is_non_overlapping_and_dense()) return t.detach().clone();
+  int64_t extent = t.numel() == 0 ? 0 : 1;
+  for (int64_t dim = 0; dim < t.dim() && extent > 0; ++dim) {
+    extent += (t.size(dim) - 1) * t.stride(dim);
+  }
+  const at::Tensor row = at::as_strided(t.detach(), {extent}, {1}, t.storage_offset());
+  return at::as_strided(row.clone(), t.sizes(), t.strides(), 0);
+}
+
+}  // namespace
+
+void Recording::keep_constants(const c10::StorageImpl* memory) {
+  const auto found = constants_in_.find(memory);
+  if (found == constants_in_.end()) return;
+  for (const size_t place : found->second) {
+    at::Tensor& constant = root_.graph.constants[place].tensor;
+    constants_.erase(constant.unsafeGetTensorImpl());
+    constant = kept(constant);
+  }
+  constants_in_.erase(found);
 }
 
 ValueId Recording::capture_in(size_t depth, ValueId outer, const at::Tensor& real) {
@@ -110,25 +157,88 @@ ValueId Recording::capture_in(size_t depth, ValueId outer, const at::Tensor& rea
   return id;
 }
 
+namespace {
+
+// Written into a frame one after the other: each a view of the one before.
+class Views {
+ public:
+  Views(Graph& graph, ValueId id, std::string source)
+      : graph_(graph), id_(id), source_(std::move(source)) {}
+
+  ValueId id() const { return id_; }
+  const TensorType& type() const { return graph_.value(id_).type; }
+
+  void add(const std::string& name, const std::string& overload, std::vector<Argument> args,
+           TensorType type) {
+    Node node{.op = "aten::" + name,
+              .overload = overload,
+              .args = {ValueRef{id_}},
+              .results = {},
+              .subgraphs = {},
+              .source = source_};
+    node.args.insert(node.args.end(), args.begin(), args.end());
+    id_ = graph_.add_value(std::move(type), name);
+    node.results.push_back({.ids = {id_}});
+    graph_.nodes.push_back(std::move(node));
+  }
+
+  void add_strided(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
+                   int64_t offset) {
+    add("as_strided", "", {c10::IValue(sizes), c10::IValue(strides), c10::IValue(offset)},
+        type_with(type().dtype, sizes, strides));
+  }
+
+  // The elements of contiguous memory, in a row, as those of another type. By view_as_real and
+  // view_as_complex where they will do, as view(dtype) has no derivative.
+  void add_elements(at::ScalarType dtype) {
+    const at::ScalarType from = type().dtype;
+    const int64_t numel = c10::multiply_integers(type().concrete_sizes());
+    if (c10::isComplexType(from) && c10::toRealValueType(from) == dtype) {
+      add_strided({numel}, {1}, 0);
+      add("view_as_real", "", {}, type_with(dtype, {numel, 2}, {2, 1}));
+    } else if (c10::isComplexType(dtype) && c10::toRealValueType(dtype) == from) {
+      add_strided({numel / 2, 2}, {2, 1}, 0);
+      add("view_as_complex", "", {}, type_with(dtype, {numel / 2}, {1}));
+    } else {
+      const auto count = numel * static_cast<int64_t>(c10::elementSize(from)) /
+                         static_cast<int64_t>(c10::elementSize(dtype));
+      add_strided({numel}, {1}, 0);
+      add("view", "dtype", {c10::IValue(dtype)}, type_with(dtype, {count}, {1}));
+    }
+  }
+
+ private:
+  TensorType type_with(at::ScalarType dtype, const std::vector<int64_t>& sizes,
+                       const std::vector<int64_t>& strides) const {
+    return {.dtype = dtype,
+            .device = type().device,
+            .layout = type().layout,
+            .sizes = {sizes.begin(), sizes.end()},
+            .strides = {strides.begin(), strides.end()}};
+  }
+
+  Graph& graph_;
+  ValueId id_;
+  const std::string source_;
+};
+
+}  // namespace
+
 // What promotion makes of the views of a tensor that gets memory of its own (core/promotion.h) are
-// views of that memory, whose value is known.
+// views of that memory, whose value is known. As there, the memory is first made what the view
+// makes of it lazily: its strides and offset count elements of its own type.
 ValueId Recording::view_of_owner(Frame& frame, const at::Tensor& inner) {
   if (!inner.has_storage()) return kNoValue;
   const auto owner = frame.owners.find(inner.storage().unsafeGetStorageImpl());
   if (owner == frame.owners.end() || frame.spread.count(owner->second.id) == 0) return kNoValue;
   const at::Tensor real = inner.squeeze(0);
-  Node node{.op = "aten::as_strided",
-            .overload = "",
-            .args = {ValueRef{owner->second.id}, c10::IValue(real.sizes()),
-                     c10::IValue(real.strides()), c10::IValue(real.storage_offset())},
-            .results = {},
-            .subgraphs = {},
-            .source = source()};
-  const ValueId id = frame.graph.add_value(type_of(real), "as_strided");
-  node.results.push_back({.ids = {id}});
-  frame.graph.nodes.push_back(std::move(node));
-  know_in(frame, inner, id);
-  return id;
+  Views views(frame.graph, owner->second.id, source());
+  if (views.type().dtype != real.scalar_type()) views.add_elements(real.scalar_type());
+  if (real.is_conj()) views.add("_conj", "", {}, views.type());
+  if (real.is_neg()) views.add("_neg_view", "", {}, views.type());
+  views.add_strided(real.sizes().vec(), real.strides().vec(), real.storage_offset());
+  know_in(frame, inner, views.id());
+  return views.id();
 }
 
 void Recording::note_copy_for_view(const char* op, const at::Tensor& base, const at::Tensor& copy) {

@@ -34,6 +34,13 @@ struct KnownTensor {
   ValueId id;
 };
 
+// The first known tensor of a memory. The memory is not held, but no other has its address.
+struct MemoryOwner {
+  c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl> tensor;
+  c10::weak_intrusive_ptr<c10::StorageImpl> memory;
+  ValueId id;
+};
+
 struct Frame {
   // A value of the frame below that is an input here.
   struct Capture {
@@ -45,7 +52,7 @@ struct Frame {
   Graph graph;
   std::vector<Capture> captures;
   std::unordered_map<const c10::TensorImpl*, KnownTensor> known;
-  std::unordered_map<const c10::StorageImpl*, KnownTensor> owners;
+  std::unordered_map<const c10::StorageImpl*, MemoryOwner> owners;
   // Values whose memory begins at the start of its storage.
   std::unordered_set<ValueId> spread;
   // The memory of captures, and of what a loop carries, which operators here must not write to.
@@ -79,6 +86,9 @@ class Recording {
   void replace_constants(std::function<at::Tensor(const at::Tensor&)> replacement) {
     replacement_ = std::move(replacement);
   }
+  // Before `memory` is written to by an operator that is not written down, or gives up what shows
+  // it: constants that lie there become copies of what they are now, and the graph lets go of it.
+  void keep_constants(const c10::StorageImpl* memory);
   // What the graph has in the place of t.
   at::Tensor replaced(const at::Tensor& t) const { return replacement_ ? replacement_(t) : t; }
   ValueId add_value(const at::Tensor& real, const std::string& name);
@@ -116,6 +126,8 @@ class Recording {
   Frame root_;
   std::vector<Frame*> frames_;
   std::unordered_map<const c10::TensorImpl*, ValueId> constants_;  // of the root
+  // Their places in the root's list, by their memory.
+  std::unordered_map<const c10::StorageImpl*, std::vector<size_t>> constants_in_;
   int64_t assumptions_ = 0;
 
   struct CopyForView {

@@ -109,7 +109,7 @@ StateFilter::~StateFilter() {
 }
 
 bool StateFilter::call(const OperatorHandle& op, Stack* stack) {
-  // What an operator is made of works on memory of its own.
+  // What an operator is made of works on memory of its own, or its targets'.
   if (busy_) return shapes_filter_ != nullptr && shapes_filter_->call(op, stack);
   const BusyScope busy(busy_);
   const Facts& facts = facts_of(op);
@@ -192,6 +192,25 @@ void StateFilter::add_state(Memory storage) {
   if (known == nullptr && !range.empty()) state_ranges_.emplace(range.end, storage);
 }
 
+// A write into t is one into its tangents too, of all levels.
+void StateFilter::keep_tangents(const at::Tensor& t) {
+  const SubstitutionScope* scope = SubstitutionScope::current();
+  const at::Tensor* value =
+      scope != nullptr && scope->active() ? SubstitutionScope::find_anywhere(t) : nullptr;
+  if (value == nullptr) value = &t;
+  while (true) {
+    const at::Tensor& tangent = value->_fw_grad(/*level=*/0);
+    if (tangent.defined()) {
+      const Place place = place_of(tangent);
+      if (place.plain != nullptr && !is_state(place)) recording_.keep_constants(place.memory());
+      keep_tangents(tangent);
+    }
+    const LiftedTensorImpl* impl = as_lifted(*value);
+    if (impl == nullptr) return;
+    value = &impl->value();
+  }
+}
+
 void StateFilter::note_argument(size_t i, const at::Tensor& t, Places* places) {
   places->push_back(place_of(t));
   Place& place = places->back();
@@ -210,6 +229,9 @@ void StateFilter::prepare(const OperatorHandle& op, const Facts& facts, Stack* s
     } else if (args[i].isList()) {
       for_each_tensor(args[i], [&](const at::Tensor& t) { note_argument(i, t, &places); });
     }
+    if (facts.writes(args, i)) {
+      for_each_tensor(args[i], [&](const at::Tensor& t) { keep_tangents(t); });
+    }
   }
   if (arguments_.empty()) return;
   const auto shows_state = [this](const Place& place) {
@@ -220,7 +242,11 @@ void StateFilter::prepare(const OperatorHandle& op, const Facts& facts, Stack* s
   const bool recorded = facts.random || std::any_of(places.begin(), places.end(),
                                                     [](const Place& p) { return p.recorded; });
   for (const Place& place : places) {
-    if (place.plain == nullptr || !facts.writes(args, place.argument)) continue;
+    if (place.plain == nullptr) continue;
+    if (facts.changes_shape && place.argument == 0 && made_.count(place.memory()) != 0) {
+      recording_.keep_constants(place.memory());
+    }
+    if (!facts.writes(args, place.argument)) continue;
     any_state = note_write(place.tensor(), recorded || any_state) || any_state;
   }
   if (!any_state) return;
@@ -256,7 +282,11 @@ void StateFilter::check_asked(const OperatorHandle& op, const Facts& facts,
 
 bool StateFilter::note_write(const at::Tensor& plain, bool recorded) {
   const Memory memory = memory_of(plain);
-  if (state_of(memory) != nullptr || made_.count(memory) != 0) return false;
+  if (state_of(memory) != nullptr) return false;
+  const bool made = made_.count(memory) != 0;
+  // What the graph read of it so far are the numbers that are there now.
+  if (made || !recorded) recording_.keep_constants(memory);
+  if (made) return false;
   if (recorded) {
     add_state(memory);
     state_.run_.found.push_back(plain.storage());

@@ -90,6 +90,8 @@ class StateFilter final : public OperatorFilter {
   }
 
   void prepare(const c10::OperatorHandle& op, const Facts& facts, torch::jit::Stack* stack);
+  // Before a write into t (Recording::keep_constants).
+  void keep_tangents(const at::Tensor& t);
   void note_argument(size_t i, const at::Tensor& t, Places* places);
   void check_asked(const c10::OperatorHandle& op, const Facts& facts, const Places& places) const;
   // Whether it is state from now on.

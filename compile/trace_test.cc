@@ -166,6 +166,111 @@ TEST(TraceTest, DerivativesThroughWritesIntoViews) {
   expect_replays(vmap(vmap(grad(weighted))), at::rand({2, 3, 4}, at::kDouble));
 }
 
+// A view may have other elements than the memory that is written into: of another type, conjugated,
+// negated.
+TEST(TraceTest, WritesIntoViewsOfAnotherType) {
+  const at::TensorOptions reals(at::kDouble), complexes(at::kComplexDouble);
+  struct Case {
+    at::TensorOptions options;  // of what is written into, [6, 2]
+    std::function<Tensor(const Tensor&)> view;
+    bool differentiable = true;
+  };
+  const std::vector<Case> all = {
+      {complexes, [](const Tensor& z) { return z.conj(); }},
+      {complexes, [](const Tensor& z) { return z.conj()[1]; }},
+      {complexes, [](const Tensor& z) { return at::imag(z)[1]; }},
+      {complexes, [](const Tensor& z) { return at::real(z).slice(0, 1); }},
+      {complexes, [](const Tensor& z) { return at::view_as_real(z).select(2, 1); }},
+      {reals, [](const Tensor& z) { return at::_neg_view(z)[1]; }},
+      {reals, [](const Tensor& z) { return at::view_as_complex(z).slice(0, 1, 3); }},
+      {reals, [](const Tensor& z) { return z.view(at::kFloat)[1]; }, false},
+  };
+  for (const Case& each : all) {
+    const auto shown = [](const Tensor& z) {
+      return z.is_complex() ? at::real(z) + 2 * at::imag(z) : z;
+    };
+    const auto made = [&](const Tensor& x) {
+      Tensor z = at::zeros({6, 2}, each.options) + 1;
+      Tensor part = each.view(z);
+      part.copy_(x.flatten().slice(0, 0, part.numel()).view(part.sizes()));
+      return shown(z);
+    };
+    expect_replays(made, input());
+    expect_replays(vmap(made), at::rand({2, 3, 4}, at::kDouble));
+    if (!each.differentiable) continue;
+    const auto multiplied = [&](const Tensor& x) {
+      const Tensor pairs = x.reshape({6, 2});
+      Tensor z = pairs.to(each.options);
+      z = z.is_complex() ? z * c10::complex<double>(1, 2) : z * 1.5;
+      each.view(z).mul_(1.25);
+      return shown(z) * pairs;
+    };
+    expect_replays(jacfwd(multiplied), input());
+    expect_replays(jacrev(multiplied), input());
+    expect_replays(hessian([&](const Tensor& x) { return multiplied(x).sum(); }), input());
+  }
+}
+
+// What the graph read of a tensor before a write are the numbers from before it.
+TEST(TraceTest, ConstantsAreWrittenIntoLater) {
+  expect_replays(
+      [](const Tensor& x) {
+        Tensor z = at::zeros({3, 4}, x.options());
+        const Tensor before = x * z;
+        z.add_(1);
+        return before + z;
+      },
+      input());
+  const auto masked = [](const Tensor& row) {
+    Tensor mask = at::ones({4}, row.options()), x = row;
+    for (int64_t i = 0; i < 4; ++i) {
+      mask[i].fill_(0.5 * static_cast<double>(i));
+      x = x + x.sin() * mask + x[0] * mask.expand({2, 4})[1];
+    }
+    return x;
+  };
+  expect_replays([&](const Tensor& x) { return masked(x[0]); }, input());
+  expect_replays(vmap(masked), input());
+  expect_replays(vmap(jacfwd(masked)), input());
+  expect_replays(
+      [](const Tensor& x) {
+        Tensor z = at::ones({4, 3}, x.options()) * 2;
+        const Tensor before = x.t() * z;
+        z.t_();
+        return before.t() + x * z;
+      },
+      input());
+  const auto parts = [](const Tensor& row) {
+    Tensor z = at::ones({4}, row.options()) + 1;
+    const Tensor before = row * z + (row[0] * z.expand({2, 4})).sum(0);
+    z.slice(0, 1).mul_(row.slice(0, 1));
+    return before + z;
+  };
+  expect_replays([&](const Tensor& x) { return parts(x[1]); }, input());
+  expect_replays(vmap(parts), input());
+}
+
+// A tangent that does not depend on the arguments is read, as a constant of the graph, and written.
+TEST(TraceTest, TangentsThatAreReadAndWritten) {
+  const auto twice = [](const Tensor& x) {
+    Tensor z = x * 1.0;
+    const Tensor before = z.sin();
+    z.mul_(2);
+    return before + z;
+  };
+  const auto part = [](const Tensor& x) {
+    Tensor z = x * 1.0;
+    const Tensor before = z.sin();
+    z[0].mul_(2);
+    z.slice(0, 1, 3).fill_(0.5);
+    return before * z;
+  };
+  for (const auto& f : {std::function<Tensor(const Tensor&)>(twice), {part}}) {
+    expect_replays(jacfwd(f), at::rand({4}, at::kDouble));
+    expect_replays(vmap(jacfwd(f)), input());
+  }
+}
+
 TEST(TraceTest, CapturedTensorsAreConstants) {
   const Tensor w = at::rand({4, 2}, at::kDouble);
   const Graph graph = expect_replays([&](const Tensor& x) { return x.matmul(w); }, input());
