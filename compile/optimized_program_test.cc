@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <thread>
+#include <tuple>
 #include <vector>
 
 #include "autodiff/grad.h"
@@ -84,6 +85,36 @@ TEST(OptimizedProgram, FromSeveralThreads) {
   }
   for (std::thread& thread : threads) thread.join();
   for (const Tensor& result : results) EXPECT_CLOSE(result, f(x, w));
+}
+
+// Written in place where the function wrote in place: a copy of all of it for each part would take
+// longer than the function.
+TEST(OptimizedProgram, PartsThatAreReplaced) {
+  const Tensor x = at::randn({6, 5}), y = at::randn({6, 5});
+  const Tensor places = at::tensor({4, 0, 4}, at::kLong);
+  const auto f = [&](const Tensor& x, const Tensor& y) {
+    Tensor t = x.sin();
+    t.select(0, 1).copy_(y[0]);
+    t.slice(1, 1, 5, 2).mul_(2);
+    t.slice(0, 2).copy_(t.slice(0, 0, 4).clone());
+    t.diagonal().copy_(y[1]);
+    t.index_put_({places}, y.slice(0, 0, 3), /*accumulate=*/true);
+    t.index_add_(0, places, y.slice(0, 3));
+    t.index_copy_(1, places.slice(0, 0, 2), y.slice(1, 0, 2));
+    t.index_fill_(1, places.slice(0, 1, 2), 3);
+    t.scatter_(0, places.view({1, 3}), y);
+    t.scatter_add_(0, places.view({1, 3}), y);
+    t.masked_fill_(y > 1, 7);
+    t.masked_scatter_(y < -1, x);
+    return std::tuple(t, t.select(0, 0) + 1);
+  };
+  const auto expected = f(x, y);
+  const OptimizedProgram program(torchlift::trace(f, x, y));
+  for (int i = 0; i < 2; ++i) {
+    const Tensors got = program.run({x, y});
+    EXPECT_CLOSE(got[0], std::get<0>(expected));
+    EXPECT_CLOSE(got[1], std::get<1>(expected));
+  }
 }
 
 // What a result is written over, and what takes the place of an operator that changes nothing, may

@@ -4,9 +4,12 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/core/ivalue.h>
 #include <ATen/core/stack.h>
+#include <ATen/ops/diagonal.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/max_pool2d_with_indices.h>
+#include <ATen/ops/select.h>
+#include <ATen/ops/slice.h>
 #include <ATen/ops/stack.h>
 #include <c10/core/TensorImpl.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
@@ -25,7 +28,9 @@
 #include "compile/assumptions.h"
 #include "compile/elementary.h"
 #include "compile/graph.h"
+#include "compile/index_rows.h"
 #include "compile/own_copy.h"
+#include "compile/passes/node_facts.h"
 #include "compile/passes/written_memory.h"
 #include "compile/seed_scope.h"
 #include "compile/state_gate.h"
@@ -80,6 +85,17 @@ void normalize_backward(Stack* stack) {
   stack->assign({std::move(result)});
 }
 
+void index(Stack* stack) {
+  at::Tensor result = index_rows((*stack)[0].toTensor(), (*stack)[1].toOptionalTensorList());
+  stack->assign({std::move(result)});
+}
+
+void nonzero(Stack* stack) {
+  at::Tensor result =
+      nonzero_places((*stack)[0].toTensor(), (*stack)[1].toInt(), (*stack)[2].toInt());
+  stack->assign({std::move(result)});
+}
+
 void pool(Stack* stack) {
   const at::Tensor x = (*stack)[0].toTensor();
   const int64_t channels = planes_at_a_time(x);
@@ -98,8 +114,9 @@ void pool(Stack* stack) {
 using Kernel = void (*)(Stack* stack);
 
 // Products of matrices the quicker way round (batching/rules/narrow_products.h), softmax over few
-// numbers (narrow_softmax.h), pools of contiguous planes (plane_pools.h): the rules of vmap choose
-// by values, and a graph has the operators as they were called.
+// numbers (narrow_softmax.h), pools of contiguous planes (plane_pools.h), lists of places
+// (index_rows.h): the rules of vmap choose by values, and a graph has the operators as they were
+// called.
 Kernel kernel_of(const Node& node) {
   static const auto* const all = new std::unordered_map<std::string, Kernel>{
       {"aten::mm", &multiply},
@@ -110,7 +127,37 @@ Kernel kernel_of(const Node& node) {
       {"aten::_log_softmax", &normalize<&log_softmax_along>},
       {"aten::_softmax_backward_data", &normalize_backward<&softmax_backward_along>},
       {"aten::_log_softmax_backward_data", &normalize_backward<&log_softmax_backward_along>},
+      {"aten::index.Tensor", &index},
+      {"aten::nonzero_static", &nonzero},
       {"aten::max_pool2d_with_indices", &pool}};
+  const auto found = all->find(node.full_name());
+  return found == all->end() ? nullptr : found->second;
+}
+
+// The view of the first argument that an operator replaces, given its other arguments.
+at::Tensor slice_of(const Stack& stack) {
+  const auto bound = [&](size_t i) { return stack[i].toOptional<int64_t>(); };
+  return at::slice(stack[0].toTensor(), stack[2].toInt(), bound(3), bound(4), stack[5].toInt());
+}
+at::Tensor selected(const Stack& stack) {
+  return at::select(stack[0].toTensor(), stack[2].toInt(), stack[3].toInt());
+}
+at::Tensor diagonal_of(const Stack& stack) {
+  return at::diagonal(stack[0].toTensor(), stack[2].toInt(), stack[3].toInt(), stack[4].toInt());
+}
+
+// The operator written over its first argument, which there is no operator for.
+template <at::Tensor (*view)(const Stack&)>
+void copy_into(Stack* stack) {
+  view(*stack).copy_((*stack)[1].toTensor());
+  stack->resize(1);
+}
+
+Kernel kernel_over_first(const Node& node) {
+  static const auto* const all = new std::unordered_map<std::string, Kernel>{
+      {"aten::slice_scatter", &copy_into<&slice_of>},
+      {"aten::select_scatter", &copy_into<&selected>},
+      {"aten::diagonal_scatter", &copy_into<&diagonal_of>}};
   const auto found = all->find(node.full_name());
   return found == all->end() ? nullptr : found->second;
 }
@@ -120,6 +167,7 @@ struct Step {
   Kernel kernel = nullptr;                       // in its place, if there is one
   const ElementaryFunction* function = nullptr;  // in place of both, where it serves
   std::optional<c10::OperatorHandle> in_place;   // the same, written over an argument
+  Kernel kernel_over = nullptr;                  // or this does it
   size_t over = 0;                               // this one
   bool is_out = false;                           // in_place takes it once more, as the last
   std::vector<IValue> arguments;                 // with room for the variables
@@ -130,6 +178,8 @@ struct Step {
   bool settled = false;           // results may have other strides than their types: see there
   std::string control_flow;
   std::vector<Program> subprograms;
+
+  bool is_written_over() const { return in_place.has_value() || kernel_over != nullptr; }
 };
 
 // Who looks on while a run computes.
@@ -395,6 +445,7 @@ struct Program::Plan {
               .kernel = kernel_of(node),
               .function = elementary_function(node.full_name()),
               .in_place = std::nullopt,
+              .kernel_over = nullptr,
               .over = 0,
               .is_out = false,
               .arguments = {},
@@ -431,8 +482,10 @@ struct Program::Plan {
     const auto found = std::find_if(node.args.begin(), node.args.end(), is_it);
     if (found == node.args.end()) return;
     step->over = static_cast<size_t>(found - node.args.begin());
+    if (step->over == 0) step->kernel_over = kernel_over_first(node);
+    if (step->kernel_over != nullptr) return;
     if (step->over == 0) step->in_place = in_place_variant(*step->op);
-    if (step->in_place.has_value()) return;
+    if (step->in_place.has_value() || replaces_elements(node)) return;
     step->in_place = out_variant(*step->op);
     step->is_out = step->in_place.has_value();
   }
@@ -785,16 +838,21 @@ struct Program::Plan {
     const bool exclusive = onlookers.exclusive;
     if (onlookers.unobserved && step.function != nullptr && step.function->serves(*stack)) {
       call_function(step, stack);
-    } else if (exclusive && step.in_place.has_value() &&
+    } else if (exclusive && step.is_written_over() &&
                can_be_written_over((*stack)[step.over].toTensor())) {
-      if (step.is_out) stack->push_back((*stack)[step.over]);
-      step.in_place->callBoxed(*stack);
+      call_over(step, stack);
     } else if (step.kernel != nullptr) {
       step.kernel(stack);
     } else {
       step.op->callBoxed(*stack);
     }
     for (size_t i = 0; i < step.results.size(); ++i) keep(step.results[i], (*stack)[i], slots);
+  }
+
+  static void call_over(const Step& step, Stack* stack) {
+    if (step.kernel_over != nullptr) return step.kernel_over(stack);
+    if (step.is_out) stack->push_back((*stack)[step.over]);
+    step.in_place->callBoxed(*stack);
   }
 
   static void call_function(const Step& step, Stack* stack) {

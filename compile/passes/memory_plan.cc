@@ -190,11 +190,22 @@ class Planner {
     }
   }
 
-  bool reuse(const Node& node, int32_t at, ValueId id) {
-    if (!is_pointwise(node) || !is_pure(node) || node.results.size() != 1 || !is_dense(id)) {
-      return false;
+  // Those that an operator's result may be written over, if nobody reads them any more.
+  static std::vector<ValueId> replaceable(const Node& node) {
+    if (is_pointwise(node)) return arguments_of(node);
+    if (!replaces_elements(node)) return {};
+    const std::vector<ValueId> first = values_in(node.args[0]);
+    for (size_t i = 1; i < node.args.size(); ++i) {
+      for (const ValueId id : values_in(node.args[i])) {
+        if (id == first.at(0)) return {};  // It would be read while it is written.
+      }
     }
-    for (const ValueId argument : arguments_of(node)) {
+    return first;
+  }
+
+  bool reuse(const Node& node, int32_t at, ValueId id) {
+    if (!is_pure(node) || node.results.size() != 1 || !is_dense(id)) return false;
+    for (const ValueId argument : replaceable(node)) {
       const int32_t root = find(argument);
       if (last_[index(root)] != at || !is_all_of_a_buffer(argument) ||
           graph_.type(argument) != graph_.type(id) || is_read_otherwise(node, argument)) {

@@ -26,9 +26,10 @@ struct Buffer {
 };
 inline constexpr int64_t kArenaAlignment = 64;
 
-// A node whose result may be written over its argument: a pointwise operator that is the last to
-// read it, or what shares its memory, and gives the same type. A run has to see that the argument
-// is no conjugate view, which types do not tell (can_be_written_over in compile/blocked_group.h).
+// A node whose result may be written over its argument: a pointwise operator, or one that gives its
+// first argument with some elements replaced (index_put, slice_scatter), that is the last to read
+// it, or what shares its memory, and gives the same type. A run has to see that the argument is no
+// conjugate view, which types do not tell (can_be_written_over in compile/blocked_group.h).
 struct InPlace {
   int32_t node = 0;
   ValueId argument = kNoValue;

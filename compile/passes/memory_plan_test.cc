@@ -19,6 +19,11 @@ ValueId call(GraphBuilder& b, const std::string& op, ValueId x) {
   return b.call("aten::" + op, {{"self", ref(x)}});
 }
 
+ValueId binary_add(GraphBuilder& b, ValueId x, ValueId y) {
+  return b.call("aten::add.Tensor",
+                {{"self", ref(x)}, {"other", ref(y)}, {"alpha", number(int64_t{1})}});
+}
+
 TEST(MemoryPlanTest, AChainNeedsTheMemoryOfOneValue) {
   GraphBuilder b;
   ValueId x = b.input(at::randn({32}));
@@ -77,6 +82,42 @@ TEST(MemoryPlanTest, NotWhatIsReadInAnotherOrder) {
   const ValueId view = call(c, "t", z);
   EXPECT_TRUE(memory_plan(c.finish({call(c, "sum", call(c, "sin", view))})).in_place.empty())
       << "an input's memory";
+}
+
+TEST(MemoryPlanTest, NotWhatIsReadWhileItIsWritten) {
+  GraphBuilder b;
+  const ValueId x = b.input(at::randn({4, 8})), places = b.input(at::randn({4}).argsort());
+  const ValueId s = call(b, "sin", x);
+  const ValueId y = b.call("aten::index_add", {{"self", ref(s)},
+                                               {"dim", number(int64_t{0})},
+                                               {"index", ref(places)},
+                                               {"source", ref(s)},
+                                               {"alpha", number(int64_t{1})}});
+  EXPECT_TRUE(memory_plan(b.finish({call(b, "sum", y)})).in_place.empty());
+}
+
+// What is written a part of, unless that is read later, or what is written is a view of it.
+TEST(MemoryPlanTest, WhatHasSomeElementsReplaced) {
+  for (const bool read_later : {false, true}) {
+    for (const bool own_row : {false, true}) {
+      GraphBuilder b;
+      const ValueId x = b.input(at::randn({4, 8})), row = b.input(at::randn({8}));
+      const ValueId s = call(b, "sin", x);
+      const ValueId part = own_row ? b.call("aten::select.int", {{"self", ref(s)},
+                                                                 {"dim", number(int64_t{0})},
+                                                                 {"index", number(int64_t{1})}})
+                                   : row;
+      const ValueId y = b.call("aten::select_scatter", {{"self", ref(s)},
+                                                        {"src", ref(part)},
+                                                        {"dim", number(int64_t{0})},
+                                                        {"index", number(int64_t{2})}});
+      const ValueId z = binary_add(b, y, read_later ? s : x);
+      const MemoryPlan plan = memory_plan(b.finish({call(b, "sum", z)}));
+      const bool taken =
+          plan.buffer_of[static_cast<size_t>(y)] == plan.buffer_of[static_cast<size_t>(s)];
+      EXPECT_EQ(taken, !read_later && !own_row) << read_later << own_row;
+    }
+  }
 }
 
 TEST(MemoryPlanTest, SizesThatAreGiven) {

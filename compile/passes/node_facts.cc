@@ -56,6 +56,14 @@ bool is_pointwise(const Node& node) {
   return op.has_value() && op->hasTag(at::Tag::pointwise);
 }
 
+bool replaces_elements(const Node& node) {
+  constexpr std::array<std::string_view, 11> kOps = {
+      "aten::slice_scatter", "aten::select_scatter", "aten::diagonal_scatter", "aten::index_put",
+      "aten::index_add",     "aten::index_copy",     "aten::index_fill",       "aten::scatter",
+      "aten::scatter_add",   "aten::masked_fill",    "aten::masked_scatter"};
+  return is_one_of(node.op, kOps);
+}
+
 bool may_view(const Node& node) {
   // Their schemas promise that the argument is not used any more.
   constexpr std::array<std::string_view, 3> kHidden = {"aten::_unsafe_view", "aten::resolve_conj",

@@ -43,6 +43,10 @@ bool writes_silently(const Node& node);
 // The operator's tag, "pointwise".
 bool is_pointwise(const Node& node);
 
+// Whether the node gives its first argument with some elements replaced: slice_scatter, index_put
+// and their like, which copy all of it to write a part.
+bool replaces_elements(const Node& node);
+
 // Whether a result may share memory with an argument: by the schema, or, as for _unsafe_view,
 // though the schema does not say so.
 bool may_view(const Node& node);
