@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "batching/rules/assumptions.h"
 #include "bindings/_C/module_tree.h"
 #include "bindings/_C/tensor_facts.h"
 #include "compile/executable.h"
@@ -98,10 +99,15 @@ class JitGuard {
     ++hits_;
     ++all_hits_->count;
     Tensors outputs;
-    {
+    try {
       const ReleaseGil release;
       const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
       outputs = run_(inputs);
+    } catch (const AssumptionError&) {
+      // Of a number, which is no fact of the arguments. Everything is as it was before.
+      --hits_;
+      --all_hits_->count;
+      return py::none();
     }
     return list_of(outputs);
   }

@@ -11,7 +11,9 @@
 // one graph, and compares a call's arguments with them on the way down, 0.2 us. (For a module,
 // whose tensors are inputs, it looks into the dictionaries of its parts.) It knows less than the
 // key does: only tuples, lists, dicts, tensors and plain values, and no modes but grad mode. What
-// it does not know, or what differs, goes Python's way, which decides.
+// it does not know, or what differs, goes Python's way, which decides. So does a call in which a
+// number that the graph assumes is another one (compile/assumptions.h): such a graph has a guard
+// while there is no other one for its signature.
 
 #include "bindings/_C/py_util.h"
 

@@ -138,6 +138,19 @@ def test_grad_mode_switched():
             assert f(x) == 0
 
 
+def test_numbers_that_a_graph_assumes():
+    """One graph has a guard, which steps aside where a number is another one; several have none."""
+    kept = lambda m: m.nonzero().sum() + m.sum()
+    f = torchlift.jit(kept)
+    a, b = torch.tensor([True, False, True]), torch.tensor([False, False, True])
+    for _ in range(4):
+        assert f(a) == kept(a)
+    assert (f.cache_info().hits, f.cache_info().misses) == (3, 1)
+    for m in (b, a, b, b, ~b, a):
+        assert f(m) == kept(m)
+    assert (f.cache_info().hits, f.cache_info().misses) == (8, 2)
+
+
 def test_graphs_used_by_guards_stay_in_the_cache():
     f = torchlift.jit(scaled, cache_size=2)
     a, b, c = torch.ones(1), torch.ones(2), torch.ones(3)

@@ -233,11 +233,22 @@ class JitFunction:
     ) -> Any:
         traced, run = program.traced, program.run
         assert run is not None
-        if not self._dynamic and not given and not program.answers:
+        if not self._dynamic and not given and self._is_alone(program):
             self._add_guard(program.place, traced, run, args, tensors)
         with torch._C._DisableAutocast():
             outputs = run(tensors)
         return traced.rebuild(outputs)
+
+    def _is_alone(self, program: _Program) -> bool:
+        """Whether it is the one graph of its signature. A guard would try one of several in vain."""
+        if not program.answers:
+            return True
+        with self._lock:
+            alone = len(self._of_numbers.get(program.key, ())) <= 1
+            if not alone:
+                self._note_guards()
+                self._guards = tuple(old for old in self._guards if old.key[0] != program.key)
+        return alone
 
     def _call_directly(self, args: "tuple[Any, ...]", kwargs: "dict[str, Any]") -> Any:
         with self._lock:

@@ -26,6 +26,11 @@ size_t index(ValueId id) { return static_cast<size_t>(id); }
 // What a vector of a kernel holds at least, and from how many numbers on a pool is worth a copy.
 constexpr int64_t kFewestChannels = 8;
 constexpr int64_t kWorthCopies = 8192;
+// Of images with fewer channels than these, which leave half of a vector empty, from how many on.
+// A pool of contiguous memory takes planes of several images at a time instead
+// (batching/rules/plane_pools.h), copies included.
+constexpr int64_t kEnoughChannels = 16;
+constexpr int64_t kWorthCopiesOfFew = 1 << 18;
 // How many numbers may be copied for each that a pool reads. A pool takes three to five times as
 // long for a number as a copy.
 constexpr int64_t kCopiesWorthAPool = 2;
@@ -314,7 +319,8 @@ class Relayout {
 
   static bool is_worth_a_copy(const TensorType& type) {
     const std::optional<int64_t> count = numel(type).constant();
-    return !count.has_value() || *count >= kWorthCopies;
+    const bool few = *type.sizes[1].constant() < kEnoughChannels;
+    return !count.has_value() || *count >= (few ? kWorthCopiesOfFew : kWorthCopies);
   }
 
   // With some size for dims that are dynamic.

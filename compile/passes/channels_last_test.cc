@@ -185,6 +185,8 @@ TEST(ChannelsLastTest, LeavesAloneWhatGainsNothing) {
   // Few channels, few numbers, another dtype, no pool, and memory that is looked at past strides.
   EXPECT_TRUE(relaid(pool, at::randn({2, 4, 64, 64})).chosen.empty());
   EXPECT_TRUE(relaid(pool, at::randn({1, 8, 8, 8})).chosen.empty());
+  EXPECT_TRUE(relaid(pool, at::randn({32, 8, 16, 16})).chosen.empty());
+  EXPECT_FALSE(relaid(pool, at::randn({32, 16, 16, 16})).chosen.empty());
   EXPECT_TRUE(relaid(pool, at::randn({2, 16, 24, 24}).to(at::kBFloat16)).chosen.empty());
   EXPECT_TRUE(
       relaid([](const Tensor& x) { return x.relu(); }, at::randn({2, 16, 24, 24})).chosen.empty());
