@@ -15,6 +15,7 @@
 #include <utility>
 
 #include "batching/rules/assumptions.h"
+#include "batching/rules/numbers.h"
 #include "compile/hollow.h"
 #include "compile/passes/functional_variant.h"
 #include "compile/recording.h"
@@ -158,7 +159,7 @@ class Call {
       const at::Tensor& t = args_[i].toTensor();
       const LiftedTensorImpl* impl = as_lifted(t);
       if (impl != nullptr && &impl->level() == level_.get() && !impl->bdim()) {
-        promote(op_.schema().name().c_str(), t, level_);
+        give_memory(t);
       }
       recording_.note_silent_write(t);
     }
@@ -232,7 +233,7 @@ class Call {
     if (written) {
       recording_.forget_dead_copies();
       if (!own) throw_write_to_unbatched(op_.schema().name().c_str(), t, *level_);
-      if (!impl->bdim()) promote(op_.schema().name().c_str(), t, level_);
+      if (!impl->bdim()) give_memory(t);
       impl = as_lifted(t);
     }
     if (!own || !impl->bdim()) {
@@ -253,6 +254,19 @@ class Call {
   bool keeps_tensor() const {
     const std::string& op = op_.schema().name();
     return op == "aten::alias" || op == "aten::detach";
+  }
+
+  // What the graph read of t so far, as a constant, does not change, nor does it hold t's memory:
+  // the operator itself may have read it, as the formula of a tangent does.
+  void give_memory(const at::Tensor& t) {
+    {
+      // Gone before the promotion, which counts who holds the memory.
+      const at::Tensor plain = innermost(t);
+      if (plain.has_storage()) {
+        recording_.keep_constants(plain.storage().unsafeGetStorageImpl());
+      }
+    }
+    promote(op_.schema().name().c_str(), t, level_);
   }
 
   // What a branch or loop body writes into must be its own: it may not run, or run often.

@@ -250,6 +250,31 @@ TEST(TraceTest, ConstantsAreWrittenIntoLater) {
   expect_replays(vmap(parts), input());
 }
 
+// The tangent of x * 1 is a constant of the trace, and so is that of z's other half.
+TEST(TraceTest, TangentsThatAreWrittenInto) {
+  const auto copied = [](const Tensor& x) {
+    Tensor z = x * 1.0;
+    z.slice(0, 0, 2).copy_(z.slice(0, 2, 4).sin());
+    return z;
+  };
+  const auto multiplied = [](const Tensor& x) {
+    Tensor z = x * 1.0;
+    z.slice(0, 0, 2).mul_(z.slice(0, 2, 4));
+    return z;
+  };
+  const auto product = [](const Tensor& x) {
+    Tensor z = x * 1.0;
+    z[0].copy_(z[1] * z[2]);
+    return z;
+  };
+  const Tensor row = at::rand({4}, at::kDouble);
+  expect_replays(jacfwd(copied), row);
+  expect_replays(jacfwd(multiplied), row);
+  expect_replays(jacfwd(product), row);
+  expect_replays(vmap(jacfwd(copied)), input());
+  expect_replays(vmap(jacfwd(product)), input());
+}
+
 // A tangent that does not depend on the arguments is read, as a constant of the graph, and written.
 TEST(TraceTest, TangentsThatAreReadAndWritten) {
   const auto twice = [](const Tensor& x) {
