@@ -304,9 +304,8 @@ Leaves results_of_run(const Node& node, const std::vector<std::vector<FrameValue
   const c10::AutoGradMode no_grad(false);
   Leaves results = Program(std::move(graph)).run(inputs);
   for (Tensor& result : results) {
-    const bool lent = std::any_of(inputs.begin(), inputs.end(), [&](const Tensor& other) {
-      return other.is_alias_of(result);
-    });
+    const bool lent = std::any_of(inputs.begin(), inputs.end(),
+                                  [&](const Tensor& other) { return other.is_alias_of(result); });
     if (lent) result = result.clone();
     inputs.push_back(result);
   }
@@ -562,7 +561,8 @@ class ScanTrace {
     start_ = operands_of(emitter_, carry_, carry_levels_);
     frame_ = Frame();
     const FrameScope scope(emitter_.recording(), frame_);
-    const std::vector<FrameValue> carried = add_inputs(emitter_.recording(), frame_, start_, "carry");
+    const std::vector<FrameValue> carried =
+        add_inputs(emitter_.recording(), frame_, start_, "carry");
     std::vector<FrameValue> slices;
     for (const FrameValue& each : rows_) slices.push_back({each.id, each.real.select(0, 0)});
     slices = add_inputs(emitter_.recording(), frame_, slices, "x");

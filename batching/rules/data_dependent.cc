@@ -292,10 +292,11 @@ Batched repeat_interleave_rule(const Level& level, BatchedArg repeats,
 
 Batched is_all_true_rule(BatchedArg self) { return {flat(self).all(1), 0}; }
 
-// Where the engine looks for NaNs (torch.autograd.set_detect_anomaly), it asks about all examples at
-// once: it reads the answer.
+// Where the engine looks for NaNs (torch.autograd.set_detect_anomaly), it asks about all examples
+// at once: it reads the answer.
 bool asks_for_anomalies() {
-  return torch::autograd::AnomalyMode::is_enabled() && torch::autograd::get_current_graph_task_id() >= 0;
+  return torch::autograd::AnomalyMode::is_enabled() &&
+         torch::autograd::get_current_graph_task_id() >= 0;
 }
 
 Batched is_any_true_rule(BatchedArg self) {

@@ -38,8 +38,8 @@ PROGRAMS = {
     "jacfwd": lambda x: jacfwd(torch.sin)(x[0]),
     "hessian": lambda x: hessian(loss)(x[0]),
     "laplacian": lambda x: torchlift.laplacian(loss)(x[0]),
-    "hvp": lambda x: torchlift.hvp(loss, x[0], x[1]),
-    "jet": lambda x: torchlift.jet(loss, (x[0],), ((x[1],),)),
+    "hvp": lambda x: torchlift.hvp(loss, (x[0],), (x[1],)),
+    "jet": lambda x: torchlift.jet(loss, (x[0],), (x[1][None],)),
     "grad of grad": lambda x: grad(lambda y: grad(loss)(y).square().sum())(x[0]),
     "jvp of grad": lambda x: jvp(grad(loss), (x[0],), (x[1],)),
     "vmap of grad": lambda x: vmap(grad(loss))(x),
@@ -51,13 +51,13 @@ PROGRAMS = {
     "grad of vmap of grad": lambda x: grad(lambda y: vmap(grad(loss))(y).square().sum())(x),
     "per-sample gradients": of_parameters,
     "closed over outside": lambda x: grad(lambda y: (y * W).sin().sum())(x[:2]),
-    "closed over by vmap": lambda x: vmap(grad(lambda y: (y * x).sin().sum()))(x),
+    "mapped over": lambda x: vmap(lambda y, w: grad(lambda y: (y * w).sin().sum())(y))(x, x + 1),
     "in place": lambda x: vmap(grad(into_what_it_makes))(x),
     "chunks": lambda x: vmap(grad(loss), chunk_size=2)(x),
     "jit of grad": lambda x: jit(grad(loss))(x[0]),
     "jit of vmap of grad": lambda x: jit(vmap(grad(loss)))(x),
     "trace": lambda x: torchlift.trace(vmap(grad(loss)))(x)(x),
-    "scan": lambda x: grad(lambda y: torchlift.scan(lambda h, r: (h * r, h.sin()), y, x)[1].sum())(x[0]),
+    "scan": lambda x: vmap(grad(lambda y: torchlift.scan(lambda h, _: (h * h, h.sin()), y, None, length=3)[1].sum()))(x),
 }
 
 
@@ -99,6 +99,8 @@ def test_an_error_leaves_the_mode_on():
 def test_what_autograd_cannot_save():
     with torch.inference_mode():
         w = W * 2
-        with pytest.raises(RuntimeError, match="Inference tensors cannot be saved for backward"):
-            grad(lambda x: (x * w).sum())(torch.ones(2, dtype=D))
-        grad(lambda x, w: (x * w).sum())(torch.ones(2, dtype=D), w)
+        x = torch.ones(2, dtype=D)
+        for f, arguments in [(lambda x: (x * w).sum(), (x,)), (lambda x, w: (x * w).sum(), (x, w))]:
+            with pytest.raises(RuntimeError, match="Inference tensors cannot be saved for backward"):
+                grad(f)(*arguments)
+        torch.testing.assert_close(grad(lambda x, w: (x * w).sum(), argnums=(0, 1))(x, w)[0], w.sum(0))

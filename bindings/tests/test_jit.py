@@ -499,3 +499,17 @@ def test_hessian_of_a_convolution_with_captured_weights():
     x = torch.randn(1, 3, 4, 4, dtype=torch.float64)
     hessian = torchlift.hessian(energy)
     torch.testing.assert_close(torchlift.jit(hessian)(x), hessian(x))
+
+
+@pytest.mark.parametrize("view", [torch.Tensor.conj, lambda z: z.conj().imag, lambda z: z.conj()[1:]], ids=["conj", "imag", "part"])
+def test_writes_into_conjugate_views(view):
+    def f(x):
+        z = torch.complex(x, x.sin())
+        view(z).mul_(2)
+        return z.real * z.imag
+
+    x = torch.rand(2, 3, dtype=torch.float64)
+    tangent = torchlift.vmap(lambda x: torchlift.jvp(f, (x,), (x,))[1])
+    for g in (torchlift.vmap(f), torchlift.vmap(torchlift.jacrev(f)), tangent):
+        assert_close(jit(g)(x), g(x))
+    assert_close(jit(torchlift.jacrev(f))(x[0]), torchlift.jacrev(f)(x[0]))

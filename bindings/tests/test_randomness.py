@@ -77,7 +77,7 @@ def test_keyword_arguments_and_dict_dims():
 
     xs = torch.ones(5, 4)
     whole = seeded(vmap(f, randomness="reproducible", in_dims={"x": 0, "w": None}), xs, w=2.0)
-    again = seeded(vmap(f, randomness="reproducible", chunk_size=2), xs, w=torch.full((5, 4), 2.0))
+    again = seeded(vmap(f, randomness="reproducible", chunk_size=2, in_dims={"w": 0}), xs, w=torch.full((5, 4), 2.0))
     assert whole.equal(again)
 
 

@@ -568,7 +568,9 @@ class Functionalizer {
     }
     if (op == "aten::view_as_real") return self("aten::view_as_complex", "", {});
     if (op == "aten::view_as_complex") return self("aten::view_as_real", "", {});
-    if (op == "aten::_conj" || op == "aten::_neg_view") return self(op, "", {});
+    // What was written into is no view that conjugates or negates itself.
+    if (op == "aten::_conj") return self("aten::conj_physical", "", {});
+    if (op == "aten::_neg_view") return self("aten::neg", "", {});
     if (op == "aten::view" && view.overload == "dtype") {
       return self("aten::view", "dtype",
                   {{"dtype", c10::IValue(static_cast<int64_t>(type.dtype))}});
