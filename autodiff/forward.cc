@@ -122,10 +122,12 @@ at::Tensor ForwardScope::constant(const at::Tensor& x) {
   return in_domain(x);
 }
 
-at::Tensor ForwardScope::dual(const at::Tensor& input, const at::Tensor& tangent) {
-  check_alive(input);
-  check_alive(tangent);
-  const at::Tensor x = input.is_inference() ? input.clone() : input;
+at::Tensor ForwardScope::dual(const at::Tensor& primal, const at::Tensor& given) {
+  check_alive(primal);
+  check_alive(given);
+  // Formulas of reverse mode save them.
+  const at::Tensor x = primal.is_inference() ? primal.clone() : primal;
+  const at::Tensor tangent = given.is_inference() ? given.clone() : given;
   at::Tensor lifted_tangent;
   if (level_scope_.has_value() && level_scope_->level()->kind() != LevelKind::kJvp) {
     lifted_tangent = lift(tangent, 0, level_scope_->level());

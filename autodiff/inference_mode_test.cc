@@ -72,6 +72,7 @@ const std::vector<std::pair<std::string, Program>>& programs() {
 TEST(InferenceMode, GivesTheSameNumbers) {
   const Tensor outside = at::rand({3, 4}, at::kDouble);
   for (const auto& [name, program] : programs()) {
+    SCOPED_TRACE(name);
     const Tensor expected = program(outside);
     Tensor of_ordinary, of_inference;
     {

