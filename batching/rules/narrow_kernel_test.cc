@@ -31,7 +31,9 @@ void expect_served(const Tensor& a, const Tensor& b, const Tensor& row = {}) {
   if (row.defined()) expected = at::add(expected, row);
   EXPECT_EQ(got->sizes(), expected.sizes());
   EXPECT_TRUE(got->is_contiguous());
-  EXPECT_TRUE(got->to(at::kDouble).allclose(expected, 1e-5, 1e-5)) << a.sizes() << b.sizes();
+  // As far as float goes: a hundred products, whose sum may cancel.
+  const double error = expected.numel() == 0 ? 0 : expected.sub(*got).abs().max().item<double>();
+  EXPECT_LT(error, 2e-4) << a.sizes() << b.sizes();
 }
 
 TEST_F(NarrowKernel, AllSizes) {
