@@ -11,6 +11,7 @@
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/variable.h>
 
+#include <algorithm>
 #include <cstring>
 #include <exception>
 #include <limits>
@@ -87,28 +88,27 @@ Components components_of(const Leaves& results) {
   return found;
 }
 
-bool has_tangent(const Tensor& t) {
+template <class Test>
+bool any_component(const Tensor& t, const Test& test) {
   bool found = false;
-  for_each_component(t,
-                     [&](const Tensor& part) { found = found || part._fw_grad(kDual).defined(); });
+  for_each_component(t, [&](const Tensor& part) { found = found || test(part); });
   return found;
 }
 
+bool has_tangent(const Tensor& t) {
+  return any_component(t, [](const Tensor& part) { return part._fw_grad(kDual).defined(); });
+}
+
 bool any_tracked(const Tensor& t) {
-  bool found = false;
-  for_each_component(t, [&](const Tensor& part) { found = found || part.requires_grad(); });
-  return found;
+  return any_component(t, [](const Tensor& part) { return part.requires_grad(); });
 }
 
 // Whether operators on these tensors are written down. The graph has each operator once, whether or
 // not it was to be computed again, and its own plan of what to keep.
 bool any_traced(const Leaves& tensors) {
-  bool found = false;
-  for (const Tensor& each : tensors) {
-    if (!each.defined()) continue;
-    for_each_component(each, [&](const Tensor& part) { found = found || is_recorded(part); });
-  }
-  return found;
+  return std::any_of(tensors.begin(), tensors.end(), [](const Tensor& t) {
+    return t.defined() && any_component(t, [](const Tensor& part) { return is_recorded(part); });
+  });
 }
 
 // A tensor like t, on the same memory, whose components have no graphs. Those that had are added to
@@ -245,12 +245,10 @@ struct Recipe {
 
 // A result that is a tensor from outside, or a view, would share its history with others.
 bool needs_copy(const Tensor& result, const Boundary& boundary) {
-  bool found = false;
-  for_each_component(result, [&](const Tensor& t) {
-    if (!t.requires_grad()) return;
-    found = found || t.is_view() || t.grad_fn() == nullptr || boundary.is_outside(*t.grad_fn());
+  return any_component(result, [&](const Tensor& t) {
+    return t.requires_grad() &&
+           (t.is_view() || t.grad_fn() == nullptr || boundary.is_outside(*t.grad_fn()));
   });
-  return found;
 }
 
 // One run: the results, and where their graphs end.

@@ -1,13 +1,11 @@
 #include "compile/captured_state.h"
 
-#include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 
 #include <utility>
 
+#include "compile/recording.h"
 #include "core/error.h"
-#include "core/level.h"
-#include "nn_functional/substitution.h"
 
 namespace torchlift::compile {
 namespace {
@@ -40,9 +38,7 @@ bool CapturedState::again() {
 }
 
 void CapturedState::put_back(const std::vector<Written>& written) {
-  const UnfilteredScope unseen;  // What is put back is no write of a function's.
-  const RuleDepthScope within(1);
-  const c10::AutoGradMode no_grad(false);
+  const UnrecordedScope unrecorded;  // What is put back is no write of a function's.
   // The latest first: of memory that two storages share, the first ones are the bytes to keep.
   for (auto found = written.rbegin(); found != written.rend(); ++found) {
     const Written& each = *found;

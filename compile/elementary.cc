@@ -10,8 +10,7 @@
 #include <vector>
 
 #include "compile/vector_math.h"
-#include "core/dispatch.h"
-#include "core/lifted_tensor.h"
+#include "core/onlookers.h"
 
 namespace torchlift::compile {
 namespace {
@@ -93,8 +92,7 @@ const auto& all_functions() {
 }
 
 bool is_served(const at::Tensor& t) {
-  return t.is_cpu() && t.scalar_type() == at::kFloat && t.layout() == c10::kStrided &&
-         t.has_storage() && !t.is_neg() && !t._is_zerotensor() && !is_lifted(t) && !is_tracked(t) &&
+  return t.is_cpu() && t.scalar_type() == at::kFloat && is_unfollowed(t) &&
          t.is_non_overlapping_and_dense();
 }
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -44,8 +45,14 @@ Program Executable::prepared(Graph graph, const ExecutableOptions& options,
 }
 
 struct Executable::State {
-  explicit State(const Graph& graph) : as_traced(graph) {
-    for (const ValueId id : written_constants(graph)) {
+  // Null if it has none.
+  static std::shared_ptr<State> of(const Graph& graph) {
+    const std::vector<ValueId> written = written_constants(graph);
+    return written.empty() ? nullptr : std::make_shared<State>(graph, written);
+  }
+
+  State(const Graph& graph, const std::vector<ValueId>& written) : as_traced(graph) {
+    for (const ValueId id : written) {
       tensors.push_back(graph.find_constant(id)->tensor);
       bytes += tensors.back().nbytes();
     }
@@ -94,7 +101,7 @@ struct Executable::State {
 };
 
 Executable::Executable(Graph graph, const ExecutableOptions& options)
-    : state_(written_constants(graph).empty() ? nullptr : std::make_shared<State>(graph)),
+    : state_(State::of(graph)),
       report_(std::make_shared<OptimizeReport>()),
       program_(prepared(std::move(graph), options, report_.get())) {}
 

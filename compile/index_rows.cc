@@ -16,9 +16,7 @@ namespace torchlift::compile {
 namespace {
 
 // A tensor whose numbers may be looked at, and of which nobody else knows.
-bool is_plain(const at::Tensor& t) {
-  return t.defined() && t.is_cpu() && t.layout() == c10::kStrided && is_unfollowed(t);
-}
+bool is_plain(const at::Tensor& t) { return t.defined() && t.is_cpu() && is_unfollowed(t); }
 
 // The lists, and the dim of the first of them.
 struct Lists {

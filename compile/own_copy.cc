@@ -1,6 +1,6 @@
 #include "compile/own_copy.h"
 
-#include <ATen/ops/empty_strided.h>
+#include <cstdint>
 
 #include "core/lifted_tensor.h"
 
@@ -8,14 +8,13 @@ namespace torchlift::compile {
 
 at::Tensor own_copy(const at::Tensor& t) {
   if (is_lifted(t) || t.layout() != c10::kStrided) return t.clone();
-  at::Tensor stored = t;
-  for (int64_t d = 0; d < t.dim(); ++d) {
-    if (t.stride(d) == 0 && t.size(d) > 1) stored = stored.narrow(d, 0, 1);
+  if (t.is_non_overlapping_and_dense()) return t.clone();
+  int64_t extent = t.numel() == 0 ? 0 : 1;
+  for (int64_t dim = 0; dim < t.dim() && extent > 0; ++dim) {
+    extent += (t.size(dim) - 1) * t.stride(dim);
   }
-  if (stored.is_non_overlapping_and_dense()) return stored.clone().expand(t.sizes());
-  at::Tensor copy =
-      at::empty_strided(stored.sizes(), stored.strides(), stored.options().requires_grad(false));
-  return copy.copy_(stored).expand(t.sizes());
+  const at::Tensor memory = t.as_strided({extent}, {1}, t.storage_offset()).clone();
+  return memory.as_strided(t.sizes(), t.strides(), 0);
 }
 
 }  // namespace torchlift::compile

@@ -1,7 +1,5 @@
 #include "compile/recording.h"
 
-#include <ATen/core/grad_mode.h>
-#include <ATen/ops/as_strided.h>
 #include <c10/core/ScalarType.h>
 #include <c10/util/accumulate.h>
 
@@ -11,10 +9,9 @@
 #include <vector>
 
 #include "batching/rules/numbers.h"
+#include "compile/own_copy.h"
 #include "core/error.h"
-#include "core/level.h"
 #include "core/lifted_tensor.h"
-#include "nn_functional/substitution.h"
 
 namespace torchlift::compile {
 
@@ -118,31 +115,14 @@ ValueId Recording::constant_in(size_t depth, const at::Tensor& t) {
   return found->second;
 }
 
-namespace {
-
-// t in memory of its own, with the same strides.
-at::Tensor kept(const at::Tensor& t) {
-  const UnfilteredScope unseen;
-  const RuleDepthScope within(1);
-  const c10::AutoGradMode no_grad(false);
-  if (t.is_non_overlapping_and_dense()) return t.detach().clone();
-  int64_t extent = t.numel() == 0 ? 0 : 1;
-  for (int64_t dim = 0; dim < t.dim() && extent > 0; ++dim) {
-    extent += (t.size(dim) - 1) * t.stride(dim);
-  }
-  const at::Tensor row = at::as_strided(t.detach(), {extent}, {1}, t.storage_offset());
-  return at::as_strided(row.clone(), t.sizes(), t.strides(), 0);
-}
-
-}  // namespace
-
 void Recording::keep_constants(const c10::StorageImpl* memory) {
   const auto found = constants_in_.find(memory);
   if (found == constants_in_.end()) return;
+  const UnrecordedScope unrecorded;
   for (const size_t place : found->second) {
     at::Tensor& constant = root_.graph.constants[place].tensor;
     constants_.erase(constant.unsafeGetTensorImpl());
-    constant = kept(constant);
+    constant = own_copy(constant.detach());
   }
   constants_in_.erase(found);
 }

@@ -12,6 +12,7 @@
 // that branches close over need no declaration.
 
 #include <ATen/core/Tensor.h>
+#include <ATen/core/grad_mode.h>
 #include <c10/core/StorageImpl.h>
 #include <c10/core/TensorImpl.h>
 #include <c10/util/intrusive_ptr.h>
@@ -25,6 +26,8 @@
 #include <vector>
 
 #include "compile/graph.h"
+#include "core/level.h"
+#include "nn_functional/substitution.h"
 
 namespace torchlift::compile {
 
@@ -141,6 +144,20 @@ class Recording {
     bool written() const;
   };
   std::vector<CopyForView> copies_;
+};
+
+// While it lives, operators on this thread are those of the trace itself, on plain tensors: neither
+// the function's, nor recorded, nor differentiated.
+class UnrecordedScope {
+ public:
+  UnrecordedScope() : within_(1), no_grad_(false) {}
+  UnrecordedScope(const UnrecordedScope&) = delete;
+  UnrecordedScope& operator=(const UnrecordedScope&) = delete;
+
+ private:
+  const UnfilteredScope unseen_;
+  const RuleDepthScope within_;
+  const c10::AutoGradMode no_grad_;
 };
 
 // Operators are written into `frame` while it lives. A frame may be gone on with later.

@@ -406,8 +406,7 @@ struct Program::Plan {
     find_dead();
     find_settled(plan.chosen);
     for (const BlockedGroup& group : plan.blocked) blocked.push_back(steps_of(group));
-    writes_inputs = finds_writes();
-    if (assumes(graph)) undo = find_undo();
+    follow_memory(plan.state);
     if (graph.symbols.empty()) {
       fixed_layouts = layouts({});
       if (graph.layouts_assumed || !plan.chosen.empty()) {
@@ -418,10 +417,6 @@ struct Program::Plan {
       plain_constants = plain_constants && kPlainKeys.has_all(constant.tensor.key_set());
       tracked_constants = tracked_constants || constant.tensor.requires_grad();
     }
-    for (const ValueId id : written_constants(graph)) {
-      state.push_back(graph.find_constant(id)->tensor);
-    }
-    constant_outputs = compile::constant_outputs(graph, plan.state);
   }
 
   // What runs below autograd leaves versions as they are; a run that throws may have written, too.
@@ -490,26 +485,27 @@ struct Program::Plan {
     step->is_out = step->in_place.has_value();
   }
 
-  bool finds_writes() const {
-    WrittenMemory memory(graph, graph.inputs);
-    memory.add(graph.nodes);
-    return !memory.roots().empty();
-  }
-
-  Undo find_undo() const {
-    Undo found{.assumes = true};
+  // What a run writes into, and has to take back, and which outputs may be constants.
+  void follow_memory(const std::vector<ValueId>& state_of_others) {
     std::vector<ValueId> roots = graph.inputs;
     for (const Constant& each : graph.constants) roots.push_back(each.id);
     WrittenMemory memory(graph, roots);
+    undo.assumes = assumes(graph);
     bool drawn = false;
     for (const Node& node : graph.nodes) {
       memory.add(node);
+      if (!undo.assumes) continue;
       drawn = drawn || effects_of(node).draws;
       if (!assumes(node)) continue;
-      found.written.assign(memory.roots().begin(), memory.roots().end());
-      found.draws = drawn;
+      undo.written.assign(memory.roots().begin(), memory.roots().end());
+      undo.draws = drawn;
     }
-    return found;
+    writes_inputs = std::any_of(graph.inputs.begin(), graph.inputs.end(),
+                                [&](ValueId id) { return memory.contains(id); });
+    for (const Constant& each : graph.constants) {
+      if (memory.contains(each.id)) state.push_back(each.tensor);
+    }
+    constant_outputs = compile::constant_outputs(graph, memory, state_of_others);
   }
 
   // From the end to the start: when a value is seen first, it is read for the last time.

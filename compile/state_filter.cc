@@ -2,7 +2,6 @@
 
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/enum_tag.h>
-#include <ATen/core/grad_mode.h>
 #include <ATen/core/ivalue.h>
 #include <ATen/ops/as_strided.h>
 #include <ATen/ops/empty.h>
@@ -294,9 +293,7 @@ bool StateFilter::note_write(const at::Tensor& plain, bool recorded) {
     return true;
   }
   if (!written_.insert(memory).second) return false;
-  const UnfilteredScope unseen;
-  const RuleDepthScope within(1);
-  const c10::AutoGradMode no_grad(false);
+  const UnrecordedScope unrecorded;
   at::Tensor bytes;
   if (!plain.is_meta() && plain.storage().nbytes() > 0) {
     bytes = at::empty({0}, plain.options().dtype(at::kByte).requires_grad(false));
@@ -371,9 +368,7 @@ const at::Tensor& StateFilter::base_of(const at::Tensor& plain) {
   const Memory memory = state_of(memory_of(plain));
   const auto found = bases_.find(memory);
   if (found != bases_.end()) return found->second;
-  const UnfilteredScope unseen;
-  const RuleDepthScope within(1);
-  const c10::AutoGradMode no_grad(false);
+  const UnrecordedScope unrecorded;
   const at::Tensor whole = fills_storage(plain) ? plain : all_of(plain);
   if (whole.is_meta()) {
     unsupported_error(recording_.transform(),

@@ -17,7 +17,6 @@
 #include "core/dispatch.h"
 #include "core/error.h"
 #include "core/lifted_tensor.h"
-#include "nn_functional/substitution.h"
 
 // NOTE [tracing control flow]
 // A condition that is one number for all examples becomes a node with a graph for each branch. Both
@@ -275,9 +274,7 @@ Leaves shapes_of_loop(const std::vector<FrameValue>& carried, const Graph& body,
 // The same numbers in other memory.
 Tensor apart(const Tensor& real, const Recording& recording) {
   if (recording.by_shapes()) return hollow_like(real, real.device());
-  const UnfilteredScope unseen;
-  const RuleDepthScope within(1);
-  const c10::AutoGradMode no_grad(false);
+  const UnrecordedScope unrecorded;
   return real.clone();
 }
 

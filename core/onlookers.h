@@ -32,6 +32,7 @@ inline bool has_no_modes() {
 inline bool is_profiled() { return at::hasCallbacks(); }
 
 // Whether t is a tensor of libtorch's own kind, which no level and no autograd follows.
+// Its numbers are those in its memory: it is neither sparse nor a view that conjugates or negates.
 inline bool is_unfollowed(const at::Tensor& t) {
   return kPlainKeys.has_all(t.key_set()) && !is_lifted(t) && !is_tracked(t);
 }

@@ -153,8 +153,7 @@ bool has_vectors() {
 }
 
 bool is_served(const at::Tensor& t) {
-  return t.is_cpu() && t.scalar_type() == at::kFloat && t.layout() == c10::kStrided &&
-         t.has_storage() && !t.is_neg() && !t._is_zerotensor() && is_unfollowed(t);
+  return t.is_cpu() && t.scalar_type() == at::kFloat && is_unfollowed(t);
 }
 
 // Other shapes are for libtorch to refuse.

@@ -72,25 +72,29 @@ void WrittenMemory::add(const Node& node) {
   for (const ValueId result : results_of(node)) add_to(of(result), all);
 }
 
-std::vector<ValueId> written_constants(const Graph& graph) {
-  std::vector<ValueId> constants, written;
-  for (const Constant& constant : graph.constants) constants.push_back(constant.id);
-  WrittenMemory memory(graph, constants);
-  memory.add(graph.nodes);
-  for (const ValueId id : constants) {
-    if (memory.contains(id)) written.push_back(id);
-  }
-  return written;
-}
+namespace {
 
-std::vector<size_t> constant_outputs(const Graph& graph, const std::vector<ValueId>& state) {
+std::vector<ValueId> constants_of(const Graph& graph) {
   std::vector<ValueId> constants;
   for (const Constant& constant : graph.constants) constants.push_back(constant.id);
+  return constants;
+}
+
+}  // namespace
+
+std::vector<ValueId> written_constants(const Graph& graph) {
+  std::vector<ValueId> constants = constants_of(graph);
   WrittenMemory memory(graph, constants);
   memory.add(graph.nodes);
-  const auto is_shared = [&](ValueId constant) {
-    return memory.contains(constant) ||
-           std::find(state.begin(), state.end(), constant) != state.end();
+  std::erase_if(constants, [&](ValueId id) { return !memory.contains(id); });
+  return constants;
+}
+
+std::vector<size_t> constant_outputs(const Graph& graph, const WrittenMemory& memory,
+                                     const std::vector<ValueId>& state) {
+  const auto is_shared = [&](ValueId root) {
+    return memory.contains(root) || graph.find_constant(root) == nullptr ||
+           std::find(state.begin(), state.end(), root) != state.end();
   };
   std::vector<size_t> found;
   for (size_t i = 0; i < graph.outputs.size(); ++i) {
@@ -99,6 +103,12 @@ std::vector<size_t> constant_outputs(const Graph& graph, const std::vector<Value
     if (!std::all_of(shown.begin(), shown.end(), is_shared)) found.push_back(i);
   }
   return found;
+}
+
+std::vector<size_t> constant_outputs(const Graph& graph) {
+  WrittenMemory memory(graph, constants_of(graph));
+  memory.add(graph.nodes);
+  return constant_outputs(graph, memory);
 }
 
 }  // namespace torchlift::compile

@@ -47,9 +47,12 @@ class WrittenMemory {
 std::vector<ValueId> written_constants(const Graph& graph);
 
 // The outputs that may be, or be views of, constants that no node writes into, by their places in
-// Graph::outputs: NOTE [outputs that are constants] in compile/own_copy.h. `state`: constants that
-// count as written though these nodes do not.
-std::vector<size_t> constant_outputs(const Graph& graph, const std::vector<ValueId>& state = {});
+// Graph::outputs: NOTE [outputs that are constants] in compile/own_copy.h. `memory`: of all nodes,
+// with the constants among its roots. `state`: constants that count as written though these nodes
+// do not.
+std::vector<size_t> constant_outputs(const Graph& graph, const WrittenMemory& memory,
+                                     const std::vector<ValueId>& state = {});
+std::vector<size_t> constant_outputs(const Graph& graph);
 
 }  // namespace torchlift::compile
 
